@@ -1,0 +1,204 @@
+"""Writing files so that a reader sees the old one or the new one, whole, whatever happens in between.
+
+Knows nothing of what the files hold. Locks are advisory: they keep two processes from doing the same work
+twice; correctness rests on the atomic rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from grimmgen.errors import GrimmgenError, IntegrityError
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Give `path` this content, or leave it as it was.
+
+    A temporary file in the same directory is written and flushed to the disk, then renamed over `path`, then
+    the directory is flushed, in this order: after a power cut the name leads to the old or the new content.
+
+    Raises:
+        GrimmgenError: the disk is full, read-only or failing; `path` is as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with explained(f"cannot write {path}"):
+            try:
+                with temporary.open("xb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+                _flush_directory(path.parent)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+                raise
+    except GrimmgenError:
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` atomically as indented JSON, keys in the order given."""
+    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path, limit: int = 64 << 20) -> Any:
+    """The JSON value that a file of ours holds.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IntegrityError: it is not JSON, or larger than `limit` bytes.
+    """
+    with explained(f"cannot read {path}", missing_ok=True), path.open("rb") as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise IntegrityError(f"{path} is larger than {limit >> 20} MB", "remove it")
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{path} is not JSON ({error.__class__.__name__})", "remove it") from error
+
+
+def sha256(content: bytes) -> str:
+    """The SHA-256 of `content`, as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and its parents; it is well if it is there."""
+    with explained(f"cannot make the directory {path}"):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def sweep(directory: Path) -> int:
+    """Remove temporary files whose process is gone; returns how many.
+
+    Those of living processes stay: they may be in the middle of a write.
+    """
+    removed = 0
+    for path in directory.glob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not _alive(int(match["pid"])):
+            with contextlib.suppress(OSError):
+                path.unlink()
+                removed += 1
+    return removed
+
+
+@contextlib.contextmanager
+def locked(
+    path: Path, what: str, timeout: float = 0.0, waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold the operating system's lock on `path`; it is free at once when its holder dies.
+
+    Args:
+        path: the lock file; it stays behind, empty, since removing it would race with the next taker.
+        what: what is locked, for the error line.
+        timeout: seconds to wait for another holder.
+        waiting: told once, who holds the lock, if there is anything to wait for.
+
+    Raises:
+        GrimmgenError: still held by another process after `timeout` seconds.
+    """
+    holder = path.with_name(path.name + ".pid")
+    lock = filelock.FileLock(path, timeout=0)
+    deadline = time.monotonic() + timeout
+    told = False
+    with explained(f"cannot lock {path}"):
+        while True:
+            try:
+                lock.acquire(blocking=False)
+                break
+            except filelock.Timeout:
+                who = _holder(holder)
+                if time.monotonic() >= deadline:
+                    raise GrimmgenError(f"{what} is in use by {who}", "wait for it to end, or stop it") from None
+                if waiting and not told:
+                    waiting(f"waiting for {who}")
+                    told = True
+                time.sleep(0.05)
+    try:
+        # The pid is a courtesy to whoever waits; the lock itself is the operating system's.
+        with contextlib.suppress(OSError):
+            holder.write_text(str(os.getpid()))
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            holder.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def explained(what: str, missing_ok: bool = False) -> Iterator[None]:
+    """Turn an error of the operating system into one line that names the place and the remedy.
+
+    Args:
+        what: what was being done, with the path.
+        missing_ok: let FileNotFoundError through, for callers to whom absence is an answer.
+    """
+    try:
+        yield
+    except OSError as error:
+        if missing_ok and isinstance(error, FileNotFoundError):
+            raise
+        reason = error.strerror or error.__class__.__name__
+        raise GrimmgenError(f"{what} ({reason})", _REMEDIES.get(error.errno or 0, "check the path")) from error
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space on the disk and run the command again",
+    errno.EDQUOT: "free some of your quota and run the command again",
+    errno.EFBIG: "raise the file size limit (ulimit -f) and run the command again",
+    errno.EROFS: "the file system is read-only; set GRIMMGEN_HOME to a place that can be written",
+    errno.EACCES: "check the permissions, or set GRIMMGEN_HOME to a place of yours",
+    errno.EPERM: "check the permissions, or set GRIMMGEN_HOME to a place of yours",
+    errno.EIO: "the disk reports an error; check it and run the command again",
+}
+
+
+def _flush_directory(path: Path) -> None:
+    # Windows has no such call, and makes a rename durable by itself.
+    if os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _holder(path: Path) -> str:
+    try:
+        return f"process {int(path.read_text())}"
+    except (OSError, ValueError):
+        return "another process"
+
+
+def _alive(pid: int) -> bool:
+    if pid == os.getpid():
+        return True
+    if os.name == "nt":
+        # os.kill would end the process on Windows; there, a file that is open cannot be removed anyway.
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -1,0 +1,49 @@
+"""Where grimmgen keeps its files: one directory for what can be fetched again, one for what cannot.
+
+`GRIMMGEN_HOME` moves both (to `cache/` and `data/` below it); else the platform's own places are used.
+Nothing is created here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+
+from grimmgen.errors import UsageError
+
+
+def cache_directory() -> Path:
+    """The directory of what can be made again: fetched corpora."""
+    return _directory("cache", platformdirs.user_cache_path)
+
+
+def data_directory() -> Path:
+    """The directory of what cannot be made again: the runs."""
+    return _directory("data", platformdirs.user_data_path)
+
+
+def corpus_directory(name: str) -> Path:
+    """The cached corpus of that name."""
+    return cache_directory() / "corpora" / name
+
+
+def runs_directory() -> Path:
+    """The registry: one directory a run."""
+    return data_directory() / "runs"
+
+
+def _directory(part: str, default: object) -> Path:
+    remedy = "set GRIMMGEN_HOME to an absolute directory"
+    if home := os.environ.get("GRIMMGEN_HOME"):
+        path = Path(home).expanduser() / part
+        source = f"GRIMMGEN_HOME is {home!r}, which is not an absolute path"
+    else:
+        assert callable(default)
+        path = Path(default("grimmgen", appauthor=False))
+        source = f"no home directory: the {part} directory would be {str(path)!r}"
+    # A relative path would depend on where the command was typed, and `~` would become a directory's name.
+    if not path.is_absolute() or "~" in path.parts:
+        raise UsageError(source, remedy)
+    return path
