@@ -7,6 +7,7 @@ Nothing is created here.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import platformdirs
@@ -34,14 +35,13 @@ def runs_directory() -> Path:
     return data_directory() / "runs"
 
 
-def _directory(part: str, default: object) -> Path:
+def _directory(part: str, default: Callable[..., Path]) -> Path:
     remedy = "set GRIMMGEN_HOME to an absolute directory"
     if home := os.environ.get("GRIMMGEN_HOME"):
         path = Path(home).expanduser() / part
         source = f"GRIMMGEN_HOME is {home!r}, which is not an absolute path"
     else:
-        assert callable(default)
-        path = Path(default("grimmgen", appauthor=False))
+        path = default("grimmgen", appauthor=False)
         source = f"no home directory: the {part} directory would be {str(path)!r}"
     # A relative path would depend on where the command was typed, and `~` would become a directory's name.
     if not path.is_absolute() or "~" in path.parts:

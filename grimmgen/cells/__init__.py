@@ -1,0 +1,8 @@
+"""The cells: the equations of the network, forward and backward side by side, in plain PyTorch.
+
+This is the readable truth that every fused kernel is held against. A cell reads a whole window and is given
+what comes from its input already multiplied, so that it does not matter whether that was a look-up of
+one-hot n-grams (first layer) or a matrix product (further layers).
+
+    T  steps of the window      B  rows      H  hidden units      G  gates      V  vocabulary size
+"""

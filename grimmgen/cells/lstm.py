@@ -1,0 +1,163 @@
+"""The LSTM cell of the tutorial ("Defining an LSTM cell and its operations") over a window of T steps.
+
+With the gates in the order i, f, c, o side by side in the columns of x and U, and σ the logistic function:
+
+    (1)  h̄, c̄ = h[t-1], c[t-1]; both zero where a story starts at step t
+    (2)  z    = x[t] + h̄ U              what the tutorial writes i·ix + o·im + ib, for the four gates at once
+    (3)  i, f, c̃, o = σ(z_i), σ(z_f), tanh(z_c), σ(z_o)
+    (4)  c[t] = f c̄ + i c̃
+    (5)  h[t] = m[t] o tanh(c[t])       m is the dropout mask: as in the tutorial, the next step receives it too
+
+Hochreiter and Schmidhuber (1997), with the forget gate of Gers, Schmidhuber and Cummins (2000).
+Knows nothing of vocabularies, layers or optimisers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from grimmgen.cells.products import product
+
+GATES = 4
+
+
+class Saved(NamedTuple):
+    """What the backward pass needs of the forward pass."""
+
+    gates: Tensor  # [T, B, 4H]  i, f, c̃, o
+    h: Tensor  # [T, B, H]  h̄, the hidden state that entered each step
+    c: Tensor  # [T, B, H]  c̄, the cell state that entered each step
+    tanh_c: Tensor  # [T, B, H]  tanh(c[t])
+    recurrent_weight: Tensor  # [H, 4H]  U
+    mask: Tensor | None  # [T, B, H]  m
+    keep: Tensor | None  # [T, B, 1]  0 where a story starts, else 1
+
+
+def forward(
+    x: Tensor, recurrent_weight: Tensor, h0: Tensor, c0: Tensor, mask: Tensor | None, starts: Tensor | None
+) -> tuple[Tensor, Tensor, Saved]:
+    """Run the cell through a window.
+
+    Args:
+        x: what the input and the bias add to each gate, [T, B, 4H].
+        recurrent_weight: U, [H, 4H].
+        h0: hidden state before the first step, [B, H].
+        c0: cell state before the first step, [B, H].
+        mask: dropout mask m with the scale in it, [T, B, H]; None is no dropout.
+        starts: true where a story starts, [T, B] bool; None is nowhere.
+
+    Returns:
+        The hidden states [T, B, H], the last cell state [B, H], and what `backward` needs.
+    """
+    T, B, _ = x.shape
+    H = h0.shape[1]
+    gates = torch.empty_like(x)  # [T, B, 4H]
+    h = x.new_empty(T + 1, B, H)
+    c = x.new_empty(T + 1, B, H)
+    tanh_c = x.new_empty(T, B, H)
+    candidate = x.new_empty(B, H)
+    h[0], c[0] = h0, c0
+    keep = None if starts is None else (~starts).to(x.dtype).unsqueeze(2)  # [T, B, 1]
+    # A product with `keep` at the few steps where a story starts, not at all of them.
+    resets = set() if starts is None else set(starts.any(dim=1).nonzero().flatten().tolist())
+    for t, (z, i_f, i, f, z_c, o) in enumerate(
+        zip(gates, gates[..., : 2 * H], *gates.split(H, dim=2), strict=True)
+    ):
+        h_in, c_in = h[t], c[t]
+        if keep is not None and t in resets:
+            h_in, c_in = h_in * keep[t], c_in * keep[t]  # (1)
+        torch.add(x[t], product(h_in, recurrent_weight), out=z)  # (2)
+        i_f.sigmoid_()  # (3)
+        o.sigmoid_()
+        # tanh is several times faster on memory that is contiguous.
+        z_c.copy_(candidate.copy_(z_c).tanh_())
+        c_out, h_out = c[t + 1], h[t + 1]
+        torch.mul(f, c_in, out=c_out).addcmul_(i, candidate)  # (4)
+        torch.mul(o, torch.tanh(c_out, out=tanh_c[t]), out=h_out)  # (5)
+        if mask is not None:
+            h_out.mul_(mask[t])
+    if resets and keep is not None:
+        entered_h, entered_c = h[:-1] * keep, c[:-1] * keep
+    else:
+        entered_h, entered_c = h[:-1], c[:-1]
+    saved = Saved(
+        gates, entered_h, entered_c, tanh_c, recurrent_weight, mask, keep if resets else None
+    )
+    return h[1:], c[T], saved
+
+
+def backward(
+    grad_h: Tensor, grad_c: Tensor | None, saved: Saved
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Back-propagate through a window; the lines are numbered after the forward lines that they reverse.
+
+    Args:
+        grad_h: the loss's derivative by each hidden state that came out, [T, B, H].
+        grad_c: by the last cell state, [B, H]; None is zero.
+        saved: of the forward pass.
+
+    Returns:
+        The derivatives by x [T, B, 4H], by U [H, 4H], by h0 [B, H] and by c0 [B, H].
+    """
+    gates, h_in, c_in, tanh_c, recurrent_weight, mask, keep = saved
+    T, B, _ = gates.shape
+    H = h_in.shape[2]
+    i, f, candidate, o = gates.split(H, dim=2)
+
+    # What does not depend on the gradient is done for all steps at once. For the gates i, f, c̃ this is the
+    # derivative of c[t] by z; for o it is that of h[t] by z_o. `through` is the derivative of h[t] by c[t].
+    factor = torch.empty_like(gates)
+    torch.mul(i, candidate, out=factor[..., :H]).addcmul_(factor[..., :H], i, value=-1)  # c̃ i (1 - i)
+    torch.mul(f, c_in, out=factor[..., H : 2 * H]).addcmul_(factor[..., H : 2 * H], f, value=-1)  # c̄ f (1 - f)
+    torch.addcmul(i, torch.mul(i, candidate), candidate, value=-1, out=factor[..., 2 * H : 3 * H])  # i (1 - c̃²)
+    through = torch.mul(o, tanh_c)
+    torch.addcmul(through, through, o, value=-1, out=factor[..., 3 * H :])  # tanh(c) o (1 - o)
+    through.mul_(tanh_c).neg_().add_(o)  # o (1 - tanh²(c))
+
+    grad_x = factor  # each step's factors are replaced by its gradients
+    d_c = torch.zeros_like(h_in[0]) if grad_c is None else grad_c.clone()
+    carried_h = torch.zeros_like(d_c)
+    transposed = recurrent_weight.t()
+    d_i_f_c = grad_x.view(T, B, GATES, H)[:, :, :3]
+    d_o = grad_x[..., 3 * H :]
+    steps = zip(range(T), grad_h, through, grad_x, d_i_f_c, d_o, f, strict=True)
+    for t, d_out, through_t, d_z, d_z_ifc, d_z_o, f_t in reversed(list(steps)):
+        d_h = carried_h.add_(d_out)
+        if mask is not None:
+            d_h.mul_(mask[t])  # (5)
+        d_c.addcmul_(d_h, through_t)
+        d_z_ifc.mul_(d_c.unsqueeze(1))  # (4), (3)
+        d_z_o.mul_(d_h)
+        d_c.mul_(f_t)
+        carried_h = product(d_z, transposed)  # (2)
+        if keep is not None:
+            carried_h.mul_(keep[t])  # (1)
+            d_c.mul_(keep[t])
+    grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_x.view(T * B, GATES * H))  # (2), all steps
+    return grad_x, grad_recurrent_weight, carried_h, d_c
+
+
+class LSTMWindow(torch.autograd.Function):
+    """The window as one operation of PyTorch's automatic differentiation."""
+
+    @staticmethod
+    def forward(  # noqa: D102 - see the module's `forward`
+        ctx: Any,
+        x: Tensor,
+        recurrent_weight: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        h, c, saved = forward(x, recurrent_weight, h0, c0, mask, starts)
+        ctx.save_for_backward(*saved)
+        return h, c
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        grad_x, grad_u, grad_h0, grad_c0 = backward(grad_h, grad_c, Saved(*ctx.saved_tensors))
+        return grad_x, grad_u, grad_h0, grad_c0, None, None

@@ -1,0 +1,164 @@
+"""One checkpoint: one safetensors file that can be copied, sent and loaded alone.
+
+Its metadata holds, as JSON, the format version, the configuration, the vocabulary and the provenance. Every
+file is treated as a stranger's: its header is checked against its own configuration before anything of its
+size is allocated, and nothing in it is ever run. Knows NumPy arrays, and neither PyTorch nor the registry.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from grimmgen import files
+from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.errors import GrimmgenError, IntegrityError
+from grimmgen.vocabulary import Vocabulary
+
+FORMAT = 1
+_KEY = "grimmgen"
+_LARGEST_HEADER = 64 << 20
+_REMEDY = "copy it again, or take another checkpoint"
+
+Tensors = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, and what a resume needs beside it.
+
+    Attributes:
+        configuration: of the run.
+        vocabulary: of the run.
+        provenance: where the weights come from: run, corpus, versions, step, validation perplexity.
+        weights: named and shaped as `weight_shapes` says.
+        progress: where training stood (numbers); None in a file of weights only.
+        training_tensors: the optimiser's moments and the carried state; empty in a file of weights only.
+    """
+
+    configuration: Configuration
+    vocabulary: Vocabulary
+    provenance: Mapping[str, Any]
+    weights: Tensors
+    progress: Mapping[str, Any] | None = None
+    training_tensors: Tensors = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically.
+
+        Raises:
+            GrimmgenError: the disk does not take it; what was there stays.
+        """
+        header = {
+            "format": FORMAT,
+            "configuration": self.configuration.to_json(),
+            "vocabulary": self.vocabulary.to_json(),
+            "provenance": dict(self.provenance),
+            "progress": None if self.progress is None else dict(self.progress),
+        }
+        tensors = {**self.weights, **self.training_tensors}
+        content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
+        files.write_atomically(path, content)
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint, trusting nothing in it.
+
+        Raises:
+            GrimmgenError: the file cannot be read.
+            IntegrityError: it is not a checkpoint, not whole, of a future format, or contradicts itself.
+        """
+        with files.explained(f"cannot read {path}"), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if not 2 <= length <= _LARGEST_HEADER:
+                raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY)
+            raw = file.read(length)
+            header = _Header.parse(path, raw)
+            # The size that the configuration asks for, and one byte more to notice a longer file.
+            body = file.read(header.size + 1)
+        if len(raw) != length or len(body) != header.size:
+            raise IntegrityError(f"{path} is not whole", _REMEDY)
+        try:
+            tensors = safetensors.numpy.load(length.to_bytes(8, "little") + raw + body)
+        except safetensors.SafetensorError as error:
+            raise IntegrityError(f"{path} is damaged ({error})", _REMEDY) from None
+        for name, tensor in tensors.items():
+            if not np.isfinite(tensor).all():
+                raise IntegrityError(f"{path} has numbers in {name} that are not finite", _REMEDY)
+        names = weight_shapes(header.configuration, len(header.vocabulary))
+        return cls(
+            header.configuration,
+            header.vocabulary,
+            header.provenance,
+            {name: tensors[name] for name in names},
+            header.progress,
+            {name: tensor for name, tensor in tensors.items() if name not in names},
+        )
+
+
+def training_shapes(configuration: Configuration, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """The tensors beside the weights that a resume needs: Adam's moments, and the state [L, B, H]."""
+    shapes = {
+        f"adam.{moment}.{name}": shape
+        for moment in ("exp_avg", "exp_avg_sq")
+        for name, shape in weight_shapes(configuration, vocabulary_size).items()
+    }
+    state = (configuration.layers, configuration.batch_size, configuration.hidden)
+    return {**shapes, "state.h": state, "state.c": state}
+
+
+@dataclass(frozen=True)
+class _Header:
+    configuration: Configuration
+    vocabulary: Vocabulary
+    provenance: Mapping[str, Any]
+    progress: Mapping[str, Any] | None
+    size: int  # bytes of all tensors
+
+    @classmethod
+    def parse(cls, path: Path, raw: bytes) -> _Header:
+        try:
+            entries = json.loads(raw)
+            ours = json.loads(entries.pop("__metadata__")[_KEY])
+            version = ours["format"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY) from None
+        if type(version) is not int or version < 1:
+            raise IntegrityError(f"{path} has no format version", _REMEDY)
+        if version > FORMAT:
+            raise IntegrityError(f"{path} has the format {version}, newer than this grimmgen", "upgrade grimmgen")
+        try:
+            configuration = Configuration.from_json(ours.get("configuration"))
+            vocabulary = Vocabulary.from_json(ours.get("vocabulary"))
+        except GrimmgenError as error:
+            raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
+        provenance, progress = ours.get("provenance"), ours.get("progress")
+        if not isinstance(provenance, dict) or not isinstance(progress, dict | None):
+            raise IntegrityError(f"{path} lacks its provenance", _REMEDY)
+        expected = weight_shapes(configuration, len(vocabulary))
+        if progress is not None:
+            expected |= training_shapes(configuration, len(vocabulary))
+        for name, shape in expected.items():
+            match entries.get(name):
+                case {"dtype": "F32", "shape": list(found)} if found == list(shape):
+                    continue
+                case {"dtype": str(dtype), "shape": list(found)}:
+                    raise IntegrityError(
+                        f"{path}: {name} is {dtype} {found} instead of F32 {list(shape)}", _REMEDY
+                    )
+                case _:
+                    raise IntegrityError(f"{path} lacks the tensor {name}", _REMEDY)
+        if surplus := sorted(set(entries) - set(expected)):
+            raise IntegrityError(f"{path} has a tensor too many, {surplus[0]!r}", _REMEDY)
+        return cls(
+            configuration, vocabulary, provenance, progress, 4 * sum(math.prod(s) for s in expected.values())
+        )

@@ -1,0 +1,482 @@
+"""Stories: where they come from, how they are cached, and which part of a split each belongs to.
+
+A corpus is a named set of stories: the fetched Grimm tales (`grimm`), the bundled ones (`sampler`), or any
+file or directory of the user's. A story is read when it is used, and is checked against what is known of it.
+Knows text files, and nothing of n-grams.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import importlib.resources
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from grimmgen import downloads, files, paths
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+
+Part = Literal["train", "valid", "test"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+CMU = "https://www.cs.cmu.edu/~spok/grimmtmp/"
+GRIMM = "grimm"
+SAMPLER = "sampler"
+STORIES_ON_THE_PAGE = 209
+_SIZES = range(200, 1 << 20)
+_LOCK_TIMEOUT = 600.0
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Story:
+    """One document.
+
+    Attributes:
+        name: of the story within its corpus.
+        path: the file that holds it.
+        sha256: what the file's content must hash to; None takes any.
+        latin1: whether bytes that are not UTF-8 are Latin-1 (the CMU page is older than UTF-8).
+        part: the share of the text that this story is, from and to; all of it, unless a corpus has too few
+            stories to split by story.
+    """
+
+    name: str
+    path: Path | Traversable
+    sha256: str | None = None
+    latin1: bool = False
+    part: tuple[float, float] = (0.0, 1.0)
+
+    def content(self) -> bytes:
+        """The bytes of the file, checked.
+
+        Raises:
+            GrimmgenError: the file cannot be read.
+            IntegrityError: it is not what was fetched.
+        """
+        remedy = "run `grimmgen fetch` to repair it" if self.latin1 else "put it back as it was, or train anew"
+        if isinstance(self.path, Path) and self.sha256 is not None and self.latin1 and self.path.is_symlink():
+            raise IntegrityError(f"{self.path} is a link, not the story that was fetched", remedy)
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            raise IntegrityError(f"{self.path} is gone", remedy) from None
+        except OSError as error:
+            raise GrimmgenError(f"cannot read {self.path} ({error.strerror})", remedy) from error
+        if self.sha256 is not None and files.sha256(content) != self.sha256:
+            raise IntegrityError(f"{self.path} has changed", remedy)
+        return content
+
+    def read(self) -> str:
+        """The text: UTF-8, a byte order mark dropped; not yet folded in any way.
+
+        Raises:
+            GrimmgenError: the file cannot be read, or is not text (file and place are told).
+            IntegrityError: it is not what was fetched.
+        """
+        content = self.content()
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            if not self.latin1:
+                raise GrimmgenError(
+                    f"{self.path} is not UTF-8 (byte {error.start})", "convert it, as with iconv -t UTF-8"
+                ) from None
+            text = content.decode("latin-1")
+        return _cut(text, *self.part)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named set of stories, in the order of their names.
+
+    Attributes:
+        name: for people.
+        source: what opens it again: `grimm`, `sampler` or an absolute path.
+        stories: at least one.
+    """
+
+    name: str
+    source: str
+    stories: tuple[Story, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which stories are learnt from, which decide, which judge.
+
+    Attributes:
+        parts: the stories of each part.
+        by_story: whether each story belongs to one part; else every story is cut into the three.
+    """
+
+    parts: Mapping[Part, tuple[Story, ...]]
+    by_story: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        """A value that `from_json` reads: for each part its stories, with the hash of each one's file."""
+        return {
+            "by_story": self.by_story,
+            "parts": {
+                part: [
+                    {"name": s.name, "sha256": s.sha256 or files.sha256(s.content()), "part": list(s.part)}
+                    for s in stories
+                ]
+                for part, stories in self.parts.items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, corpus: Corpus) -> Split:
+        """The split that `to_json` wrote, over the corpus as it is now.
+
+        Raises:
+            IntegrityError: a story is gone; one that has changed is noticed when it is read.
+        """
+        now = {story.name: story for story in corpus.stories}
+        try:
+            parts: dict[Part, tuple[Story, ...]] = {}
+            for part in PARTS:
+                parts[part] = tuple(
+                    _pinned(now[entry["name"]], str(entry["sha256"]), tuple(map(float, entry["part"])))
+                    for entry in value["parts"][part]
+                )
+            return cls(parts, bool(value["by_story"]))
+        except KeyError as error:
+            raise IntegrityError(
+                f"the corpus {corpus.name} no longer has the story {error.args[0]!r}", "put it back, or train anew"
+            ) from None
+        except (TypeError, ValueError, AttributeError):
+            raise IntegrityError("the split stored with the run cannot be read", "train anew") from None
+
+    @property
+    def sha256(self) -> str:
+        """One hash over all stories and their parts."""
+        digest = hashlib.sha256()
+        for part, stories in self.to_json()["parts"].items():
+            for story in stories:
+                digest.update(f"{part}\0{story['name']}\0{story['sha256']}\0{story['part']}\n".encode())
+        return digest.hexdigest()
+
+
+def open_corpus(source: str) -> Corpus:
+    """Open `grimm` (what was fetched), `sampler` (bundled), or a file or directory of the user's.
+
+    Raises:
+        GrimmgenError: nothing was fetched yet, or there is no text there.
+        UsageError: there is no such file or directory.
+    """
+    if source == GRIMM:
+        return _fetched()
+    if source == SAMPLER:
+        tales = importlib.resources.files("grimmgen") / SAMPLER
+        found = [Story(t.name[:-4], t) for t in tales.iterdir() if t.name.endswith(".txt")]
+        return Corpus(SAMPLER, SAMPLER, tuple(sorted(found, key=lambda s: s.name)))
+    path = Path(source).expanduser()
+    try:
+        path = path.resolve(strict=True)
+        if path.is_dir():
+            stories = [
+                Story(file.relative_to(path).as_posix()[:-4], file)
+                for file in path.rglob("*.txt")
+                if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
+            ]
+        else:
+            stories = [Story(path.stem, path)]
+    except (FileNotFoundError, ValueError):
+        raise UsageError(
+            f"there is no corpus {source!r}", f"give {GRIMM}, {SAMPLER}, or the path of a text file or directory"
+        ) from None
+    except OSError as error:
+        raise GrimmgenError(f"cannot read {path} ({error.strerror})", "check the permissions") from error
+    if not stories:
+        raise GrimmgenError(f"{path} has no .txt file in it", "give a directory with text files, or one file")
+    return Corpus(path.stem or str(path), str(path), tuple(sorted(stories, key=lambda s: s.name)))
+
+
+def split_by_hash(corpus: Corpus) -> Split:
+    """80/10/10 by story, decided by a hash of the story's name, so that adding stories moves none.
+
+    If that leaves a part without a story (a corpus of one file, or of few), every story is cut instead: the
+    first 80 % of its text are learnt from, the next 10 % decide, the last 10 % judge.
+    """
+    chosen: dict[Part, list[Story]] = {part: [] for part in PARTS}
+    for story in corpus.stories:
+        digest = hashlib.sha256(f"grimmgen/{story.name}".encode("utf-8", "surrogateescape")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64
+        chosen["train" if place < 0.8 else "valid" if place < 0.9 else "test"].append(story)
+    if all(chosen.values()):
+        return Split({part: tuple(stories) for part, stories in chosen.items()})
+    cuts: dict[Part, tuple[float, float]] = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
+    return Split(
+        {part: tuple(_pinned(s, s.sha256, cut) for s in corpus.stories) for part, cut in cuts.items()},
+        by_story=False,
+    )
+
+
+def split_by_file(corpus: Corpus, path: Path) -> Split:
+    """The split that a JSON file names: `{"train": [names], "valid": [names], "test": [names]}`.
+
+    Stories that it does not name are left out.
+
+    Raises:
+        UsageError: the file is not such a split, names a story twice, or one that the corpus does not have.
+    """
+    form = 'give a JSON file like {"train": ["001"], "valid": ["002"], "test": ["003"]}'
+    try:
+        value = files.read_json(path)
+    except FileNotFoundError:
+        raise UsageError(f"there is no split file {path}", form) from None
+    except IntegrityError as error:
+        raise UsageError(error.what, form) from None
+    named = {story.name: story for story in corpus.stories}
+    parts: dict[Part, tuple[Story, ...]] = {}
+    seen: set[str] = set()
+    for part in PARTS:
+        names = value.get(part) if isinstance(value, dict) else None
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise UsageError(f"the split file {path} names no {part} stories", form)
+        for name in names:
+            if name in seen:
+                raise UsageError(f"the split file {path} names the story {name!r} twice", "name it once")
+            if name not in named:
+                missing = sum(n not in named for p in PARTS for n in value.get(p, []))
+                remedy = "fetch it first" if corpus.source == GRIMM else "check the names"
+                others = f" nor {missing - 1} others" if missing > 1 else ""
+                raise UsageError(f"the corpus {corpus.name} does not have the story {name!r}{others}", remedy)
+            seen.add(name)
+        parts[part] = tuple(named[name] for name in names)
+    return Split(parts)
+
+
+# --- fetching ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FetchStarted:
+    """What there is to do: stories asked for, and how many of them are not there yet."""
+
+    asked: int
+    missing: int
+    directory: Path
+
+
+@dataclass(frozen=True)
+class StoryFetched:
+    """One story has taken its place."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class StoryFailed:
+    """One story could not be had; the others go on."""
+
+    name: str
+    error: GrimmgenError
+
+
+FetchEvent = FetchStarted | StoryFetched | StoryFailed
+
+
+def story_numbers(asked: str) -> list[int]:
+    """The numbers that `--stories` names: how many from the first, `all`, or numbers and ranges.
+
+    >>> story_numbers("3"), story_numbers("1-2,35")
+    ([1, 2, 3], [1, 2, 35])
+
+    Raises:
+        UsageError: it names none, or one that the page does not have.
+    """
+    last = STORIES_ON_THE_PAGE
+    error = UsageError(f"--stories {asked!r} is not clear", f"give 1 to {last}, all, or a list like 1-20,35")
+    if asked == "all":
+        return list(range(1, last + 1))
+    if re.fullmatch(r"[0-9]{1,4}", asked):
+        asked = f"1-{asked}"
+    numbers: set[int] = set()
+    for item in asked.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", item)
+        if not match:
+            raise error
+        first, final = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= final <= last:
+            raise error
+        numbers.update(range(first, final + 1))
+    return sorted(numbers)
+
+
+def fetch(
+    numbers: Sequence[int],
+    url: str = CMU,
+    jobs: int = 8,
+    force: bool = False,
+    waiting: Callable[[str], None] | None = None,
+) -> Iterator[FetchEvent]:
+    """Bring stories of the page into the cache, several at once; a generator of what happens.
+
+    Each story is checked to be plain text of a sane size before it takes its name, and its URL, size, SHA-256
+    and time are written to the manifest. What is there already is not asked for again.
+
+    Args:
+        numbers: of the stories, from 1.
+        url: the place that serves `001.txt` and so on.
+        jobs: how many at once.
+        force: fetch again what is there.
+        waiting: told if another process is fetching.
+
+    Raises:
+        UsageError: the URL cannot be used.
+        GrimmgenError: the cache cannot be written.
+    """
+    base = url if url.endswith("/") else url + "/"
+    parsed = urlsplit(base)
+    if parsed.scheme not in {"http", "https"} or not parsed.hostname or not base.isprintable():
+        raise UsageError(f"--url {url!r} cannot be used", "give an http or https address")
+    if not 1 <= jobs <= 64:
+        raise UsageError(f"--jobs {jobs} is out of range", "give 1 to 64")
+    directory = paths.corpus_directory(GRIMM)
+    names = [f"{number:03d}" for number in numbers]
+    if not force and not (missing := _missing(directory, _manifest(directory), names)):
+        yield FetchStarted(len(names), 0, directory)
+        return
+    files.make_directory(directory)
+    with files.locked(directory / ".lock", "the cache of tales", _LOCK_TIMEOUT, waiting):
+        files.sweep(directory)
+        manifest = _manifest(directory)
+        missing = names if force else _missing(directory, manifest, names)
+        yield FetchStarted(len(names), len(missing), directory)
+        yield from _fetch_missing(directory, manifest, missing, base, jobs)
+
+
+def _fetch_missing(
+    directory: Path, manifest: dict[str, dict[str, Any]], missing: Sequence[str], base: str, jobs: int
+) -> Iterator[FetchEvent]:
+    written = time.monotonic()
+    pool = concurrent.futures.ThreadPoolExecutor(jobs, thread_name_prefix="fetch")
+    with downloads.Downloader(jobs) as downloader:
+        try:
+            tasks = {pool.submit(downloader.get, f"{base}{name}.txt"): name for name in missing}
+            for task in concurrent.futures.as_completed(tasks):
+                name = tasks[task]
+                try:
+                    content = task.result()
+                    _check_story(f"{base}{name}.txt", content)
+                except GrimmgenError as error:
+                    yield StoryFailed(name, error)
+                    continue
+                files.write_atomically(directory / f"{name}.txt", content)
+                manifest[name] = {
+                    "url": f"{base}{name}.txt",
+                    "bytes": len(content),
+                    "sha256": files.sha256(content),
+                    "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                }
+                if time.monotonic() - written > 1.0:
+                    _write_manifest(directory, manifest)
+                    written = time.monotonic()
+                yield StoryFetched(name, len(content))
+        finally:
+            # Also when the user stops: what has its place is remembered, what waits is not begun.
+            downloader.stop()
+            pool.shutdown(wait=True, cancel_futures=True)
+            if missing:
+                _write_manifest(directory, manifest)
+
+
+def _check_story(url: str, content: bytes) -> None:
+    """Refuse what is not plain text of a sane size: an error page, a binary, an empty body."""
+    remedy = "check the --url"
+    if len(content) not in _SIZES:
+        raise IntegrityError(f"{url}: {len(content)} bytes are not a story", remedy)
+    if re.search(rb"<\s*(!doctype|html|head|body|script)\b", content[:4096], re.IGNORECASE):
+        raise IntegrityError(f"{url}: that is a web page, not a story", remedy)
+    controls = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in content)
+    if b"\0" in content or controls > len(content) // 100:
+        raise IntegrityError(f"{url}: that is not plain text", remedy)
+
+
+def _missing(directory: Path, manifest: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """The names whose file is not there as the manifest has it."""
+    return [name for name in names if not _sound(directory / f"{name}.txt", manifest.get(name))]
+
+
+def _sound(path: Path, entry: Mapping[str, Any] | None) -> bool:
+    try:
+        return (
+            entry is not None
+            and path.is_file()
+            and not path.is_symlink()
+            and path.stat().st_size == entry["bytes"]
+            and files.sha256(path.read_bytes()) == entry["sha256"]
+        )
+    except OSError:
+        return False
+
+
+def _manifest(directory: Path) -> dict[str, dict[str, Any]]:
+    """What was fetched, by name; an unreadable manifest is as good as none: everything is fetched again."""
+    try:
+        value = files.read_json(directory / _MANIFEST)
+        return {
+            str(name): {
+                "url": str(entry["url"]),
+                "bytes": int(entry["bytes"]),
+                "sha256": str(entry["sha256"]),
+                "time": str(entry["time"]),
+            }
+            for name, entry in value["stories"].items()
+            if re.fullmatch(r"[0-9]{3}", name)
+        }
+    except (FileNotFoundError, IntegrityError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _write_manifest(directory: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:
+    files.write_json(directory / _MANIFEST, {"format": 1, "stories": dict(sorted(manifest.items()))})
+
+
+def _fetched() -> Corpus:
+    directory = paths.corpus_directory(GRIMM)
+    manifest = _manifest(directory)
+    if not manifest:
+        raise GrimmgenError(
+            "no tales have been fetched yet",
+            f"run `grimmgen fetch`, or take the bundled ones with --corpus {SAMPLER}",
+        )
+    stories = (
+        Story(name, directory / f"{name}.txt", entry["sha256"], latin1=True)
+        for name, entry in sorted(manifest.items())
+    )
+    return Corpus(GRIMM, GRIMM, tuple(stories))
+
+
+def _pinned(story: Story, sha256: str | None, part: tuple[float, ...]) -> Story:
+    begin, end = part
+    return Story(story.name, story.path, sha256, story.latin1, (begin, end))
+
+
+def _cut(text: str, begin: float, end: float) -> str:
+    """The share of a text from `begin` to `end`, moved to the next line's (else word's) beginning."""
+    if (begin, end) == (0.0, 1.0):
+        return text
+
+    def place(share: float) -> int:
+        at = round(share * len(text))
+        if at in {0, len(text)}:
+            return at
+        for separator in "\n", " ":
+            found = text.find(separator, at, at + 2000)
+            if found >= 0:
+                return found + 1
+        return at
+
+    return text[place(begin) : place(end)]

@@ -1,0 +1,666 @@
+"""Training as a generator of events: it saves and reports, prints nothing, and can be stopped at any step.
+
+The loop is the tutorial's: windows of T steps over B streams of stories, truncated back-propagation through
+time, Adam, the gradient clipped by its global norm, the rate decayed when validation perplexity stops
+falling. Everything random in update k follows from (random seed, k), so that a run that was stopped and
+resumed ends bit-equal to one that never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from grimmgen import registry
+from grimmgen.batches import Window, epoch, window_count
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.configuration import Configuration, parameter_count
+from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
+from grimmgen.model import LanguageModel, State, choose_device
+from grimmgen.registry import Run
+from grimmgen.vocabulary import Ids, Vocabulary
+
+Reason = Literal["epochs", "budget", "converged", "interrupted"]
+
+# Training has converged when the rate has been decayed to less than this share of where it began.
+LOWEST_RATE = 0.01
+_SAVE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """Before the first update.
+
+    Attributes:
+        run: the run's name.
+        path: its directory.
+        configuration: its options.
+        corpus: the corpus's name.
+        stories: how many in train, valid and test.
+        by_story: whether the split is by story.
+        ngrams: tokens of the training stories.
+        vocabulary_size: V.
+        parameters: numbers that the model learns.
+        device: where it runs.
+        updates: per epoch.
+        step: updates done before, by a run that is resumed.
+    """
+
+    run: str
+    path: Path
+    configuration: Configuration
+    corpus: str
+    stories: tuple[int, int, int]
+    by_story: bool
+    ngrams: int
+    vocabulary_size: int
+    parameters: int
+    device: str
+    updates: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One update is done.
+
+    Attributes:
+        step: updates so far.
+        epoch: from 1.
+        update: within the epoch, from 1.
+        perplexity: of the training stories in this epoch so far, dropout at work.
+        rate: the learning rate used.
+        speed: n-grams a second, over this epoch so far.
+        seconds: of training so far.
+    """
+
+    step: int
+    epoch: int
+    update: int
+    perplexity: float
+    rate: float
+    speed: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The validation stories were read, after an epoch or at the end.
+
+    Attributes:
+        step: updates so far.
+        epoch: from 1.
+        training_perplexity: over the epoch, dropout at work.
+        perplexity: per n-gram of the validation stories.
+        bits_per_character: of the validation stories.
+        rate: the learning rate that led here.
+        best: whether this is a new minimum.
+        seconds: of training so far.
+    """
+
+    step: int
+    epoch: int
+    training_perplexity: float
+    perplexity: float
+    bits_per_character: float
+    rate: float
+    best: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RateDecayed:
+    """Validation perplexity has stopped falling: the rate is lowered.
+
+    Attributes:
+        step: updates so far.
+        epoch: from 1.
+        perplexity: of the validation stories now.
+        minimum: the lowest so far.
+        evaluations: how many in a row were no new minimum.
+        old_rate: until here.
+        new_rate: from here.
+    """
+
+    step: int
+    epoch: int
+    perplexity: float
+    minimum: float
+    evaluations: int
+    old_rate: float
+    new_rate: float
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What a resume needs is on the disk, and with it the best weights if they were new.
+
+    Attributes:
+        step: updates so far.
+        path: of last.safetensors.
+        best: whether best.safetensors was written too.
+    """
+
+    step: int
+    path: Path
+    best: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Training is over.
+
+    Attributes:
+        step: updates in all.
+        epoch: the last one.
+        reason: `epochs` and `budget` are the limits given, `converged`: the rate has decayed away and nothing
+            improves, `interrupted`: it was asked to stop.
+        best_perplexity: the lowest of the validation stories; None before any evaluation.
+        best_epoch: when that was.
+        seconds: of training.
+    """
+
+    step: int
+    epoch: int
+    reason: Reason
+    best_perplexity: float | None
+    best_epoch: int
+    seconds: float
+
+
+Event = Started | Stepped | Evaluated | RateDecayed | Saved | Finished
+
+_NAMES = {
+    Started: "started",
+    Stepped: "stepped",
+    Evaluated: "evaluated",
+    RateDecayed: "rate decayed",
+    Saved: "saved",
+    Finished: "finished",
+}
+# What the log keeps: the same lines, whether or not a run was interrupted.
+_LOGGED = (Started, Evaluated, RateDecayed, Finished)
+
+
+def event_to_json(event: Event) -> dict[str, Any]:
+    """An event as one JSON object: its name under `event`, and its attributes."""
+    value = dataclasses.asdict(event)
+    return {"event": _NAMES[type(event)]} | {k: str(v) if isinstance(v, Path) else v for k, v in value.items()}
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """The learning rate's schedule, a pure function of the validation perplexities (tutorial, "Decaying
+    learning rate over time").
+
+    Attributes:
+        rate: the learning rate now.
+        minimum: the lowest validation perplexity so far.
+        waited: evaluations since then, or since the last decay.
+    """  # noqa: D205, D209
+
+    rate: float
+    minimum: float = math.inf
+    waited: int = 0
+
+    def after(self, perplexity: float, factor: float, patience: int) -> Plateau:
+        """The schedule after one more evaluation.
+
+        >>> Plateau(0.001, minimum=12.0, waited=4).after(12.5, factor=0.5, patience=5)
+        Plateau(rate=0.0005, minimum=12.0, waited=0)
+        """
+        if perplexity < self.minimum:
+            return Plateau(self.rate, perplexity, 0)
+        if self.waited + 1 >= patience:
+            return Plateau(self.rate * factor, self.minimum, 0)
+        return Plateau(self.rate, self.minimum, self.waited + 1)
+
+
+@dataclass
+class _Progress:
+    """Where training stands, all but the tensors."""
+
+    schedule: Plateau
+    step: int = 0
+    epoch: int = 0  # finished ones
+    window: int = 0  # finished ones of this epoch
+    loss: float = 0.0  # nats in this epoch so far
+    predictions: int = 0  # in this epoch so far
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        if math.isinf(self.schedule.minimum):
+            value["schedule"]["minimum"] = None
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> _Progress:
+        schedule = dict(value["schedule"])
+        if schedule["minimum"] is None:
+            schedule["minimum"] = math.inf
+        progress = cls(**{**value, "schedule": Plateau(**schedule)})
+        numbers = [*dataclasses.astuple(progress)[1:], *dataclasses.astuple(progress.schedule)]
+        if not all(type(n) in (int, float) and n >= 0 for n in numbers):
+            raise ValueError
+        return progress
+
+
+class Training:
+    """One run being trained: iterate over `events()`; `stop()` ends it after the update at work.
+
+    Made by `begin` or `resume`.
+    """
+
+    def __init__(self, run: Run, configuration: Configuration, corpus: Corpus, split: Split, device: str) -> None:
+        self.run = run
+        self._configuration = configuration
+        self._corpus = corpus
+        self._split = split
+        self._device = choose_device(device)
+        self._stopping = False
+        self._checkpoint: Checkpoint | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        corpus: Corpus,
+        configuration: Configuration,
+        split: Split | None = None,
+        run: str | None = None,
+        device: str = "auto",
+        command: str = "",
+    ) -> Training:
+        """Make a new run.
+
+        Args:
+            corpus: what to learn from.
+            configuration: the options.
+            split: which stories are in which part; None decides by a hash of their names.
+            run: its name; None makes one up.
+            device: `auto`, `cpu` or `cuda`.
+            command: that began it, to be kept with it.
+
+        Raises:
+            UsageError: the device or the name cannot be used, or the text is too short for the options.
+        """
+        choose_device(device)
+        split = split or split_by_hash(corpus)
+        if run is not None:
+            registry.check_name(run)
+        # Everything that can be wrong with the text is found before the run exists.
+        prepared = _prepare(configuration, split)
+        made = registry.create(run, configuration, corpus, split, command, versions())
+        training = cls(made, configuration, corpus, split, device)
+        training._prepared = prepared
+        return training
+
+    @classmethod
+    def resume(
+        cls, run: Run, device: str = "auto", epochs: int | None = None, budget: float | None = None
+    ) -> Training:
+        """Go on with a run where it stopped.
+
+        Args:
+            run: of the registry.
+            device: `auto`, `cpu` or `cuda`.
+            epochs: a new limit; None keeps the run's.
+            budget: a new limit in seconds, all of the run counted; None keeps the run's.
+
+        Raises:
+            GrimmgenError: there is no checkpoint yet.
+            IntegrityError: the checkpoint or the corpus is not what it was.
+        """
+        info = run.info()
+        configuration = run.configuration
+        limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
+        configuration = dataclasses.replace(configuration, **{k: v for k, v in limits.items() if v is not None})
+        corpus = open_corpus(str(info["corpus"]["source"]))
+        split = Split.from_json(info["corpus"]["split"], corpus)
+        training = cls(run, configuration, corpus, split, device)
+        if not run.last_path.exists():
+            raise GrimmgenError(
+                f"the run {run.name} has nothing saved to go on from",
+                f"remove it with `grimmgen runs rm {run.name}` and train anew",
+            )
+        training._checkpoint = Checkpoint.read(run.last_path)
+        if training._checkpoint.progress is None:
+            raise IntegrityError(f"{run.last_path} has weights only", "copy the run again, or train anew")
+        return training
+
+    _prepared: _Prepared | None = None
+
+    def stop(self) -> None:
+        """Ask the loop to end after the update at work, saved; may be called from a signal handler."""
+        self._stopping = True
+
+    def events(self) -> Iterator[Event]:
+        """Train; yields what happens. A caller that stops iterating leaves a run that can be resumed.
+
+        Raises:
+            GrimmgenError: another process trains this run, the disk is full, the loss is not finite…; the
+                checkpoint saved last stays good.
+        """
+        with self.run.locked():
+            if self._checkpoint is not None:
+                registry.make_latest(self.run, self._configuration)
+            loop = _Loop(self, self._prepared or _prepare(self._configuration, self._split))
+            yield from loop.events()
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """The text as training needs it."""
+
+    vocabulary: Vocabulary
+    training: list[Ids]
+    validation: list[EncodedStory]
+
+
+def _prepare(configuration: Configuration, split: Split, vocabulary: Vocabulary | None = None) -> _Prepared:
+    texts = [story.read() for story in split.parts["train"]]
+    if vocabulary is None:
+        vocabulary = Vocabulary.build(
+            texts, configuration.ngram, configuration.min_count, configuration.lower
+        )
+    training = [ids for text in texts if len(ids := vocabulary.encode(text))]
+    validation = encode_stories(((s.name, s.read()) for s in split.parts["valid"]), vocabulary)
+    ngrams = sum(len(ids) + 1 for ids in training)
+    if configuration.batch_size > ngrams:
+        raise UsageError(
+            f"--batch-size {configuration.batch_size} is more than the {ngrams} n-grams of the training stories",
+            "give fewer rows, or more text",
+        )
+    return _Prepared(vocabulary, training, validation)
+
+
+class _Loop:
+    """The state of a run while it is trained."""
+
+    def __init__(self, training: Training, prepared: _Prepared) -> None:
+        self._training = training
+        self._run = training.run
+        self._configuration = configuration = training._configuration
+        self._vocabulary = prepared.vocabulary
+        self._stories = prepared.training
+        self._validation = prepared.validation
+        self._updates = window_count(self._stories, configuration.batch_size, configuration.unroll)
+        self._model = LanguageModel(configuration, len(self._vocabulary)).to(training._device)
+        self._optimiser = torch.optim.Adam(self._model.parameters(), lr=configuration.learning_rate, fused=True)
+        self._generator = torch.Generator(training._device)
+        self._best: Checkpoint | None = None  # new and not yet on the disk
+        checkpoint = training._checkpoint
+        if checkpoint is None:
+            self._model.initialise()
+            self._state = self._model.zero_state(configuration.batch_size)
+            self._progress = _Progress(Plateau(configuration.learning_rate))
+        else:
+            self._restore(checkpoint)
+        self._resumed = checkpoint is not None
+        self._clock = time.monotonic() - self._progress.seconds
+        self._saved_at = time.monotonic()
+
+    def events(self) -> Iterator[Event]:
+        if self._resumed:
+            self._run.cut_log(self._progress.step)
+        started = self._started()
+        if not self._resumed:
+            self._log(started)
+        yield started
+        try:
+            yield from self._epochs()
+        except GeneratorExit:
+            # Whoever listened has left: nothing can be told, but nothing is lost.
+            self._save()
+            raise
+
+    def _epochs(self) -> Iterator[Event]:
+        progress, limit = self._progress, self._configuration
+        reason: Reason | None = self._limit_reached()
+        while reason is None:
+            windows = epoch(
+                self._stories, limit.batch_size, limit.unroll, limit.random_seed, progress.epoch
+            )
+            began, read = time.monotonic(), 0
+            for window in windows[progress.window :]:
+                self._update(window)
+                read += window.predictions
+                progress.seconds = time.monotonic() - self._clock
+                yield Stepped(
+                    progress.step,
+                    progress.epoch + 1,
+                    progress.window,
+                    self._training_perplexity(),
+                    progress.schedule.rate,
+                    read / max(1e-9, time.monotonic() - began),
+                    progress.seconds,
+                )
+                if self._training._stopping:
+                    reason = "interrupted"
+                elif limit.budget is not None and progress.seconds >= limit.budget:
+                    reason = "budget"
+                if reason is not None:
+                    break
+                if time.monotonic() - self._saved_at > _SAVE_SECONDS:
+                    yield self._save()
+            whole = progress.window == len(windows)
+            # A budget that ends within an epoch is judged there; an interrupted one goes on there.
+            if whole or reason == "budget":
+                yield from self._evaluate(whole)
+            reason = reason or self._limit_reached()
+            if reason is None and time.monotonic() - self._saved_at > _SAVE_SECONDS:
+                yield self._save()
+        finished = self._finished(reason)
+        if reason != "interrupted":
+            self._log(finished)
+        yield self._save()
+        yield finished
+
+    def _update(self, window: Window) -> None:
+        progress, configuration = self._progress, self._configuration
+        seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
+        self._generator.manual_seed(int(seed))
+        for group in self._optimiser.param_groups:
+            group["lr"] = progress.schedule.rate
+        self._optimiser.zero_grad(set_to_none=True)
+        try:
+            loss, state = self._model.loss(window, self._state, self._generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
+        except torch.OutOfMemoryError as error:
+            raise GrimmgenError(
+                f"the device is out of memory at update {progress.step + 1}", "lower --batch-size or --unroll"
+            ) from error
+        mean = loss.item()
+        if not (math.isfinite(mean) and math.isfinite(norm.item())):
+            raise GrimmgenError(
+                f"the loss is no longer finite at update {progress.step + 1}; the run keeps its last good checkpoint",
+                f"train anew with --lr {configuration.learning_rate / 10:g}",
+            )
+        self._optimiser.step()
+        self._state = state
+        progress.step += 1
+        progress.window += 1
+        progress.loss += mean * window.targets.size
+        progress.predictions += window.predictions
+
+    def _evaluate(self, whole: bool) -> Iterator[Event]:
+        progress, configuration = self._progress, self._configuration
+        total = evaluate(self._model, self._validation).total
+        best = total.perplexity < progress.schedule.minimum
+        old = progress.schedule
+        progress.schedule = old.after(
+            total.perplexity, configuration.decay_factor, configuration.decay_patience
+        )
+        progress.seconds = time.monotonic() - self._clock
+        evaluated = Evaluated(
+            progress.step,
+            progress.epoch + 1,
+            self._training_perplexity(),
+            total.perplexity,
+            total.bits_per_character,
+            old.rate,
+            best,
+            progress.seconds,
+        )
+        if best:
+            progress.best_epoch = progress.epoch + 1
+            self._best = Checkpoint(
+                configuration, self._vocabulary, self._provenance(evaluated), self._model.weights()
+            )
+        events: list[Event] = [evaluated]
+        if progress.schedule.rate != old.rate:
+            events.append(
+                RateDecayed(
+                    progress.step,
+                    progress.epoch + 1,
+                    total.perplexity,
+                    old.minimum,
+                    configuration.decay_patience,
+                    old.rate,
+                    progress.schedule.rate,
+                )
+            )
+        for event in events:
+            self._log(event)
+        if whole:
+            progress.epoch += 1
+            progress.window = 0
+            progress.loss = 0.0
+            progress.predictions = 0
+        yield from events
+
+    def _limit_reached(self) -> Reason | None:
+        progress, limit = self._progress, self._configuration
+        if progress.epoch >= limit.epochs:
+            return "epochs"
+        if limit.budget is not None and progress.seconds >= limit.budget:
+            return "budget"
+        if progress.schedule.rate < limit.learning_rate * LOWEST_RATE:
+            return "converged"
+        if self._training._stopping:
+            return "interrupted"
+        return None
+
+    def _save(self) -> Saved:
+        best = self._best
+        if best is not None:
+            best.write(self._run.best_path)
+            self._best = None
+        tensors = {"state.h": self._state.h.cpu().numpy(), "state.c": self._state.c.cpu().numpy()}
+        for name, weight in self._model.named_parameters():
+            moments = self._optimiser.state[weight]
+            for moment in ("exp_avg", "exp_avg_sq"):
+                tensor = moments[moment] if moments else torch.zeros_like(weight)
+                tensors[f"adam.{moment}.{name}"] = tensor.detach().cpu().numpy()
+        Checkpoint(
+            self._configuration,
+            self._vocabulary,
+            self._provenance(),
+            self._model.weights(),
+            self._progress.to_json(),
+            tensors,
+        ).write(self._run.last_path)
+        self._saved_at = time.monotonic()
+        return Saved(self._progress.step, self._run.last_path, best is not None)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.vocabulary != self._vocabulary:
+            raise IntegrityError(
+                f"{self._run.last_path} has another vocabulary than the training stories", "train anew"
+            )
+        try:
+            self._progress = _Progress.from_json(checkpoint.progress)
+        except (TypeError, KeyError, ValueError):
+            raise IntegrityError(f"{self._run.last_path} does not say where training stood", "train anew") from None
+        if self._progress.window > self._updates:
+            raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
+        self._model.load_weights(checkpoint.weights)
+        device = self._training._device
+        tensors = {name: torch.from_numpy(t).to(device) for name, t in checkpoint.training_tensors.items()}
+        self._state = State(tensors["state.h"], tensors["state.c"])
+        for name, weight in self._model.named_parameters():
+            self._optimiser.state[weight] = {
+                "step": torch.tensor(float(self._progress.step), device=device),
+                "exp_avg": tensors[f"adam.exp_avg.{name}"],
+                "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"],
+            }
+
+    def _training_perplexity(self) -> float:
+        return math.exp(min(700.0, self._progress.loss / max(1, self._progress.predictions)))
+
+    def _provenance(self, evaluated: Evaluated | None = None) -> dict[str, Any]:
+        provenance = {
+            "run": self._run.name,
+            "corpus": self._training._corpus.name,
+            "step": self._progress.step,
+            "epoch": self._progress.epoch + 1 if evaluated else self._progress.epoch,
+            "versions": versions(),
+        }
+        if evaluated:
+            provenance["perplexity"] = evaluated.perplexity
+            provenance["bits_per_character"] = evaluated.bits_per_character
+        return provenance
+
+    def _started(self) -> Started:
+        parts = self._training._split.parts
+        return Started(
+            self._run.name,
+            self._run.path,
+            self._configuration,
+            self._training._corpus.name,
+            (len(parts["train"]), len(parts["valid"]), len(parts["test"])),
+            self._training._split.by_story,
+            sum(map(len, self._stories)),
+            len(self._vocabulary),
+            parameter_count(self._configuration, len(self._vocabulary)),
+            str(self._training._device),
+            self._updates,
+            self._progress.step,
+        )
+
+    def _finished(self, reason: Reason) -> Finished:
+        progress = self._progress
+        minimum = progress.schedule.minimum
+        return Finished(
+            progress.step,
+            progress.epoch + (progress.window > 0),
+            reason,
+            None if math.isinf(minimum) else minimum,
+            progress.best_epoch,
+            progress.seconds,
+        )
+
+    def _log(self, event: Event) -> None:
+        assert isinstance(event, _LOGGED)
+        self._run.append_log(event_to_json(event))
+
+
+def versions() -> dict[str, str]:
+    """Of the programs that make a run what it is."""
+    return {
+        "grimmgen": version("grimmgen"),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def command_line() -> str:
+    """The command that was typed."""
+    return shlex.join(["grimmgen", *sys.argv[1:]])
