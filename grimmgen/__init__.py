@@ -1,1 +1,66 @@
-__version__ = "0.1.0"
+"""grimmgen: train a recurrent language model, written from scratch, on folk tales, and tell new stories.
+
+    >>> import grimmgen
+    >>> for event in grimmgen.train("sampler", budget=0.1, hidden=16):
+    ...     pass
+    >>> story = grimmgen.load("latest").generate("the king", length=80)
+    >>> story.startswith("the king")
+    True
+
+The command line does the same through the same functions; what is not named here is free to change.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from grimmgen.api import evaluate, load, train
+    from grimmgen.configuration import Configuration
+    from grimmgen.corpus import fetch, open_corpus
+    from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+    from grimmgen.generation import Storyteller
+    from grimmgen.training import Training
+    from grimmgen.vocabulary import Vocabulary
+
+__all__ = [
+    "Configuration",
+    "GrimmgenError",
+    "IntegrityError",
+    "Storyteller",
+    "Training",
+    "UsageError",
+    "Vocabulary",
+    "__version__",
+    "evaluate",
+    "fetch",
+    "load",
+    "open_corpus",
+    "train",
+]
+
+__version__ = version("grimmgen")
+
+_HOMES = {
+    "Configuration": "configuration",
+    "GrimmgenError": "errors",
+    "IntegrityError": "errors",
+    "Storyteller": "generation",
+    "Training": "training",
+    "UsageError": "errors",
+    "Vocabulary": "vocabulary",
+    "evaluate": "api",
+    "fetch": "corpus",
+    "load": "api",
+    "open_corpus": "corpus",
+    "train": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: `import grimmgen` waits for neither PyTorch nor NumPy.
+    if name in _HOMES:
+        return getattr(import_module(f"grimmgen.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'grimmgen' has no attribute {name!r}")

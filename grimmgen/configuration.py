@@ -1,7 +1,7 @@
 """What a run is made of: the options of training, and the shapes of the weights that follow from them.
 
-Everything here is checked when it is made, so that what holds a configuration can trust it. No PyTorch: the
-registry shows configurations, and a checkpoint is checked against them, without it.
+Everything here is checked when it is made, so that what holds a configuration can trust it. Neither PyTorch
+nor NumPy: help texts show the defaults, and the registry shows configurations, without waiting for them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from grimmgen.errors import IntegrityError, UsageError
-from grimmgen.vocabulary import LONGEST_NGRAM
 
 Initialisation = Literal["auto", "normal", "xavier"]
 
 GATES = 4
+LONGEST_NGRAM = 8
 _LARGEST = 1 << 20
 
 

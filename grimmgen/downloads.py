@@ -115,7 +115,9 @@ class Downloader:
         try:
             return self._pool.request("GET", url, preload_content=False, redirect=False, decode_content=False)
         except urllib3.exceptions.SSLError as error:
-            raise GrimmgenError(f"{url}: the server's certificate is not trusted ({error})", "check the --url") from error
+            raise GrimmgenError(
+                f"{url}: the server's certificate is not trusted ({error})", "check the --url"
+            ) from error
         except urllib3.exceptions.LocationValueError as error:
             raise UsageError(f"{url!r} is not a URL ({error})", "give an http or https address") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
@@ -123,7 +125,9 @@ class Downloader:
 
     def _body(self, url: str, response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
         if response.status in _RETRIED:
-            raise _Passing(f"the server answers {response.status}", _retry_after(response.headers.get("Retry-After")))
+            raise _Passing(
+                f"the server answers {response.status}", _retry_after(response.headers.get("Retry-After"))
+            )
         if response.status != 200:
             raise GrimmgenError(f"{url}: the server answers {response.status}", "check the --url and the numbers")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -161,7 +165,9 @@ def _redirected(url: str, location: str) -> str:
     upgraded = (old.scheme, new.scheme) == ("http", "https") and new.port is None
     same = (old.scheme, old.port) == (new.scheme, new.port) or upgraded
     if not same or old.hostname != new.hostname or not location:
-        raise GrimmgenError(f"{url}: redirected to {target!r}, another place", "give that as --url if you trust it")
+        raise GrimmgenError(
+            f"{url}: redirected to {target!r}, another place", "give that as --url if you trust it"
+        )
     return target
 
 

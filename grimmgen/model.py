@@ -141,9 +141,7 @@ class LanguageModel(nn.Module):
             else:
                 x = torch.addmm(layer.bias, hidden.reshape(T * B, H), layer.input_weight).view(T, B, GATES * H)
             mask = None if generator is None else self._dropout_mask((T, B, H), generator)
-            hidden, c = LSTMWindow.apply(
-                x, layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts
-            )
+            hidden, c = LSTMWindow.apply(x, layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts)
             last_h.append(hidden[-1])
             last_c.append(c)
         return hidden, State(torch.stack(last_h), torch.stack(last_c))
@@ -172,9 +170,7 @@ class LanguageModel(nn.Module):
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """A copy of the weights, named and shaped as `weight_shapes` says."""
-        return {
-            name: weight.detach().cpu().numpy().copy() for name, weight in self.named_parameters()
-        }
+        return {name: weight.detach().cpu().numpy().copy() for name, weight in self.named_parameters()}
 
     def load_weights(self, weights: dict[str, NDArray[np.float32]]) -> None:
         """Take these weights, which must have the names and shapes that `weight_shapes` says."""

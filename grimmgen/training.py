@@ -17,8 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,176 +29,16 @@ from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
+from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Reason, Saved, Started, Stepped, event_to_json
 from grimmgen.model import LanguageModel, State, choose_device
 from grimmgen.registry import Run
 from grimmgen.vocabulary import Ids, Vocabulary
 
-Reason = Literal["epochs", "budget", "converged", "interrupted"]
-
 # Training has converged when the rate has been decayed to less than this share of where it began.
 LOWEST_RATE = 0.01
 _SAVE_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Started:
-    """Before the first update.
-
-    Attributes:
-        run: the run's name.
-        path: its directory.
-        configuration: its options.
-        corpus: the corpus's name.
-        stories: how many in train, valid and test.
-        by_story: whether the split is by story.
-        ngrams: tokens of the training stories.
-        vocabulary_size: V.
-        parameters: numbers that the model learns.
-        device: where it runs.
-        updates: per epoch.
-        step: updates done before, by a run that is resumed.
-    """
-
-    run: str
-    path: Path
-    configuration: Configuration
-    corpus: str
-    stories: tuple[int, int, int]
-    by_story: bool
-    ngrams: int
-    vocabulary_size: int
-    parameters: int
-    device: str
-    updates: int
-    step: int
-
-
-@dataclass(frozen=True)
-class Stepped:
-    """One update is done.
-
-    Attributes:
-        step: updates so far.
-        epoch: from 1.
-        update: within the epoch, from 1.
-        perplexity: of the training stories in this epoch so far, dropout at work.
-        rate: the learning rate used.
-        speed: n-grams a second, over this epoch so far.
-        seconds: of training so far.
-    """
-
-    step: int
-    epoch: int
-    update: int
-    perplexity: float
-    rate: float
-    speed: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """The validation stories were read, after an epoch or at the end.
-
-    Attributes:
-        step: updates so far.
-        epoch: from 1.
-        training_perplexity: over the epoch, dropout at work.
-        perplexity: per n-gram of the validation stories.
-        bits_per_character: of the validation stories.
-        rate: the learning rate that led here.
-        best: whether this is a new minimum.
-        seconds: of training so far.
-    """
-
-    step: int
-    epoch: int
-    training_perplexity: float
-    perplexity: float
-    bits_per_character: float
-    rate: float
-    best: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class RateDecayed:
-    """Validation perplexity has stopped falling: the rate is lowered.
-
-    Attributes:
-        step: updates so far.
-        epoch: from 1.
-        perplexity: of the validation stories now.
-        minimum: the lowest so far.
-        evaluations: how many in a row were no new minimum.
-        old_rate: until here.
-        new_rate: from here.
-    """
-
-    step: int
-    epoch: int
-    perplexity: float
-    minimum: float
-    evaluations: int
-    old_rate: float
-    new_rate: float
-
-
-@dataclass(frozen=True)
-class Saved:
-    """What a resume needs is on the disk, and with it the best weights if they were new.
-
-    Attributes:
-        step: updates so far.
-        path: of last.safetensors.
-        best: whether best.safetensors was written too.
-    """
-
-    step: int
-    path: Path
-    best: bool
-
-
-@dataclass(frozen=True)
-class Finished:
-    """Training is over.
-
-    Attributes:
-        step: updates in all.
-        epoch: the last one.
-        reason: `epochs` and `budget` are the limits given, `converged`: the rate has decayed away and nothing
-            improves, `interrupted`: it was asked to stop.
-        best_perplexity: the lowest of the validation stories; None before any evaluation.
-        best_epoch: when that was.
-        seconds: of training.
-    """
-
-    step: int
-    epoch: int
-    reason: Reason
-    best_perplexity: float | None
-    best_epoch: int
-    seconds: float
-
-
-Event = Started | Stepped | Evaluated | RateDecayed | Saved | Finished
-
-_NAMES = {
-    Started: "started",
-    Stepped: "stepped",
-    Evaluated: "evaluated",
-    RateDecayed: "rate decayed",
-    Saved: "saved",
-    Finished: "finished",
-}
 # What the log keeps: the same lines, whether or not a run was interrupted.
 _LOGGED = (Started, Evaluated, RateDecayed, Finished)
-
-
-def event_to_json(event: Event) -> dict[str, Any]:
-    """An event as one JSON object: its name under `event`, and its attributes."""
-    value = dataclasses.asdict(event)
-    return {"event": _NAMES[type(event)]} | {k: str(v) if isinstance(v, Path) else v for k, v in value.items()}
 
 
 @dataclass(frozen=True)
@@ -375,9 +214,7 @@ class _Prepared:
 def _prepare(configuration: Configuration, split: Split, vocabulary: Vocabulary | None = None) -> _Prepared:
     texts = [story.read() for story in split.parts["train"]]
     if vocabulary is None:
-        vocabulary = Vocabulary.build(
-            texts, configuration.ngram, configuration.min_count, configuration.lower
-        )
+        vocabulary = Vocabulary.build(texts, configuration.ngram, configuration.min_count, configuration.lower)
     training = [ids for text in texts if len(ids := vocabulary.encode(text))]
     validation = encode_stories(((s.name, s.read()) for s in split.parts["valid"]), vocabulary)
     ngrams = sum(len(ids) + 1 for ids in training)
@@ -433,9 +270,7 @@ class _Loop:
         progress, limit = self._progress, self._configuration
         reason: Reason | None = self._limit_reached()
         while reason is None:
-            windows = epoch(
-                self._stories, limit.batch_size, limit.unroll, limit.random_seed, progress.epoch
-            )
+            windows = epoch(self._stories, limit.batch_size, limit.unroll, limit.random_seed, progress.epoch)
             began, read = time.monotonic(), 0
             for window in windows[progress.window :]:
                 self._update(window)
@@ -504,9 +339,7 @@ class _Loop:
         total = evaluate(self._model, self._validation).total
         best = total.perplexity < progress.schedule.minimum
         old = progress.schedule
-        progress.schedule = old.after(
-            total.perplexity, configuration.decay_factor, configuration.decay_patience
-        )
+        progress.schedule = old.after(total.perplexity, configuration.decay_factor, configuration.decay_patience)
         progress.seconds = time.monotonic() - self._clock
         evaluated = Evaluated(
             progress.step,
@@ -587,7 +420,9 @@ class _Loop:
         try:
             self._progress = _Progress.from_json(checkpoint.progress)
         except (TypeError, KeyError, ValueError):
-            raise IntegrityError(f"{self._run.last_path} does not say where training stood", "train anew") from None
+            raise IntegrityError(
+                f"{self._run.last_path} does not say where training stood", "train anew"
+            ) from None
         if self._progress.window > self._updates:
             raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
         self._model.load_weights(checkpoint.weights)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grimmgen.configuration import LONGEST_NGRAM
 from grimmgen.errors import IntegrityError, UsageError
 
 Ids = NDArray[np.int32]
@@ -26,7 +27,6 @@ _Integers = NDArray[np.int64]
 UNKNOWN = 0
 END = 1
 SPECIALS = ("<unk>", "<end>")
-LONGEST_NGRAM = 8
 
 _CODE_POINTS = 0x110000
 # Up to this many possible keys a table that holds an id for each of them is the fastest dictionary.
@@ -34,10 +34,10 @@ _LARGEST_TABLE = 1 << 22
 
 
 def normalise(text: str, lower: bool) -> str:
-    """The text as the network sees it: line ends as LF, lower case if asked for, composed (NFC).
+    r"""The text as the network sees it: line ends as LF, lower case if asked for, composed (NFC).
 
-    >>> normalise("The\\r\\nKing", lower=True)
-    'the\\nking'
+    >>> normalise("The\r\nKing", lower=True)
+    'the\nking'
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", text.lower() if lower else text)
@@ -67,9 +67,7 @@ class Vocabulary:
     hidden: tuple[tuple[str, int], ...]
 
     @classmethod
-    def build(
-        cls, texts: Iterable[str], ngram: int = 2, min_count: int = 10, lower: bool = True
-    ) -> Vocabulary:
+    def build(cls, texts: Iterable[str], ngram: int = 2, min_count: int = 10, lower: bool = True) -> Vocabulary:
         """Count the n-grams of the training stories and keep the frequent ones.
 
         Args:
@@ -146,9 +144,9 @@ class Vocabulary:
         costs = np.zeros(len(ids))
         for position in np.flatnonzero(ids == UNKNOWN):
             gram = text[position * self.ngram : (position + 1) * self.ngram]
-            costs[position] = sum(self.spelling_cost(character) for character in gram) + self.spelling_cost(
-                ""
-            ) * (self.ngram - len(gram))
+            costs[position] = sum(self.spelling_cost(character) for character in gram) + self.spelling_cost("") * (
+                self.ngram - len(gram)
+            )
         return ids, costs, len(text)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -217,9 +215,7 @@ class Vocabulary:
         )
         if not well or [g for _, g in sorted(zip([-c for c in counts], ngrams, strict=True))] != ngrams:
             raise IntegrityError("the vocabulary has entries that are missing, doubled or out of order", _REMEDY)
-        return cls(
-            ngram, lower, min_count, tuple(ngrams), tuple(counts), alphabet, tuple(sorted(hidden.items()))
-        )
+        return cls(ngram, lower, min_count, tuple(ngrams), tuple(counts), alphabet, tuple(sorted(hidden.items())))
 
     @cached_property
     def _keys(self) -> _Keys:

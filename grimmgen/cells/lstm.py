@@ -83,15 +83,11 @@ def forward(
         entered_h, entered_c = h[:-1] * keep, c[:-1] * keep
     else:
         entered_h, entered_c = h[:-1], c[:-1]
-    saved = Saved(
-        gates, entered_h, entered_c, tanh_c, recurrent_weight, mask, keep if resets else None
-    )
+    saved = Saved(gates, entered_h, entered_c, tanh_c, recurrent_weight, mask, keep if resets else None)
     return h[1:], c[T], saved
 
 
-def backward(
-    grad_h: Tensor, grad_c: Tensor | None, saved: Saved
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Back-propagate through a window; the lines are numbered after the forward lines that they reverse.
 
     Args:

@@ -27,9 +27,7 @@ class Stepper:
         c: cell states to begin with, [L, B, H]; kept and changed.
     """
 
-    def __init__(
-        self, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats
-    ) -> None:
+    def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> None:
         H = configuration.hidden
         self._h, self._c = h, c
         self._output = weights["output.weight"], weights["output.bias"]

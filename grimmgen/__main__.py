@@ -1,0 +1,5 @@
+"""`python -m grimmgen` is `grimmgen`."""
+
+from grimmgen.cli import main
+
+main()

@@ -1,0 +1,121 @@
+"""The command line: one module a subcommand, each of which parses, makes one call and renders.
+
+Here they are put together, and here every error becomes one line and an exit code:
+0 well, 1 failed, 2 usage, 3 integrity, 70 a bug of ours, 128+N signal N.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from grimmgen.cli import evaluate, fetch, generate, options, runs, train, vocab
+from grimmgen.errors import GrimmgenError
+
+__all__ = ["app", "main"]
+
+_BUG = 70
+_INTERRUPTED = 130
+_ISSUES = "https://github.com/grimmgen/grimmgen/issues"
+
+app = typer.Typer(
+    name="grimmgen",
+    help="Train a recurrent language model, written from scratch, on folk tales or any text of yours,"
+    " and tell new stories with it.",
+    epilog="Begin with: grimmgen train --corpus sampler, then: grimmgen generate. Every option has a variable too:"
+    " GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME moves cache and runs.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GRIMMGEN"},
+)
+app.command("fetch")(fetch.fetch)
+app.command("vocab")(vocab.vocab)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("generate")(generate.generate)
+app.add_typer(runs.app, name="runs")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"grimmgen {version('grimmgen')}")  # noqa: T201 - no more than this
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, options.option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, options.option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """The options before the subcommand; `main` looks for --debug itself, so that it is known early."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(_run(sys.argv[1:]))
+
+
+def _run(arguments: list[str]) -> int:
+    _prepare_streams()
+    debug = "--debug" in arguments or bool(os.environ.get("GRIMMGEN_DEBUG"))
+    from grimmgen.cli import console
+
+    try:
+        result = app(arguments, prog_name="grimmgen", standalone_mode=False)
+        sys.stdout.flush()
+    except GrimmgenError as error:
+        if debug:
+            traceback.print_exc()
+        console.error(str(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        console.note("stopped")
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read has read enough. What is still buffered has nowhere to go.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        place = f" {error.filename}" if error.filename else ""
+        console.error(f"the system refuses{place} ({error.strerror or error}): check the path and the disk")
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        # Typer's own errors know how to say what they are; their class has moved between its versions.
+        if (tell := getattr(error, "format_message", None)) is not None:
+            if error.__class__.__name__ == "NoArgsIsHelpError":
+                return 2
+            context = getattr(error, "ctx", None)
+            command = context.command_path if context is not None else "grimmgen"
+            console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
+            return int(getattr(error, "exit_code", 2))
+        if debug:
+            traceback.print_exc()
+        console.error(
+            f"a bug of ours, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"
+            " with what `grimmgen --debug` shows"
+        )
+        return _BUG
+    return result if isinstance(result, int) else 0
+
+
+def _prepare_streams() -> None:
+    """The same bytes everywhere: UTF-8 whatever the locale is, line ends as written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")

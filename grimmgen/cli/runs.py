@@ -1,0 +1,197 @@
+"""`grimmgen runs`: the registry."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from grimmgen.cli import options
+
+if TYPE_CHECKING:
+    from grimmgen.registry import Run
+
+app = typer.Typer(
+    help="List, show, find and remove trained runs.\n\nExample: grimmgen runs list", no_args_is_help=True
+)
+
+_Name = Annotated[
+    str | None,
+    options.argument(metavar="[RUN]", help="The latest, if not given.", autocompletion=options.complete_runs),
+]
+
+
+@app.command("list")
+def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """List the runs, the latest first.
+
+    Example: grimmgen runs list --json
+    """
+    from grimmgen import registry
+    from grimmgen.cli import console
+
+    runs = [_summary(run) for run in reversed(registry.all_runs())]
+    if json:
+        console.document(runs)
+        return
+    if not runs:
+        if not quiet:
+            console.hint("grimmgen train", "no runs yet; train one")
+        return
+    heads = ["run", "corpus", "cell", "units", "epochs", "perplexity", "bits/char", "age", "size", ""]
+    rows = [
+        [
+            r["name"],
+            r.get("corpus", "?"),
+            r.get("cell", "?"),
+            r.get("units", "?"),
+            r.get("epochs", "?"),
+            _figure(r.get("perplexity"), 2),
+            _figure(r.get("bits_per_character"), 3),
+            _age(r.get("created")),
+            console.size(r["bytes"]),
+            r["state"],
+        ]
+        for r in runs
+    ]
+    console.table(heads, rows, right=["epochs", "perplexity", "bits/char", "age", "size"])
+
+
+@app.command("show")
+def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """Show what a run was made of and how it learnt.
+
+    Example: grimmgen runs show latest
+    """
+    from grimmgen import registry
+    from grimmgen.cli import console
+
+    run = registry.find(name)
+    info, log = run.info(), run.log()
+    if json:
+        console.document({**_summary(run), "path": run.path, "info": info, "log": log})
+        return
+    summary = _summary(run)
+    console.facts(
+        [
+            ("run", run.name),
+            ("place", run.path),
+            ("state", summary["state"]),
+            ("created", info.get("created")),
+            ("command", info.get("command")),
+            ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
+            ("options", ", ".join(f"{k} {v}" for k, v in info.get("configuration", {}).items())),
+            ("versions", ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items())),
+        ]
+    )
+    rows: list[list[object]] = []
+    best = None
+    for event in log:
+        if event.get("event") == "evaluated":
+            if event["best"]:
+                best = len(rows)
+            rows.append(
+                [
+                    event["epoch"],
+                    event["step"],
+                    _figure(event["training_perplexity"], 2),
+                    _figure(event["perplexity"], 2),
+                    _figure(event["bits_per_character"], 3),
+                    f"{event['rate']:g}",
+                    console.seconds(event["seconds"]),
+                ]
+            )
+    if rows:
+        heads = ["epoch", "update", "training", "validation", "bits/char", "rate", "time"]
+        # The first and the last ones tell enough; --json has them all.
+        shown = rows if len(rows) <= 24 else [*rows[:6], ["…"] * len(heads), *rows[-17:]]
+        console.table(
+            heads,
+            shown,
+            right=heads,
+            marked=shown.index(rows[best]) if best is not None and rows[best] in shown else None,
+        )
+
+
+@app.command("path")
+def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
+    """Print the directory of a run.
+
+    Example: cp "$(grimmgen runs path)/best.safetensors" tale.safetensors
+    """
+    from grimmgen import registry
+    from grimmgen.cli import console
+
+    run = registry.find(name)
+    if json:
+        console.document({"name": run.name, "path": run.path})
+    else:
+        console.write(f"{run.path}\n")
+
+
+@app.command("rm")
+def rm(
+    names: Annotated[
+        list[str], options.argument(metavar="RUN…", help="The runs.", autocompletion=options.complete_runs)
+    ],
+    yes: Annotated[bool, options.option("--yes", "-y", help="Do not ask.")] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Remove runs with all their checkpoints; asks first.
+
+    Example: grimmgen runs rm sly-fox
+    """
+    from grimmgen import registry
+    from grimmgen.cli import console
+    from grimmgen.errors import UsageError
+
+    runs = [registry.find(name) for name in names]
+    for run in runs:
+        if not yes and not console.confirm(f"remove the run {run.name} ({console.size(run.size())})?"):
+            raise UsageError(f"the run {run.name} stays", "answer y, or give --yes")
+        run.remove()
+        if not (quiet or json):
+            console.note(f"removed {run.name}")
+    if json:
+        console.document({"removed": [run.name for run in runs]})
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """One run in a few figures; what cannot be read is left out and said."""
+    from grimmgen.errors import GrimmgenError
+
+    summary: dict[str, Any] = {"name": run.name, "bytes": run.size()}
+    try:
+        info, log = run.info(), run.log()
+        configuration = info["configuration"]
+        scores = [e for e in log if e.get("event") == "evaluated"]
+        best = min(scores, key=lambda e: float(e["perplexity"])) if scores else {}
+        finished = [e["reason"] for e in log if e.get("event") == "finished"]
+        return summary | {
+            "corpus": info["corpus"]["name"],
+            "cell": "lstm",
+            "units": f"{configuration['hidden']}" + (f"×{n}" if (n := configuration["layers"]) > 1 else ""),
+            "epochs": scores[-1]["epoch"] if scores else 0,
+            "perplexity": best.get("perplexity"),
+            "bits_per_character": best.get("bits_per_character"),
+            "created": info["created"],
+            "state": finished[-1] if finished else "unfinished",
+        }
+    except (GrimmgenError, KeyError, TypeError, ValueError, IndexError):
+        return summary | {"state": "unreadable"}
+
+
+def _figure(value: object, digits: int) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "–"
+
+
+def _age(created: object) -> str:
+    if not isinstance(created, str):
+        return "–"
+    age = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if age >= length:
+            return f"{age / length:.0f} {unit}"
+    return "now"

@@ -1,0 +1,114 @@
+"""`grimmgen vocab`: what a corpus is made of, in n-grams."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from grimmgen.cli import options
+from grimmgen.configuration import Configuration
+
+
+def vocab(
+    corpus: options.CorpusSource = "grimm",
+    ngram: Annotated[int, options.option(help="Characters of a token.")] = Configuration.ngram,
+    min_count: Annotated[
+        int, options.option(help="Occurrences in the training stories that a token needs; others are <unk>.")
+    ] = Configuration.min_count,
+    keep_case: Annotated[bool, options.option("--keep-case", help="Do not fold to lower case.")] = False,
+    split: Annotated[Path | None, options.option(help="A JSON file that names the stories of each part.")] = None,
+    top: Annotated[int, options.option(help="How many of the most and least frequent to show.", min=0)] = 20,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show the n-grams of a corpus: how many, how often, and what <unk> hides.
+
+    Example: grimmgen vocab --corpus sampler --top 10
+    """
+    import numpy as np
+
+    from grimmgen.cli import console
+    from grimmgen.corpus import PARTS, open_corpus, split_by_file, split_by_hash
+    from grimmgen.vocabulary import UNKNOWN, Vocabulary
+
+    opened = open_corpus(corpus)
+    parts = (split_by_hash(opened) if split is None else split_by_file(opened, split)).parts
+    texts = {part: [story.read() for story in parts[part]] for part in PARTS}
+    vocabulary = Vocabulary.build(texts["train"], ngram, min_count, lower=not keep_case)
+    everything = Vocabulary.build((t for part in PARTS for t in texts[part]), ngram, 1, lower=not keep_case)
+
+    figures: dict[str, dict[str, Any]] = {}
+    for part in PARTS:
+        ids = [vocabulary.encode(text) for text in texts[part]]
+        tokens = sum(map(len, ids))
+        hidden = sum(int(np.count_nonzero(story == UNKNOWN)) for story in ids)
+        figures[part] = {
+            "stories": len(ids),
+            "characters": sum(len(vocabulary.normalise(text)) for text in texts[part]),
+            "tokens": tokens,
+            "distinct": len(Counter(token for text in texts[part] for token in everything.encode(text).tolist())),
+            "unknown": hidden / max(1, tokens),
+        }
+    total = {
+        "stories": sum(f["stories"] for f in figures.values()),
+        "characters": sum(f["characters"] for f in figures.values()),
+        "tokens": sum(f["tokens"] for f in figures.values()),
+        "distinct": len(everything.ngrams),
+    }
+    first = vocabulary.normalise(texts["train"][0])
+    beginning = [first[i : i + ngram] for i in range(0, 16 * ngram, ngram) if first[i : i + ngram]]
+    ranked = list(zip(vocabulary.ngrams, vocabulary.counts, strict=True))
+    if json:
+        console.document(
+            {
+                "corpus": opened.source,
+                "ngram": ngram,
+                "min_count": min_count,
+                "parts": figures,
+                "total": total,
+                "vocabulary_size": len(vocabulary),
+                "kept": len(ranked),
+                "alphabet": vocabulary.alphabet,
+                "most_frequent": ranked[:top],
+                "least_frequent": ranked[len(ranked) - min(top, len(ranked)) :],
+                "beginning": beginning,
+            }
+        )
+        return
+    rows = [
+        [
+            part,
+            f["stories"],
+            f"{f['characters']:,}",
+            f"{f['tokens']:,}",
+            f"{f['distinct']:,}",
+            f"{f['unknown']:.3%}",
+        ]
+        for part, f in figures.items()
+    ]
+    rows.append(
+        ["all", total["stories"], f"{total['characters']:,}", f"{total['tokens']:,}", f"{total['distinct']:,}", ""]
+    )
+    names = {1: "unigrams", 2: "bigrams", 3: "trigrams"}
+    grams = names.get(ngram, f"{ngram}-grams")
+    heads = ["part", "stories", "characters", grams, "distinct", "<unk>"]
+    console.table(heads, rows, title=f"{opened.name}: {grams} that do not overlap", right=heads[1:])
+    console.out(
+        f"vocabulary: {len(vocabulary)} = {len(ranked)} {grams} seen {min_count} times or more in the training"
+        " stories, <unk> for the rest, <end> for a story's end"
+    )
+    if top:
+        console.out()
+        console.out(f"most frequent   {_list(ranked[:top])}")
+        console.out(f"least frequent  {_list(ranked[max(0, len(ranked) - top) :])}")
+    console.out(f"a story begins  {beginning!r}")
+    if not quiet:
+        given = "" if corpus == "grimm" else f" --corpus {corpus}"
+        console.hint(f"grimmgen train{given}", "next")
+
+
+def _list(ranked: list[tuple[str, int]]) -> str:
+    return "  ".join(f"{gram!r} {count:,}" for gram, count in ranked)
