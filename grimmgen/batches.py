@@ -124,7 +124,7 @@ def _padded(stream: Stream, length: int) -> Stream:
 
 
 def _windows(whole: Window, steps: int) -> Iterator[Window]:
-    length, rows = whole.inputs.shape
+    length = len(whole.inputs)
     steps = min(steps, length)
     missing = -length % steps
     fill = [(0, missing), (0, 0)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,8 +66,10 @@ class Checkpoint:
             "provenance": dict(self.provenance),
             "progress": None if self.progress is None else dict(self.progress),
         }
-        tensors = {**self.weights, **self.training_tensors}
-        content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header, ensure_ascii=False)})
+        # A view with its axes exchanged would be written in the order of its memory, not of its indices.
+        tensors = {n: np.ascontiguousarray(t) for n, t in {**self.weights, **self.training_tensors}.items()}
+        # In ASCII: the name of a corpus may have bytes of a file name that are no Unicode.
+        content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header)})
         files.write_atomically(path, content)
 
     @classmethod
@@ -78,19 +81,20 @@ class Checkpoint:
             IntegrityError: it is not a checkpoint, not whole, of a future format, or contradicts itself.
         """
         with files.explained(f"cannot read {path}"), path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= _LARGEST_HEADER:
+            if not 2 <= length <= min(size, _LARGEST_HEADER):
                 raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY)
             raw = file.read(length)
             header = _Header.parse(path, raw)
-            # The size that the configuration asks for, and one byte more to notice a longer file.
-            body = file.read(header.size + 1)
-        if len(raw) != length or len(body) != header.size:
-            raise IntegrityError(f"{path} is not whole", _REMEDY)
+            # Before anything is read: a header of two kilobytes may ask for terabytes, and mean it.
+            if size != 8 + length + header.size:
+                raise IntegrityError(f"{path} is not whole", _REMEDY)
+            body = file.read(header.size)
         try:
             tensors = safetensors.numpy.load(length.to_bytes(8, "little") + raw + body)
         except safetensors.SafetensorError as error:
-            raise IntegrityError(f"{path} is damaged ({error})", _REMEDY) from None
+            raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
         for name, tensor in tensors.items():
             if not np.isfinite(tensor).all():
                 raise IntegrityError(f"{path} has numbers in {name} that are not finite", _REMEDY)
@@ -141,6 +145,9 @@ class _Header:
             vocabulary = Vocabulary.from_json(ours.get("vocabulary"))
         except GrimmgenError as error:
             raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
+        for name in ("ngram", "min_count", "lower"):
+            if getattr(configuration, name) != getattr(vocabulary, name):
+                raise IntegrityError(f"{path}: the vocabulary has another {name} than the configuration", _REMEDY)
         provenance, progress = ours.get("provenance"), ours.get("progress")
         if not isinstance(provenance, dict) or not isinstance(progress, dict | None):
             raise IntegrityError(f"{path} lacks its provenance", _REMEDY)
@@ -153,12 +160,17 @@ class _Header:
                     continue
                 case {"dtype": str(dtype), "shape": list(found)}:
                     raise IntegrityError(
-                        f"{path}: {name} is {dtype} {found} instead of F32 {list(shape)}", _REMEDY
+                        f"{path}: {name} is {_brief(f'{dtype} {found}')} instead of F32 {list(shape)}", _REMEDY
                     )
                 case _:
                     raise IntegrityError(f"{path} lacks the tensor {name}", _REMEDY)
         if surplus := sorted(set(entries) - set(expected)):
-            raise IntegrityError(f"{path} has a tensor too many, {surplus[0]!r}", _REMEDY)
+            raise IntegrityError(f"{path} has a tensor too many, {_brief(surplus[0])}", _REMEDY)
         return cls(
             configuration, vocabulary, provenance, progress, 4 * sum(math.prod(s) for s in expected.values())
         )
+
+
+def _brief(found: str) -> str:
+    """What a stranger's file says, fit for one line."""
+    return " ".join(found.split())[:80]

@@ -58,7 +58,7 @@ class Configuration:
     clip: float = 5.0
     decay_factor: float = 0.5
     decay_patience: int = 5
-    epochs: int = 150
+    epochs: int = 180
     budget: float | None = None
     reset_state: bool = True
     random_seed: int = 0
@@ -84,7 +84,7 @@ class Configuration:
         _within("--min-count", self.min_count, 1, 1 << 40)
         if self.initialisation not in get_args(Initialisation):
             raise UsageError(
-                f"--init {self.initialisation!r} is not known", f"give {' or '.join(get_args(Initialisation))}"
+                f"--init {self.initialisation[:80]!r} is not known", f"give {' or '.join(get_args(Initialisation))}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,4 +141,11 @@ def parameter_count(configuration: Configuration, vocabulary_size: int) -> int:
 def _within(option: str, value: float, low: float, high: float, form: str = "") -> None:
     # Written so that a value that is not a number is outside.
     if not low <= value <= high:
-        raise UsageError(f"{option} {value:g} is out of range", f"give {low:g} to {high:g}{form}")
+        raise UsageError(f"{option} {_shown(value)} is out of range", f"give {_shown(low)} to {_shown(high)}{form}")
+
+
+def _shown(number: float) -> str:
+    # A whole number in full, as it was typed; hundreds of digits help nobody, and have no form as a float.
+    if isinstance(number, float):
+        return f"{number:g}"
+    return str(number) if -(10**40) < number < 10**40 else "(a number of more than 40 digits)"

@@ -36,7 +36,7 @@ def temper(logits: Logits, temperature: float) -> Logits:
         return allow_only(shifted, [int(shifted.argmax())])
     # The best one is at zero, so that the smallest temperature overflows to minus infinity, never to nan.
     with np.errstate(over="ignore"):
-        return (shifted / temperature).astype(np.float32)
+        return np.asarray(shifted / temperature, np.float32)
 
 
 def top_k(logits: Logits, k: int) -> Logits:

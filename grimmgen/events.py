@@ -1,5 +1,6 @@
-"""What happens in training, as typed events: the loop yields them, the command line draws them, a test or a
-user's Python loop reads them.
+"""What happens in training, as typed events.
+
+The loop yields them, the command line draws them, a test or a user's Python loop reads them.
 """
 
 from __future__ import annotations

@@ -141,7 +141,9 @@ class LanguageModel(nn.Module):
             else:
                 x = torch.addmm(layer.bias, hidden.reshape(T * B, H), layer.input_weight).view(T, B, GATES * H)
             mask = None if generator is None else self._dropout_mask((T, B, H), generator)
-            hidden, c = LSTMWindow.apply(x, layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts)
+            hidden, c = LSTMWindow.apply(  # type: ignore[no-untyped-call]
+                x, layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts
+            )
             last_h.append(hidden[-1])
             last_c.append(c)
         return hidden, State(torch.stack(last_h), torch.stack(last_c))
@@ -153,7 +155,7 @@ class LanguageModel(nn.Module):
         """
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts, generator)
-        loss = CrossEntropy.apply(
+        loss = CrossEntropy.apply(  # type: ignore[no-untyped-call]
             hidden.reshape(-1, hidden.shape[2]), self.output.weight, self.output.bias, targets.reshape(-1)
         )
         return loss, State(after.h.detach(), after.c.detach())

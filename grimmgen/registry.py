@@ -40,8 +40,8 @@ _ADJECTIVES = (
 ).split()
 _NOUNS = (
     "apple bear bell blacksmith bridge cat cobbler cock comb crow donkey drummer duck fiddle fish forest fox frog "
-    "gander goose hare hedgehog hunter kettle king lantern mill miller mouse nail needle owl queen raven ring rose "
-    "shepherd shoe spindle stork tailor table thimble tower turnip well wolf"
+    "gander goose hare hedgehog hunter kettle king lantern mill miller mouse nail needle owl queen raven ring "
+    "rose shepherd shoe spindle stork tailor table thimble tower turnip well wolf"
 ).split()
 
 

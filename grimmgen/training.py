@@ -43,14 +43,15 @@ _LOGGED = (Started, Evaluated, RateDecayed, Finished)
 
 @dataclass(frozen=True)
 class Plateau:
-    """The learning rate's schedule, a pure function of the validation perplexities (tutorial, "Decaying
-    learning rate over time").
+    """The learning rate's schedule: a pure function of the validation perplexities.
+
+    (Tutorial, "Decaying learning rate over time".)
 
     Attributes:
         rate: the learning rate now.
         minimum: the lowest validation perplexity so far.
         waited: evaluations since then, or since the last decay.
-    """  # noqa: D205, D209
+    """
 
     rate: float
     minimum: float = math.inf
@@ -297,7 +298,8 @@ class _Loop:
             # A budget that ends within an epoch is judged there; an interrupted one goes on there.
             if whole or reason == "budget":
                 yield from self._evaluate(whole)
-            reason = reason or self._limit_reached()
+            if reason is None:
+                reason = self._limit_reached()
             if reason is None and time.monotonic() - self._saved_at > _SAVE_SECONDS:
                 yield self._save()
         finished = self._finished(reason)
@@ -324,7 +326,7 @@ class _Loop:
         mean = loss.item()
         if not (math.isfinite(mean) and math.isfinite(norm.item())):
             raise GrimmgenError(
-                f"the loss is no longer finite at update {progress.step + 1}; the run keeps its last good checkpoint",
+                f"the loss is no longer finite at update {progress.step + 1}, the last good checkpoint stays",
                 f"train anew with --lr {configuration.learning_rate / 10:g}",
             )
         self._optimiser.step()

@@ -31,6 +31,7 @@ SPECIALS = ("<unk>", "<end>")
 _CODE_POINTS = 0x110000
 # Up to this many possible keys a table that holds an id for each of them is the fastest dictionary.
 _LARGEST_TABLE = 1 << 22
+_LARGEST_KEY = 1 << 63
 
 
 def normalise(text: str, lower: bool) -> str:
@@ -200,7 +201,7 @@ class Vocabulary:
                 "counts": list(counts),
                 "alphabet": str(alphabet),
                 "hidden": dict(hidden),
-            } if 1 <= ngram <= LONGEST_NGRAM and min_count >= 1:
+            } if type(ngram) is type(min_count) is int and 1 <= ngram <= LONGEST_NGRAM and min_count >= 1:
                 pass
             case _:
                 raise IntegrityError("the vocabulary lacks a part or has one of the wrong type", _REMEDY)
@@ -210,8 +211,10 @@ class Vocabulary:
             and all(type(count) is int and count >= min_count for count in counts)
             and len(set(ngrams)) == len(ngrams)
             and list(alphabet) == sorted(set(alphabet))
+            and (len(alphabet) + 2) ** ngram <= _LARGEST_KEY
             and set().union(*ngrams) <= set(alphabet)
-            and all((c == "" or c in alphabet) and type(k) is int and k > 0 for c, k in hidden.items())
+            and hidden.keys() <= {"", *alphabet}
+            and all(type(count) is int and count > 0 for count in hidden.values())
         )
         if not well or [g for _, g in sorted(zip([-c for c in counts], ngrams, strict=True))] != ngrams:
             raise IntegrityError("the vocabulary has entries that are missing, doubled or out of order", _REMEDY)
@@ -267,7 +270,7 @@ class _Keys:
         self.ngram = ngram
         self.base = len(alphabet) + 2
         self.possible = self.base**ngram
-        if self.possible > 2**63:
+        if self.possible > _LARGEST_KEY:
             raise UsageError(
                 f"{ngram}-grams over {len(alphabet)} different characters are too many", "lower --ngram"
             )

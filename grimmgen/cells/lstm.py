@@ -64,7 +64,7 @@ def forward(
     # A product with `keep` at the few steps where a story starts, not at all of them.
     resets = set() if starts is None else set(starts.any(dim=1).nonzero().flatten().tolist())
     for t, (z, i_f, i, f, z_c, o) in enumerate(
-        zip(gates, gates[..., : 2 * H], *gates.split(H, dim=2), strict=True)
+        zip(gates, gates[..., : 2 * H], *torch.split(gates, H, dim=2), strict=True)
     ):
         h_in, c_in = h[t], c[t]
         if keep is not None and t in resets:
@@ -101,7 +101,7 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
     gates, h_in, c_in, tanh_c, recurrent_weight, mask, keep = saved
     T, B, _ = gates.shape
     H = h_in.shape[2]
-    i, f, candidate, o = gates.split(H, dim=2)
+    i, f, candidate, o = torch.split(gates, H, dim=2)
 
     # What does not depend on the gradient is done for all steps at once. For the gates i, f, c̃ this is the
     # derivative of c[t] by z; for o it is that of h[t] by z_o. `through` is the derivative of h[t] by c[t].

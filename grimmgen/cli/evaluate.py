@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from grimmgen.cli import options
 
 if TYPE_CHECKING:
@@ -46,17 +44,22 @@ def evaluate(
     from grimmgen.model import LanguageModel, choose_device
 
     chosen = choose_device(device)
+    for path in files or []:
+        if not path.is_file():
+            raise UsageError(f"there is no file {path}", "give the path of a text file")
+    given = [Story(str(path), path) for path in files or []]
+    loaded = [(asked, *registry.find_checkpoint(asked)) for asked in run or [None]]
+    read = [
+        [(story.name, story.read()) for story in given or _own_stories(name, asked, split)]
+        for asked, name, _ in loaded
+    ]
+    if any(texts != read[0] for texts in read):
+        console.warn("the runs have different stories: to compare them on the same text, give FILEs")
     results: list[tuple[str, Evaluation]] = []
-    for asked in run or [None]:  # type: ignore[list-item]
-        name, checkpoint = registry.find_checkpoint(asked)
-        if files:
-            stories = [Story(str(path), path) for path in files]
-            for story in stories:
-                if not isinstance(story.path, Path) or not story.path.is_file():
-                    raise UsageError(f"there is no file {story.name}", "give the path of a text file")
-        else:
-            stories = _own_stories(name, asked, split)
-        texts = [(story.name, story.read()) for story in stories]
+    for (_, name, checkpoint), texts in zip(loaded, read, strict=True):
+        if not (quiet or json):
+            stories = "1 text" if len(texts) == 1 else f"{len(texts)} texts"
+            console.note(f"reading {stories} with {name}")
         model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(chosen)
         model.load_weights(checkpoint.weights)
         results.append((name, score(model, encode_stories(texts, checkpoint.vocabulary))))

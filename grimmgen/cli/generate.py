@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from typing import Annotated, Literal
 
-import typer
-
 from grimmgen.cli import options
 
 

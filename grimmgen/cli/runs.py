@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -85,7 +86,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             ("versions", ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items())),
         ]
     )
-    rows: list[list[object]] = []
+    rows: list[Sequence[object]] = []
     best = None
     for event in log:
         if event.get("event") == "evaluated":

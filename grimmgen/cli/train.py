@@ -190,8 +190,8 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
             case RateDecayed():
                 rate = f"rate {event.new_rate:g}"
                 bars.line(
-                    f"rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity {event.perplexity:.2f}, no"
-                    f" new minimum below {event.minimum:.2f} for {event.evaluations} evaluations",
+                    f"rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity {event.perplexity:.2f},"
+                    f" no new minimum below {event.minimum:.2f} for {event.evaluations} evaluations",
                     "yellow",
                 )
             case Saved():
@@ -213,7 +213,8 @@ def _introduce(event: Started, bars: Bars) -> None:
     configuration = event.configuration
     bars.line(
         f"{event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}; LSTM of {configuration.layers} × "
-        f"{configuration.hidden} units, {event.parameters:,} parameters; {event.updates} updates an epoch on {event.device}"
+        f"{configuration.hidden} units, {event.parameters:,} parameters; {event.updates} updates an epoch"
+        f" on {event.device}"
     )
 
 
@@ -257,7 +258,7 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
 def _stopping(training: Training, received: list[int]) -> Iterator[None]:
     """Let the first signal end training after its step, and the second at once."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int, _: FrameType | None) -> None:
         if received:
             os._exit(128 + number)
         received.append(number)

@@ -6,8 +6,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from grimmgen.cli import options
 from grimmgen.configuration import Configuration
 

@@ -44,7 +44,7 @@ class Stepper:
 
     def step(self, ids: Sequence[int]) -> Floats:
         """Read one n-gram a row; returns the logits of the next one, [B, V]."""
-        x: Floats | None = None
+        x: Floats | None = None  # [B, H], what the layer above reads
         for depth, (input_weight, recurrent_weight, bias) in enumerate(self._layers):
             z = input_weight[ids] if x is None else x @ input_weight  # [B, 4H]
             z += bias
@@ -54,8 +54,7 @@ class Stepper:
             c = self._c[depth]
             c *= 0.5 + 0.5 * f
             c += (0.5 + 0.5 * i) * candidate
-            x = np.tanh(c)
-            x *= 0.5 + 0.5 * o
+            x = np.tanh(c) * (0.5 + 0.5 * o)
             self._h[depth] = x
         assert x is not None
         weight, output_bias = self._output
