@@ -286,11 +286,7 @@ class _Loop:
                     read / max(1e-9, time.monotonic() - began),
                     progress.seconds,
                 )
-                if self._training._stopping:
-                    reason = "interrupted"
-                elif limit.budget is not None and progress.seconds >= limit.budget:
-                    reason = "budget"
-                if reason is not None:
+                if (reason := self._limit_reached()) is not None:
                     break
                 if time.monotonic() - self._saved_at > _SAVE_SECONDS:
                     yield self._save()
@@ -298,7 +294,6 @@ class _Loop:
             # A budget that ends within an epoch is judged there; an interrupted one goes on there.
             if whole or reason == "budget":
                 yield from self._evaluate(whole)
-            if reason is None:
                 reason = self._limit_reached()
             if reason is None and time.monotonic() - self._saved_at > _SAVE_SECONDS:
                 yield self._save()

@@ -34,15 +34,16 @@ def plain(
     return torch.stack(outputs), c
 
 
-def window(
-    T: int, B: int, H: int, masked: bool, resets: bool
-) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def window(T: int, B: int, H: int, masked: bool, resets: bool) -> tuple[Inputs, Tensor | None, Tensor | None]:
     draw = torch.Generator().manual_seed(T * 100 + B * 10 + H)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=draw, dtype=torch.float64).requires_grad_()
 
-    inputs = [normal(T, B, 4 * H), normal(H, 4 * H), normal(B, H), normal(B, H)]
+    inputs = (normal(T, B, 4 * H), normal(H, 4 * H), normal(B, H), normal(B, H))
     mask = torch.rand(T, B, H, generator=draw, dtype=torch.float64).lt(0.8).double() / 0.8 if masked else None
     starts = torch.rand(T, B, generator=draw).lt(0.3) if resets else None
     return inputs, mask, starts
@@ -91,34 +92,33 @@ def test_a_sabotaged_backward_is_caught(wrong: int, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("T", "B", "H"), SHAPES)
 def test_window_is_that_of_torch_nn_lstm_with_converted_weights(T: int, B: int, H: int) -> None:
-    (x, u, h0, c0), _, _ = window(T, B, H, masked=False, resets=False)
+    (_, u, h0, c0), _, _ = window(T, B, H, masked=False, resets=False)
     width = 3
     weight = torch.randn(width, 4 * H, dtype=torch.float64)
     bias = torch.randn(4 * H, dtype=torch.float64)
     oracle = torch.nn.LSTM(width, H, dtype=torch.float64)
     with torch.no_grad():
         # The gates of torch.nn.LSTM stand in the order i, f, g, o, which is i, f, c̃, o here.
-        oracle.weight_ih_l0.copy_(weight.T)
-        oracle.weight_hh_l0.copy_(u.T)
-        oracle.bias_ih_l0.copy_(bias)
-        oracle.bias_hh_l0.zero_()
+        oracle.get_parameter("weight_ih_l0").copy_(weight.T)
+        oracle.get_parameter("weight_hh_l0").copy_(u.T)
+        oracle.get_parameter("bias_ih_l0").copy_(bias)
+        oracle.get_parameter("bias_hh_l0").zero_()
     given = torch.randn(T, B, width, dtype=torch.float64)
     right, (h_right, c_right) = oracle(given, (h0[None], c0[None]))
     h, c = LSTMWindow.apply(given @ weight + bias, u, h0, c0, None, None)  # type: ignore[no-untyped-call]
     assert difference((h, h[-1], c), (right, h_right[0], c_right[0])) < 1e-13
     upstream = torch.randn_like(right)
     ours = torch.autograd.grad(h, (u, h0, c0), upstream)
-    theirs = torch.autograd.grad(right, (oracle.weight_hh_l0, h0, c0), upstream)
+    theirs = torch.autograd.grad(right, (oracle.get_parameter("weight_hh_l0"), h0, c0), upstream)
     assert difference(ours, (theirs[0].T, *theirs[1:])) < 1e-11
 
 
 @pytest.mark.parametrize("H", [1, 7, 100, 129])
 def test_float32_is_as_good_as_float32_can_be(H: int) -> None:
     inputs, mask, starts = window(20, 3, H, masked=True, resets=True)
-    scale = H**-0.5
-    right_inputs = [inputs[0].detach(), (inputs[1] * scale).detach(), *(i.detach() for i in inputs[2:])]
-    right_inputs = [i.requires_grad_() for i in right_inputs]
-    ours_inputs = [i.detach().float().requires_grad_() for i in right_inputs]
+    x, u, h0, c0 = (given.detach() for given in inputs)
+    right_inputs = x.requires_grad_(), (u * H**-0.5).requires_grad_(), h0.requires_grad_(), c0.requires_grad_()
+    ours_inputs = [given.detach().float().requires_grad_() for given in right_inputs]
     assert mask is not None
     right = plain(*right_inputs, mask, starts)
     ours = LSTMWindow.apply(*ours_inputs, mask.float(), starts)  # type: ignore[no-untyped-call]

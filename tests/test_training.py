@@ -1,0 +1,285 @@
+"""The training loop: what it yields, what it leaves on the disk, and that stopping changes nothing."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from grimmgen import registry
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.configuration import Configuration
+from grimmgen.corpus import Corpus, open_corpus, split_by_hash
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.evaluation import encode_stories, evaluate
+from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Saved, Started, Stepped
+from grimmgen.model import LanguageModel
+from grimmgen.training import Plateau, Training
+
+SMALL = Configuration(hidden=6, batch_size=4, unroll=10, epochs=3, min_count=1, dropout=0.3)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    directory = tmp_path / "tales"
+    directory.mkdir()
+    for number in range(12):
+        tale = f"the king number {number} went into the forest and found a fox. " * (1 + number % 3)
+        (directory / f"{number:02d}.txt").write_text(tale, encoding="utf-8")
+    return open_corpus(str(directory))
+
+
+def trained(corpus: Corpus, configuration: Configuration = SMALL) -> tuple[Training, list[Event]]:
+    training = Training.begin(corpus, configuration)
+    return training, list(training.events())
+
+
+def only(kind: type[Any], events: list[Event]) -> list[Any]:
+    return [event for event in events if isinstance(event, kind)]
+
+
+def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in event.items() if k not in {"seconds", "run", "path"}} for event in log]
+
+
+def test_events_tell_the_whole_story_in_order(corpus: Corpus) -> None:
+    training, events = trained(corpus)
+    started, finished = events[0], events[-1]
+    assert isinstance(started, Started)
+    assert isinstance(finished, Finished)
+    assert [e.step for e in only(Stepped, events)] == list(range(1, 3 * started.updates + 1))
+    assert [e.epoch for e in only(Evaluated, events)] == [1, 2, 3]
+    assert (finished.reason, finished.epoch, finished.step) == ("epochs", 3, 3 * started.updates)
+    best = min(only(Evaluated, events), key=lambda e: e.perplexity)
+    assert (finished.best_perplexity, finished.best_epoch) == (best.perplexity, best.epoch)
+    assert isinstance(events[-2], Saved)
+    log = training.run.log()
+    assert [e["event"] for e in log] == ["started", "evaluated", "evaluated", "evaluated", "finished"]
+
+
+def test_the_model_learns(corpus: Corpus) -> None:
+    _, events = trained(
+        corpus, Configuration(hidden=24, batch_size=4, unroll=10, epochs=20, min_count=1, learning_rate=0.02)
+    )
+    perplexities = [e.perplexity for e in only(Evaluated, events)]
+    assert perplexities[-1] < perplexities[0] / 3
+
+
+def test_the_same_random_seed_gives_the_same_weights_and_another_gives_others(corpus: Corpus) -> None:
+    weights = [
+        trained(corpus, Configuration(**{**SMALL.to_json(), "random_seed": seed}))[0].run.checkpoint().weights
+        for seed in (1, 1, 2)
+    ]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert not np.array_equal(weights[0]["output.weight"], weights[2]["output.weight"])
+
+
+def contents(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
+    checkpoint = Checkpoint.read(path)
+    progress = {k: v for k, v in (checkpoint.progress or {}).items() if k != "seconds"}
+    tensors = {**checkpoint.weights, **checkpoint.training_tensors}
+    return progress, {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reset_state", [True, False])
+def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus, reset_state: bool) -> None:
+    # Fault 34: every step, the edges of epochs among them; a decay on the way; carried state either way.
+    configuration = Configuration(
+        **{
+            **SMALL.to_json(),
+            "reset_state": reset_state,
+            "layers": 2,
+            "decay_patience": 1,
+            "learning_rate": 0.5,
+            "epochs": 5,
+        }
+    )
+    whole, events = trained(corpus, configuration)
+    assert only(RateDecayed, events)
+    steps = len(only(Stepped, events))
+    stepped = [(e.step, e.perplexity) for e in only(Stepped, events)]
+    for stop in range(1, steps + 1):
+        first = Training.begin(corpus, configuration)
+        seen: list[Event] = []
+        for event in first.events():
+            seen.append(event)
+            if isinstance(event, Stepped) and event.step == stop:
+                first.stop()
+        last = seen[-1]
+        assert isinstance(last, Finished)
+        # An update that is the last of all ends the run by itself.
+        assert last.reason == ("epochs" if stop == steps else "interrupted")
+        second = Training.resume(registry.find(first.run.name))
+        after = list(second.events())
+        assert [(e.step, e.perplexity) for e in only(Stepped, seen + after)] == stepped
+        assert contents(first.run.last_path) == contents(whole.run.last_path)
+        best, right = Checkpoint.read(first.run.best_path), Checkpoint.read(whole.run.best_path)
+        assert all(np.array_equal(best.weights[name], right.weights[name]) for name in right.weights)
+        assert without_times(first.run.log()) == without_times(whole.run.log())
+
+
+def test_a_listener_that_leaves_loses_nothing(corpus: Corpus) -> None:
+    whole, _ = trained(corpus)
+    first = Training.begin(corpus, SMALL)
+    events = first.events()
+    for _ in itertools.takewhile(lambda e: not (isinstance(e, Stepped) and e.step == 5), events):
+        pass
+    assert isinstance(events, Iterator)
+    events.close()  # type: ignore[attr-defined]
+    list(Training.resume(first.run).events())
+    assert contents(first.run.last_path) == contents(whole.run.last_path)
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once_after_a_crash(corpus: Corpus) -> None:
+    whole, _ = trained(corpus)
+    crashed = Training.begin(corpus, SMALL)
+    crashed.stop()
+    list(crashed.events())
+    # As if the process had gone on for an epoch and been killed before its next save.
+    crashed.run.append_log({"event": "evaluated", "step": 10**6, "epoch": 1})
+    list(Training.resume(crashed.run).events())
+    assert without_times(crashed.run.log()) == without_times(whole.run.log())
+
+
+def test_limits_can_be_moved_when_a_run_is_resumed(corpus: Corpus) -> None:
+    longer, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 5}))
+    first, _ = trained(corpus)
+    events = list(Training.resume(first.run, epochs=5).events())
+    assert [e.epoch for e in only(Evaluated, events)] == [4, 5]
+    assert contents(first.run.last_path) == contents(longer.run.last_path)
+    assert first.run.configuration.epochs == 5
+
+
+def test_a_finished_run_resumed_has_nothing_to_do(corpus: Corpus) -> None:
+    training, _ = trained(corpus)
+    before = training.run.log()
+    events = list(Training.resume(training.run).events())
+    assert only(Stepped, events) == []
+    assert without_times(training.run.log()) == without_times(before)
+
+
+def test_a_budget_ends_training_within_an_epoch_and_is_judged_there(corpus: Corpus) -> None:
+    _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 0.001}))
+    assert len(only(Stepped, events)) == 1
+    assert len(only(Evaluated, events)) == 1
+    assert only(Finished, events)[0].reason == "budget"
+
+
+def test_training_ends_when_the_rate_has_decayed_away(corpus: Corpus) -> None:
+    # A rate of next to nothing never improves twice: every second evaluation lowers it.
+    configuration = Configuration(
+        **{**SMALL.to_json(), "epochs": 100, "decay_patience": 1, "decay_factor": 0.05, "learning_rate": 1e-12}
+    )
+    _, events = trained(corpus, configuration)
+    decays = only(RateDecayed, events)
+    assert only(Finished, events)[0].reason == "converged"
+    assert [e.new_rate for e in decays] == pytest.approx([5e-14, 2.5e-15])
+
+
+def test_plateau_is_the_tutorials() -> None:
+    perplexities = [9.0, 8.0, 8.5, 8.1, 8.0, 8.2, 8.3, 7.9, 9, 9, 9, 9, 9, 9]
+    # The tutorial's own lines, from its section "Decaying learning rate over time".
+    decay_count, minimum, gstep = 0, 1e10, 0
+    schedule = Plateau(0.001)
+    for perplexity in perplexities:
+        if perplexity < minimum:
+            decay_count = 0
+            minimum = perplexity
+        else:
+            decay_count += 1
+        if decay_count >= 5:
+            decay_count = 0
+            gstep += 1
+        schedule = schedule.after(perplexity, factor=0.5, patience=5)
+        assert schedule == Plateau(0.001 * 0.5**gstep, minimum, decay_count)
+    assert gstep == 2
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpoint(corpus: Corpus) -> None:
+    # Fault 35.
+    training = Training.begin(corpus, SMALL)
+    training.stop()
+    list(training.events())
+    before = training.run.last_path.read_bytes()
+    resumed = Training.resume(training.run)
+    assert resumed._checkpoint is not None
+    resumed._checkpoint.weights["output.bias"][:] = np.inf
+    with pytest.raises(GrimmgenError, match=r"no longer finite at update \d+.*train anew with --lr 0.0001"):
+        list(resumed.events())
+    assert training.run.last_path.read_bytes() == before
+
+
+def test_two_trainings_of_one_run_are_refused_of_two_runs_are_fine(corpus: Corpus) -> None:  # fault 36
+    first, second = Training.begin(corpus, SMALL), Training.begin(corpus, SMALL)
+    events = first.events()
+    next(events)
+    next(second.events())
+    with pytest.raises(GrimmgenError, match=f"the run {first.run.name} is in use by process"):
+        next(Training(first.run, SMALL, corpus, split_by_hash(corpus), "cpu").events())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 10**5}, r"--batch-size 100000 is more than the \d+ n-grams"),  # fault 38
+        ({"min_count": 10**6}, "no 2-gram occurs 1000000 times"),
+    ],
+)
+def test_a_text_too_short_is_refused_before_there_is_a_run(
+    corpus: Corpus, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        Training.begin(corpus, Configuration(**{**SMALL.to_json(), **change}))
+    assert registry.all_runs() == []
+
+
+def test_a_changed_story_is_noticed_when_a_run_is_resumed(corpus: Corpus) -> None:
+    training, _ = trained(corpus)
+    story = split_by_hash(corpus).parts["train"][0]
+    assert isinstance(story.path, Path)
+    story.path.write_text("another tale", encoding="utf-8")
+    with pytest.raises(IntegrityError, match="has changed"):
+        list(Training.resume(training.run, epochs=9).events())
+
+
+def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpus: Corpus) -> None:
+    training, events = trained(corpus)
+    checkpoint = training.run.checkpoint()
+    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
+    model.load_weights(checkpoint.weights)
+    stories = split_by_hash(corpus).parts["valid"]
+    texts = encode_stories([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
+    assert evaluate(model, texts).total.perplexity == only(Finished, events)[0].best_perplexity
+
+
+def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(corpus: Corpus) -> None:
+    training, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "min_count": 12}))
+    checkpoint = training.run.checkpoint()
+    vocabulary = checkpoint.vocabulary
+    model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
+    model.load_weights(checkpoint.weights)
+    texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
+    result = evaluate(model.float(), encode_stories(texts, vocabulary))
+    for (_, text), score in zip(texts, result.stories, strict=True):
+        ids = vocabulary.encode(text)
+        inputs = torch.tensor([1, *ids.tolist()])[:, None]
+        hidden, _ = model(inputs, model.zero_state(1), None)
+        logits = hidden[:, 0] @ model.output.weight + model.output.bias
+        targets = torch.tensor([*ids.tolist(), 1])
+        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        spelt = [text.lower()[i * 2 : i * 2 + 2] for i in np.flatnonzero(ids == 0)]
+        nats += sum(vocabulary.spelling_cost(c) for gram in spelt for c in gram)
+        nats += sum(vocabulary.spelling_cost("") for gram in spelt if len(gram) < 2)
+        assert score.nats == pytest.approx(nats, rel=1e-5)
+        assert score.bits_per_character == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
+        assert score.unknown == len(spelt)
+    assert result.total.perplexity == pytest.approx(
+        math.exp(sum(s.nats for s in result.stories) / sum(s.predictions for s in result.stories))
+    )
