@@ -98,7 +98,9 @@ def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus,
             "layers": 2,
             "decay_patience": 1,
             "learning_rate": 0.5,
-            "epochs": 5,
+            "epochs": 4,
+            "batch_size": 9,
+            "unroll": 25,
         }
     )
     whole, events = trained(corpus, configuration)
