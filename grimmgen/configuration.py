@@ -84,7 +84,8 @@ class Configuration:
         _within("--min-count", self.min_count, 1, 1 << 40)
         if self.initialisation not in get_args(Initialisation):
             raise UsageError(
-                f"--init {self.initialisation[:80]!r} is not known", f"give {' or '.join(get_args(Initialisation))}"
+                f"--init {self.initialisation[:80]!r} is not known",
+                f"give {' or '.join(get_args(Initialisation))}",
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +142,9 @@ def parameter_count(configuration: Configuration, vocabulary_size: int) -> int:
 def _within(option: str, value: float, low: float, high: float, form: str = "") -> None:
     # Written so that a value that is not a number is outside.
     if not low <= value <= high:
-        raise UsageError(f"{option} {_shown(value)} is out of range", f"give {_shown(low)} to {_shown(high)}{form}")
+        raise UsageError(
+            f"{option} {_shown(value)} is out of range", f"give {_shown(low)} to {_shown(high)}{form}"
+        )
 
 
 def _shown(number: float) -> str:

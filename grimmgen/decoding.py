@@ -34,9 +34,10 @@ def temper(logits: Logits, temperature: float) -> Logits:
     shifted = logits - logits.max()
     if temperature == 0.0:
         return allow_only(shifted, [int(shifted.argmax())])
-    # The best one is at zero, so that the smallest temperature overflows to minus infinity, never to nan.
+    # The best one is at zero, so that the smallest temperature overflows to minus infinity, never to nan;
+    # in float64, since in float32 the temperature itself could become zero.
     with np.errstate(over="ignore"):
-        return np.asarray(shifted / temperature, np.float32)
+        return np.asarray(shifted.astype(np.float64) / temperature, np.float32)
 
 
 def top_k(logits: Logits, k: int) -> Logits:

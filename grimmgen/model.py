@@ -184,10 +184,15 @@ class LanguageModel(nn.Module):
                 weight.copy_(torch.from_numpy(weights[name]))
 
     def _dropout_mask(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor | None:
-        keep = 1.0 - self.configuration.dropout
-        if keep == 1.0:
+        # Four decisions a random number, each on 16 bits: four times as fast as a uniform number for each.
+        # The scale is that of the probability so rounded, so that the mask's mean is exactly 1.
+        kept = round((1.0 - self.configuration.dropout) * 65536)
+        if kept == 65536:
             return None
-        return torch.rand(shape, generator=generator, device=self.device).lt_(keep).div_(keep)
+        count = math.prod(shape)
+        words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
+        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+        return (bits < kept - 32768).to(torch.float32).mul_(65536 / kept).view(shape)
 
     def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs = torch.from_numpy(window.inputs).to(self.device, torch.int64)

@@ -29,8 +29,8 @@ from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Names that Windows keeps for devices, whatever follows a dot.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.", re.IGNORECASE)
+# Names that Windows keeps for devices, whatever follows a dot; and what would be taken for a file.
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.safetensors", re.IGNORECASE)
 _FORMAT = 1
 
 _ADJECTIVES = (
@@ -127,22 +127,24 @@ class Run:
     def append_log(self, event: Mapping[str, Any]) -> None:
         """Add one line to the log."""
         line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+        # A corpus may be named after a file whose name is no Unicode.
         with files.explained(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
-            file.write(line.encode())
+            file.write(line.encode("utf-8", "surrogatepass"))
 
     def cut_log(self, step: int) -> None:
         """Drop what was logged after this step, so that a resume writes it again, once."""
         kept = [event for event in self.log() if _integer(event.get("step")) <= step]
         kept = [event for event in kept if event.get("event") != "finished"]
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
-        files.write_atomically(self.log_path, text.encode())
+        files.write_atomically(self.log_path, text.encode("utf-8", "surrogatepass"))
 
     def size(self) -> int:
         """Bytes on the disk."""
         total = 0
-        for path in self.path.iterdir():
-            with contextlib.suppress(OSError):
-                total += path.stat().st_size
+        with files.explained(f"cannot read {self.path}"):
+            for path in self.path.iterdir():
+                with contextlib.suppress(OSError):
+                    total += path.stat().st_size
         return total
 
     @contextlib.contextmanager
@@ -276,7 +278,13 @@ def find_checkpoint(run_or_path: str | None) -> tuple[str, Checkpoint]:
         IntegrityError: the file is not what it should be.
     """
     if run_or_path is not None and (run_or_path.endswith(".safetensors") or "/" in run_or_path):
-        return run_or_path, Checkpoint.read(Path(run_or_path).expanduser())
+        try:
+            path = Path(run_or_path).expanduser()
+        except RuntimeError:
+            raise UsageError(f"{run_or_path!r}: there is no such user", "check the path") from None
+        if "\0" in run_or_path:
+            raise UsageError(f"{run_or_path!r} cannot be a path", "leave out the NUL character")
+        return run_or_path, Checkpoint.read(path)
     run = find(run_or_path)
     return run.name, run.checkpoint()
 
@@ -284,13 +292,14 @@ def find_checkpoint(run_or_path: str | None) -> tuple[str, Checkpoint]:
 def all_runs() -> list[Run]:
     """Every run, the latest last."""
     directory = paths.runs_directory()
-    if not directory.is_dir():
-        return []
-    found = [
-        Run(path)
-        for path in directory.iterdir()
-        if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
-    ]
+    with files.explained(f"cannot read {directory}"):
+        if not directory.is_dir():
+            return []
+        found = [
+            Run(path)
+            for path in directory.iterdir()
+            if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+        ]
     return sorted(found, key=lambda run: (_order(run), run.name))
 
 

@@ -106,20 +106,21 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
     # What does not depend on the gradient is done for all steps at once. For the gates i, f, c̃ this is the
     # derivative of c[t] by z; for o it is that of h[t] by z_o. `through` is the derivative of h[t] by c[t].
     factor = torch.empty_like(gates)
-    torch.mul(i, candidate, out=factor[..., :H]).addcmul_(factor[..., :H], i, value=-1)  # c̃ i (1 - i)
-    torch.mul(f, c_in, out=factor[..., H : 2 * H]).addcmul_(factor[..., H : 2 * H], f, value=-1)  # c̄ f (1 - f)
-    torch.addcmul(i, torch.mul(i, candidate), candidate, value=-1, out=factor[..., 2 * H : 3 * H])  # i (1 - c̃²)
+    of_i, of_f, of_candidate, of_o = torch.split(factor, H, dim=2)
+    torch.mul(i, candidate, out=of_i)
+    torch.addcmul(i, of_i, candidate, value=-1, out=of_candidate)  # i (1 - c̃²)
+    of_i.addcmul_(of_i, i, value=-1)  # c̃ i (1 - i)
+    torch.mul(f, c_in, out=of_f).addcmul_(of_f, f, value=-1)  # c̄ f (1 - f)
     through = torch.mul(o, tanh_c)
-    torch.addcmul(through, through, o, value=-1, out=factor[..., 3 * H :])  # tanh(c) o (1 - o)
-    through.mul_(tanh_c).neg_().add_(o)  # o (1 - tanh²(c))
+    torch.addcmul(through, through, o, value=-1, out=of_o)  # tanh(c) o (1 - o)
+    torch.addcmul(o, through, tanh_c, value=-1, out=through)  # o (1 - tanh²(c))
 
     grad_x = factor  # each step's factors are replaced by its gradients
     d_c = torch.zeros_like(h_in[0]) if grad_c is None else grad_c.clone()
     carried_h = torch.zeros_like(d_c)
     transposed = recurrent_weight.t()
     d_i_f_c = grad_x.view(T, B, GATES, H)[:, :, :3]
-    d_o = grad_x[..., 3 * H :]
-    steps = zip(range(T), grad_h, through, grad_x, d_i_f_c, d_o, f, strict=True)
+    steps = zip(range(T), grad_h, through, grad_x, d_i_f_c, of_o, f, strict=True)
     for t, d_out, through_t, d_z, d_z_ifc, d_z_o, f_t in reversed(list(steps)):
         d_h = carried_h.add_(d_out)
         if mask is not None:

@@ -48,7 +48,8 @@ def evaluate(
         if not path.is_file():
             raise UsageError(f"there is no file {path}", "give the path of a text file")
     given = [Story(str(path), path) for path in files or []]
-    loaded = [(asked, *registry.find_checkpoint(asked)) for asked in run or [None]]
+    wanted: list[str | None] = [*run] if run else [None]
+    loaded = [(asked, *registry.find_checkpoint(asked)) for asked in wanted]
     read = [
         [(story.name, story.read()) for story in given or _own_stories(name, asked, split)]
         for asked, name, _ in loaded
