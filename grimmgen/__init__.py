@@ -21,14 +21,21 @@ if TYPE_CHECKING:
     from grimmgen.configuration import Configuration
     from grimmgen.corpus import fetch, open_corpus
     from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+    from grimmgen.events import Evaluated, Finished, RateDecayed, Saved, Started, Stepped
     from grimmgen.generation import Storyteller
     from grimmgen.training import Training
     from grimmgen.vocabulary import Vocabulary
 
 __all__ = [
     "Configuration",
+    "Evaluated",
+    "Finished",
     "GrimmgenError",
     "IntegrityError",
+    "RateDecayed",
+    "Saved",
+    "Started",
+    "Stepped",
     "Storyteller",
     "Training",
     "UsageError",
@@ -45,8 +52,14 @@ __version__ = version("grimmgen")
 
 _HOMES = {
     "Configuration": "configuration",
+    "Evaluated": "events",
+    "Finished": "events",
     "GrimmgenError": "errors",
     "IntegrityError": "errors",
+    "RateDecayed": "events",
+    "Saved": "events",
+    "Started": "events",
+    "Stepped": "events",
     "Storyteller": "generation",
     "Training": "training",
     "UsageError": "errors",

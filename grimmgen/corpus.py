@@ -11,6 +11,7 @@ import concurrent.futures
 import hashlib
 import importlib.resources
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,8 +63,11 @@ class Story:
             IntegrityError: it is not what was fetched.
         """
         remedy = "run `grimmgen fetch` to repair it" if self.latin1 else "put it back as it was, or train anew"
-        if isinstance(self.path, Path) and self.sha256 is not None and self.latin1 and self.path.is_symlink():
-            raise IntegrityError(f"{self.path} is a link, not the story that was fetched", remedy)
+        if isinstance(self.path, Path) and self.sha256 is not None and self.latin1:
+            if self.path.is_symlink():
+                raise IntegrityError(f"{self.path} is a link, not the story that was fetched", remedy)
+            if self.path.exists() and not self.path.is_file():
+                raise IntegrityError(f"{self.path} is not a file", remedy)
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
@@ -83,7 +87,8 @@ class Story:
         """
         content = self.content()
         try:
-            text = content.decode("utf-8-sig")
+            # Not utf-8-sig: its errors count from behind the mark.
+            text = content.decode().removeprefix("\ufeff")
         except UnicodeDecodeError as error:
             if not self.latin1:
                 raise GrimmgenError(
@@ -144,16 +149,18 @@ class Split:
         try:
             parts: dict[Part, tuple[Story, ...]] = {}
             for part in PARTS:
+                entries = value["parts"][part]
+                if gone := [entry["name"] for entry in entries if entry["name"] not in now]:
+                    raise IntegrityError(
+                        f"the corpus {corpus.name} no longer has the story {gone[0]!r}",
+                        "put it back, or train anew",
+                    )
                 parts[part] = tuple(
                     _pinned(now[entry["name"]], str(entry["sha256"]), tuple(map(float, entry["part"])))
-                    for entry in value["parts"][part]
+                    for entry in entries
                 )
             return cls(parts, bool(value["by_story"]))
-        except KeyError as error:
-            raise IntegrityError(
-                f"the corpus {corpus.name} no longer has the story {error.args[0]!r}", "put it back, or train anew"
-            ) from None
-        except (TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise IntegrityError("the split stored with the run cannot be read", "train anew") from None
 
     @property
@@ -162,7 +169,8 @@ class Split:
         digest = hashlib.sha256()
         for part, stories in self.to_json()["parts"].items():
             for story in stories:
-                digest.update(f"{part}\0{story['name']}\0{story['sha256']}\0{story['part']}\n".encode())
+                line = f"{part}\0{story['name']}\0{story['sha256']}\0{story['part']}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
@@ -179,9 +187,9 @@ def open_corpus(source: str) -> Corpus:
         tales = importlib.resources.files("grimmgen") / SAMPLER
         found = [Story(t.name[:-4], t) for t in tales.iterdir() if t.name.endswith(".txt")]
         return Corpus(SAMPLER, SAMPLER, tuple(sorted(found, key=lambda s: s.name)))
-    path = Path(source).expanduser()
+    path = Path(source)
     try:
-        path = path.resolve(strict=True)
+        path = path.expanduser().resolve(strict=True)
         if path.is_dir():
             stories = [
                 Story(file.relative_to(path).as_posix()[:-4], file)
@@ -190,7 +198,8 @@ def open_corpus(source: str) -> Corpus:
             ]
         else:
             stories = [Story(path.stem, path)]
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError):
+        # RuntimeError: links in a circle, or the home of a user who does not exist.
         raise UsageError(
             f"there is no corpus {source!r}", f"give {GRIMM}, {SAMPLER}, or the path of a text file or directory"
         ) from None
@@ -237,7 +246,6 @@ def split_by_file(corpus: Corpus, path: Path) -> Split:
     except IntegrityError as error:
         raise UsageError(error.what, form) from None
     named = {story.name: story for story in corpus.stories}
-    parts: dict[Part, tuple[Story, ...]] = {}
     seen: set[str] = set()
     for part in PARTS:
         names = value.get(part) if isinstance(value, dict) else None
@@ -246,14 +254,12 @@ def split_by_file(corpus: Corpus, path: Path) -> Split:
         for name in names:
             if name in seen:
                 raise UsageError(f"the split file {path} names the story {name!r} twice", "name it once")
-            if name not in named:
-                missing = sum(n not in named for p in PARTS for n in value.get(p, []))
-                remedy = "fetch it first" if corpus.source == GRIMM else "check the names"
-                others = f" nor {missing - 1} others" if missing > 1 else ""
-                raise UsageError(f"the corpus {corpus.name} does not have the story {name!r}{others}", remedy)
             seen.add(name)
-        parts[part] = tuple(named[name] for name in names)
-    return Split(parts)
+    if missing := sorted(seen - named.keys()):
+        remedy = "fetch it first" if corpus.source == GRIMM else "check the names"
+        others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UsageError(f"the corpus {corpus.name} does not have the story {missing[0]!r}{others}", remedy)
+    return Split({part: tuple(named[name] for name in value[part]) for part in PARTS})
 
 
 # --- fetching ------------------------------------------------------------------------------------------------
@@ -300,8 +306,8 @@ def story_numbers(asked: str) -> list[int]:
     error = UsageError(f"--stories {asked!r} is not clear", f"give 1 to {last}, all, or a list like 1-20,35")
     if asked == "all":
         return list(range(1, last + 1))
-    if re.fullmatch(r"[0-9]{1,4}", asked):
-        asked = f"1-{asked}"
+    if re.fullmatch(r"\s*[0-9]{1,4}\s*", asked):
+        asked = f"1-{asked.strip()}"
     numbers: set[int] = set()
     for item in asked.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", item)
@@ -338,8 +344,12 @@ def fetch(
         GrimmgenError: the cache cannot be written.
     """
     base = url if url.endswith("/") else url + "/"
-    parsed = urlsplit(base)
-    if parsed.scheme not in {"http", "https"} or not parsed.hostname or not base.isprintable():
+    try:
+        parsed = urlsplit(base)
+        usable = parsed.scheme in {"http", "https"} and parsed.hostname and parsed.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not base.isprintable():
         raise UsageError(f"--url {url!r} cannot be used", "give an http or https address")
     if not 1 <= jobs <= 64:
         raise UsageError(f"--jobs {jobs} is out of range", "give 1 to 64")
@@ -373,6 +383,7 @@ def _fetch_missing(
                 except GrimmgenError as error:
                     yield StoryFailed(name, error)
                     continue
+                _make_way(directory / f"{name}.txt")
                 files.write_atomically(directory / f"{name}.txt", content)
                 manifest[name] = {
                     "url": f"{base}{name}.txt",
@@ -402,6 +413,13 @@ def _check_story(url: str, content: bytes) -> None:
     controls = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in content)
     if b"\0" in content or controls > len(content) // 100:
         raise IntegrityError(f"{url}: that is not plain text", remedy)
+
+
+def _make_way(path: Path) -> None:
+    """Remove a directory from where a story belongs: all that lies in the cache can be fetched again."""
+    if path.is_dir() and not path.is_symlink():
+        with files.explained(f"cannot remove the directory {path}"):
+            shutil.rmtree(path)
 
 
 def _missing(directory: Path, manifest: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:
@@ -436,7 +454,7 @@ def _manifest(directory: Path) -> dict[str, dict[str, Any]]:
             for name, entry in value["stories"].items()
             if re.fullmatch(r"[0-9]{3}", name)
         }
-    except (FileNotFoundError, IntegrityError, KeyError, TypeError, ValueError, AttributeError):
+    except (FileNotFoundError, IntegrityError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return {}
 
 
@@ -461,6 +479,8 @@ def _fetched() -> Corpus:
 
 def _pinned(story: Story, sha256: str | None, part: tuple[float, ...]) -> Story:
     begin, end = part
+    if not 0.0 <= begin <= end <= 1.0:
+        raise ValueError(part)
     return Story(story.name, story.path, sha256, story.latin1, (begin, end))
 
 

@@ -7,17 +7,25 @@ Knows URLs and bytes, and nothing of stories.
 from __future__ import annotations
 
 import email.utils
+import http.client
+import io
 import random
+import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
 
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 ATTEMPTS = 5
 LONGEST_WAIT = 60.0
@@ -34,7 +42,8 @@ class Downloader:
         jobs: how many files are fetched at once.
         size_limit: bytes; a longer body is refused.
         read_timeout: seconds without a byte.
-        deadline: seconds for one try at one file, from the first byte sent to the last received.
+        deadline: seconds for one try at one file, from the first byte sent to the last received; looked at
+            whenever bytes come, so a stall may add one read_timeout.
         wait: waits that many seconds, or less if the downloader is stopped.
     """
 
@@ -57,6 +66,7 @@ class Downloader:
             timeout=urllib3.Timeout(connect=10.0, read=read_timeout),
             headers={"Accept-Encoding": "identity", "User-Agent": "grimmgen (folk tales for a language model)"},
         )
+        self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
     def get(self, url: str) -> bytes:
         """The body that `url` leads to.
@@ -70,13 +80,13 @@ class Downloader:
         """
         reason = ""
         for attempt in range(ATTEMPTS):
+            if self._stopped.is_set():
+                raise GrimmgenError(f"{url}: stopped", "run the command again to go on")
             try:
                 return self._try(url)
             except _Passing as error:
                 reason = error.reason
                 pause = error.pause
-            if self._stopped.is_set():
-                raise GrimmgenError(f"{url}: stopped", "run the command again to go on")
             if attempt + 1 < ATTEMPTS:
                 # The jitter keeps eight jobs from knocking together.
                 backoff = 0.5 * 2.0**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
@@ -98,13 +108,19 @@ class Downloader:
 
     def _try(self, url: str) -> bytes:
         deadline = time.monotonic() + self._deadline
+
+        def check() -> None:
+            if time.monotonic() > deadline or self._stopped.is_set():
+                raise _Passing(f"not done after {self._deadline:g} s")
+
+        _check.set(check)
         for _ in range(_REDIRECTS + 1):
             response = self._open(url)
             try:
                 if response.status in {301, 302, 303, 307, 308}:
                     url = _redirected(url, response.headers.get("Location", ""))
                     continue
-                return self._body(url, response, deadline)
+                return self._body(url, response)
             finally:
                 # What is left of the body is not read: the connection is of no more use.
                 response.close()
@@ -115,6 +131,8 @@ class Downloader:
         try:
             return self._pool.request("GET", url, preload_content=False, redirect=False, decode_content=False)
         except urllib3.exceptions.SSLError as error:
+            if not isinstance(error.args[0], ssl.CertificateError):
+                raise _Passing(_short(error)) from error
             raise GrimmgenError(
                 f"{url}: the server's certificate is not trusted ({error})", "check the --url"
             ) from error
@@ -123,7 +141,7 @@ class Downloader:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Passing(_short(error)) from error
 
-    def _body(self, url: str, response: urllib3.BaseHTTPResponse, deadline: float) -> bytes:
+    def _body(self, url: str, response: urllib3.BaseHTTPResponse) -> bytes:
         if response.status in _RETRIED:
             raise _Passing(
                 f"the server answers {response.status}", _retry_after(response.headers.get("Retry-After"))
@@ -132,20 +150,23 @@ class Downloader:
             raise GrimmgenError(f"{url}: the server answers {response.status}", "check the --url and the numbers")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise IntegrityError(f"{url}: the server sends a compressed body unasked", "check the --url")
+        too_long = IntegrityError(f"{url}: the body is over {self._limit >> 20} MB", "check the --url")
+        if not response.chunked:
+            length = response.headers.get("Content-Length", "")
+            if not length.isdecimal():
+                # The end of such a body and a broken connection look the same; so does a head that was cut off.
+                raise _Passing("the server does not say how long the body is")
+            # Not int(), which refuses 5000 digits.
+            if float(length) > self._limit:
+                raise too_long
         body = bytearray()
         try:
-            # read1 returns with whatever has come, so that a byte a second cannot outlast the deadline.
             while chunk := response.read1(_CHUNK):
                 body += chunk
                 if len(body) > self._limit:
-                    raise IntegrityError(f"{url}: the body is over {self._limit >> 20} MB", "check the --url")
-                if time.monotonic() > deadline or self._stopped.is_set():
-                    raise _Passing(f"not done after {self._deadline:g} s")
+                    raise too_long
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Passing(_short(error)) from error
-        expected = response.headers.get("Content-Length")
-        if expected is not None and expected.isdigit() and int(expected) != len(body):
-            raise _Passing(f"{len(body)} bytes came instead of {expected}")
         return bytes(body)
 
 
@@ -158,12 +179,60 @@ class _Passing(Exception):  # noqa: N818 - never leaves this module
         self.pause = pause
 
 
+# Of the try that this thread is at: raises when its time is up.
+_check: ContextVar[Callable[[], None]] = ContextVar("_check")
+
+
+class _Timed(io.RawIOBase):
+    """What a connection brings, in time: head, chunk sizes and body alike, or a byte a second outlasts all."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self._raw = raw
+        self._check = _check.get()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int | None:
+        self._check()
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Answer(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.fp = io.BufferedReader(_Timed(self.fp.detach()))
+
+
+class _Connection(urllib3.connection.HTTPConnection):
+    response_class = _Answer
+
+
+class _SecureConnection(urllib3.connection.HTTPSConnection):
+    response_class = _Answer
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
+
+
 def _redirected(url: str, location: str) -> str:
     """Where a redirect leads: to the same host, and never from https to something less."""
-    target = urljoin(url, location)
-    old, new = urlsplit(url), urlsplit(target)
-    upgraded = (old.scheme, new.scheme) == ("http", "https") and new.port is None
-    same = (old.scheme, old.port) == (new.scheme, new.port) or upgraded
+    try:
+        target = urljoin(url, location)
+        old, new = urlsplit(url), urlsplit(target)
+        upgraded = (old.scheme, new.scheme) == ("http", "https") and new.port is None
+        same = (old.scheme, old.port) == (new.scheme, new.port) or upgraded
+    except ValueError:
+        raise GrimmgenError(f"{url}: redirected to {location!r}, which is no URL", "check the --url") from None
     if not same or old.hostname != new.hostname or not location:
         raise GrimmgenError(
             f"{url}: redirected to {target!r}, another place", "give that as --url if you trust it"
@@ -197,9 +266,11 @@ def _short(error: BaseException) -> str:
             return "the server stalled"
         case urllib3.exceptions.NewConnectionError():
             return "the connection was refused"
-        case urllib3.exceptions.IncompleteRead():
+        case urllib3.exceptions.ProtocolError(args=(_, http.client.IncompleteRead())):
             return "the body was cut off"
         case urllib3.exceptions.ProtocolError():
             return "the connection broke"
+        case urllib3.exceptions.SSLError():
+            return "the TLS connection failed"
         case _:
             return error.__class__.__name__

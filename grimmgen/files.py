@@ -32,7 +32,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     the directory is flushed, in this order: after a power cut the name leads to the old or the new content.
 
     Raises:
-        GrimmgenError: the disk is full, read-only or failing; `path` is as it was.
+        GrimmgenError: the disk is full, read-only or failing; `path` is as it was, or new and whole if only
+            the directory could not be flushed.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with explained(f"cannot write {path}"):
@@ -51,7 +52,9 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` atomically as indented JSON, keys in the order given."""
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    # surrogatepass, as json.loads reads it: a story may be named after a file whose name is not UTF-8.
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
 def read_json(path: Path, limit: int = 64 << 20) -> Any:

@@ -37,13 +37,19 @@ def runs_directory() -> Path:
 
 def _directory(part: str, default: Callable[..., Path]) -> Path:
     remedy = "set GRIMMGEN_HOME to an absolute directory"
-    if home := os.environ.get("GRIMMGEN_HOME"):
-        path = Path(home).expanduser() / part
-        source = f"GRIMMGEN_HOME is {home!r}, which is not an absolute path"
-    else:
-        path = default("grimmgen", appauthor=False)
-        source = f"no home directory: the {part} directory would be {str(path)!r}"
+    home, variable = os.environ.get("GRIMMGEN_HOME"), f"XDG_{part.upper()}_HOME"
+    # Some versions of platformdirs take a relative directory, others pass over it in silence.
+    if not home and (xdg := os.environ.get(variable)) and not Path(xdg).is_absolute():
+        raise UsageError(f"{variable} is {xdg!r}, which is not an absolute path", remedy)
+    try:
+        path = Path(home).expanduser() / part if home else default("grimmgen", appauthor=False)
+    except RuntimeError:
+        # What pathlib and platformdirs raise where there is no home directory.
+        path = Path("~", part)
     # A relative path would depend on where the command was typed, and `~` would become a directory's name.
     if not path.is_absolute() or "~" in path.parts:
+        source = f"GRIMMGEN_HOME is {home!r}, which is not an absolute path"
+        if not home:
+            source = f"no home directory: the {part} directory would be {str(path)!r}"
         raise UsageError(source, remedy)
     return path

@@ -141,7 +141,7 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(8 if self.narrow else 24, style="dim", complete_style="cyan", finished_style="cyan"),
             TextColumn("{task.completed:>.0f}/{task.total:.0f}", style="dim"),
-            TextColumn("{task.fields[info]}", markup=False),
+            TextColumn(" {task.fields[info]}", markup=False),
             console=self._console,
             refresh_per_second=5,
             disable=not self.live,

@@ -212,8 +212,10 @@ def _introduce(event: Started, bars: Bars) -> None:
     )
     configuration = event.configuration
     bars.line(
-        f"{event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}; LSTM of {configuration.layers} × "
-        f"{configuration.hidden} units, {event.parameters:,} parameters; {event.updates} updates an epoch"
+        f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {event.updates} updates an epoch"
+    )
+    bars.line(
+        f"LSTM: {configuration.layers} × {configuration.hidden} units, {event.parameters:,} parameters,"
         f" on {event.device}"
     )
 

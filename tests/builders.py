@@ -1,0 +1,43 @@
+"""What several test modules build: a model of a few numbers that looks trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
+from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.vocabulary import Vocabulary
+
+# With bigrams that are kept, and others that are hidden, when two occurrences are asked for.
+TEXT = "the king and the thin hen; the king is the end.\n"
+
+
+def tiny_configuration(**options: Any) -> Configuration:
+    return Configuration(**{"hidden": 3, "batch_size": 2, "unroll": 4, "min_count": 2, **options})
+
+
+def tiny_vocabulary(configuration: Configuration) -> Vocabulary:
+    return Vocabulary.build([TEXT], configuration.ngram, configuration.min_count, configuration.lower)
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]], random_seed: int = 0) -> Tensors:
+    draw = np.random.default_rng(random_seed)
+    return {n: draw.normal(0.0, 1 / math.sqrt(s[0]), s).astype(np.float32) for n, s in shapes.items()}
+
+
+def tiny_checkpoint(training: bool = False, **options: Any) -> Checkpoint:
+    """Three units over the bigrams of TEXT; with `training` what a resume needs, too."""
+    configuration = tiny_configuration(**options)
+    vocabulary = tiny_vocabulary(configuration)
+    return Checkpoint(
+        configuration,
+        vocabulary,
+        {"run": "quiet-fox", "corpus": "tales", "step": 7},
+        random_tensors(weight_shapes(configuration, len(vocabulary))),
+        {"step": 7} if training else None,
+        random_tensors(training_shapes(configuration, len(vocabulary)), 1) if training else {},
+    )

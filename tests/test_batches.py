@@ -1,0 +1,150 @@
+"""Windows and story starts, held against a plain walk over the stories."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from grimmgen.batches import NO_TARGET, Stream, Window, epoch, together, window_count
+from grimmgen.vocabulary import END, Ids
+
+# A busy machine is no failure.
+patiently = settings(deadline=None)
+STORIES = st.lists(st.lists(st.sampled_from([0, 2, 3, 4]), max_size=12), min_size=1, max_size=6)
+ROWS, STEPS = st.integers(1, 6), st.integers(1, 7)
+
+
+def arrays(stories: list[list[int]]) -> list[Ids]:
+    return [np.array(story, np.int32) for story in stories]
+
+
+def walked(stories: list[list[int]]) -> list[tuple[int, int, bool]]:
+    """(input, target, start) of every prediction, one story after the other."""
+    steps = []
+    last = END
+    for story in stories:
+        for place, target in enumerate([*story, END]):
+            steps.append((last, target, place == 0))
+            last = target
+    return steps
+
+
+def column(windows: list[Window], row: int) -> list[tuple[int, int, bool]]:
+    """What a row reads through all windows."""
+    return [
+        (int(window.inputs[t, row]), int(window.targets[t, row]), bool(window.starts[t, row]))
+        for window in windows
+        for t in range(len(window.inputs))
+    ]
+
+
+def stories_in(targets: list[int]) -> list[list[int]]:
+    stories: list[list[int]] = [[]]
+    for target in targets:
+        if target == END:
+            stories.append([])
+        else:
+            stories[-1].append(target)
+    assert stories.pop() == [], "the last story has its <end>"
+    return stories
+
+
+def told_order(windows: list[Window]) -> list[list[int]]:
+    """The stories in the order in which the rows, one below the other, hold them."""
+    rows = range(windows[0].inputs.shape[1])
+    return stories_in([target for row in rows for _, target, _ in column(windows, row) if target != NO_TARGET])
+
+
+@patiently
+@given(STORIES, ROWS, STEPS, st.integers(0, 2**63 - 1), st.integers(0, 9))
+@example([[]], 1, 1, 0, 0)
+@example([[2]], 6, 7, 0, 0)  # fault 21: more rows, and longer ones, than there is text
+def test_an_epoch_predicts_every_token_once_in_rows_of_contiguous_text(
+    stories: list[list[int]], rows: int, steps: int, random_seed: int, number: int
+) -> None:
+    windows = epoch(arrays(stories), rows, steps, random_seed, number)
+    order = told_order(windows)
+    assert sorted(order) == sorted(stories)
+    text = walked(order)
+    length = -(-len(text) // rows)
+    for row in range(rows):
+        mine = text[row * length : (row + 1) * length]
+        if mine:
+            mine[0] = (*mine[0][:2], True)  # whatever was read before the row, it does not remember
+        read = column(windows, row)
+        assert read[: len(mine)] == mine
+        filler = [(i, target) for i, target, _ in read[len(mine) :]]
+        assert filler == [(END, NO_TARGET)] * len(filler)
+        assert not any(start for _, _, start in read[max(1, len(mine)) :])
+
+
+@patiently
+@given(STORIES, ROWS, STEPS)
+def test_windows_are_alike_and_as_many_as_foretold(stories: list[list[int]], rows: int, steps: int) -> None:
+    windows = epoch(arrays(stories), rows, steps, 1, 2)
+    tokens = len(walked(stories))
+    assert len(windows) == window_count(arrays(stories), rows, steps)
+    assert sum(window.predictions for window in windows) == tokens
+    assert windows[-1].targets[:, 0].max() != NO_TARGET, "no window is empty"
+    shape = (min(steps, -(-tokens // rows)), rows)
+    for window in windows:
+        assert window.inputs.shape == window.targets.shape == window.starts.shape == shape
+        assert [str(a.dtype) for a in (window.inputs, window.targets, window.starts)] == ["int32", "int32", "bool"]
+
+
+def test_a_small_epoch_is_as_drawn_by_hand() -> None:
+    [one, two] = epoch(arrays([[5, 6, 7, 8, 9, 10]]), rows=2, steps=3, random_seed=0, number=0)
+    # Row 0 reads <end> 5 6 7, row 1 goes on with 8 9 10; the last place of row 1 and two steps are filled up.
+    assert one.inputs.T.tolist() == [[1, 5, 6], [8, 9, 10]]
+    assert one.targets.T.tolist() == [[5, 6, 7], [9, 10, 1]]
+    assert one.starts.T.tolist() == [[True, False, False]] * 2
+    assert two.inputs.T.tolist() == [[7, 1, 1], [1, 1, 1]]
+    assert two.targets.T.tolist() == [[8, -1, -1], [-1, -1, -1]]
+    assert not two.starts.any()
+    assert (one.predictions, two.predictions) == (6, 1)
+
+
+def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+    stories = [[i] for i in range(2, 52)]
+
+    def order(random_seed: int, number: int, rows: int = 3, steps: int = 4) -> list[list[int]]:
+        return told_order(epoch(arrays(stories), rows, steps, random_seed, number))
+
+    assert order(0, 0) == order(0, 0, rows=7, steps=1) == order(0, 0, rows=1, steps=1000)
+    orders = [order(random_seed, number) for random_seed in (0, 1, 2**63 - 1) for number in (0, 1, 2)]
+    assert all(orders.count(one) == 1 for one in orders)
+    assert stories not in orders
+
+
+def test_the_stories_are_left_as_they_were() -> None:
+    stories = arrays([[5, 6, 7], [8, 9]])
+    windows = [*epoch(stories, 2, 2, 0, 0), *together(stories, 2)]
+    for window in windows:
+        window.inputs[:], window.targets[:] = 77, 77
+    assert [story.tolist() for story in stories] == [[5, 6, 7], [8, 9]]
+
+
+@patiently
+@given(STORIES)
+def test_a_stream_is_the_stories_end_to_end(stories: list[list[int]]) -> None:
+    stream = Stream.of(arrays(stories))
+    assert list(zip(stream.inputs, stream.targets, stream.starts, strict=True)) == walked(stories)
+
+
+@patiently
+@given(STORIES, STEPS)
+@example([[], [2, 3]], 7)
+def test_together_gives_each_story_its_own_row(stories: list[list[int]], steps: int) -> None:
+    windows = list(together(arrays(stories), steps))
+    assert {window.inputs.shape for window in windows} == {(min(steps, 1 + max(map(len, stories))), len(stories))}
+    for row, story in enumerate(stories):
+        read = column(windows, row)
+        mine = walked([story])
+        assert read == mine + [(END, NO_TARGET, False)] * (len(read) - len(mine))
+
+
+@pytest.mark.parametrize(("tokens", "rows", "steps", "windows"), [(1, 1, 50, 1), (100, 10, 5, 2), (101, 10, 5, 3)])
+def test_window_count_by_hand(tokens: int, rows: int, steps: int, windows: int) -> None:
+    assert window_count([np.zeros(tokens - 1, np.int32)], rows, steps) == windows

@@ -1,0 +1,505 @@
+"""Checkpoints: what is written comes back, and whatever else a file holds is refused in one line."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import math
+import os
+import pickle
+import re
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
+from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.errors import GrimmgenError, IntegrityError
+from tests.builders import TEXT, tiny_checkpoint, tiny_configuration
+
+Json = dict[str, Any]
+# Of a file: the entries of its header without the metadata, our part of the metadata, the tensors' bytes.
+Damage = Callable[[Json, Json, bytearray], None]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "some.safetensors"
+
+
+def written(checkpoint: Checkpoint, path: Path) -> bytes:
+    checkpoint.write(path)
+    return path.read_bytes()
+
+
+def taken_apart(content: bytes) -> tuple[Json, Json, bytearray]:
+    length = int.from_bytes(content[:8], "little")
+    entries = json.loads(content[8 : 8 + length])
+    return entries, json.loads(entries.pop("__metadata__")["grimmgen"]), bytearray(content[8 + length :])
+
+
+def put_together(entries: object, ours: object, body: bytearray) -> bytes:
+    if isinstance(entries, dict):
+        entries = {"__metadata__": {"grimmgen": json.dumps(ours)}, **entries}
+    raw = json.dumps(entries).encode()
+    return len(raw).to_bytes(8, "little") + raw + body
+
+
+def lay(path: Path, content: bytes) -> None:
+    # Some file systems flush a file that is written anew, a thousand times.
+    path.unlink(missing_ok=True)
+    path.write_bytes(content)
+
+
+def refusal(path: Path, content: bytes) -> IntegrityError:
+    """The error that reading a file of this content raises: exit code 3, one line of sane length."""
+    lay(path, content)
+    with pytest.raises(IntegrityError) as caught:
+        Checkpoint.read(path)
+    assert caught.value.exit_code == 3
+    assert str(caught.value).isprintable()
+    assert str(path) in caught.value.what
+    assert len(str(caught.value)) < len(str(path)) + 250
+    assert caught.value.remedy
+    return caught.value
+
+
+def same(one: Tensors, other: Tensors) -> bool:
+    return {n: (t.shape, t.dtype, t.tobytes()) for n, t in one.items()} == {
+        n: (t.shape, t.dtype, t.tobytes()) for n, t in other.items()
+    }
+
+
+# --- what is written comes back --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("ngram", [1, 3])
+def test_a_checkpoint_comes_back_to_the_bit(path: Path, training: bool, layers: int, ngram: int) -> None:
+    checkpoint = tiny_checkpoint(training, layers=layers, ngram=ngram, budget=1.5)
+    checkpoint.write(path)
+    read = Checkpoint.read(path)
+    assert read.configuration == checkpoint.configuration
+    assert read.vocabulary == checkpoint.vocabulary
+    assert read.provenance == checkpoint.provenance
+    assert read.progress == checkpoint.progress == ({"step": 7} if training else None)
+    assert same(read.weights, checkpoint.weights)
+    assert same(read.training_tensors, checkpoint.training_tensors)
+    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden temporary files, too
+
+
+def test_the_same_checkpoint_is_the_same_bytes_and_nothing_but_safetensors(path: Path) -> None:
+    content = written(tiny_checkpoint(True), path)
+    assert content == written(Checkpoint.read(path), path)
+    assert {*safetensors.numpy.load(content)} == {
+        *tiny_checkpoint(True).weights,
+        *tiny_checkpoint(True).training_tensors,
+    }
+
+
+def test_a_transposed_view_is_written_by_its_indices(path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    weights = {name: np.asfortranarray(tensor) for name, tensor in checkpoint.weights.items()}
+    weights["output.bias"] = np.repeat(weights["output.bias"], 2)[::2]
+    Checkpoint(checkpoint.configuration, checkpoint.vocabulary, {}, weights).write(path)
+    assert same(Checkpoint.read(path).weights, checkpoint.weights)
+
+
+def test_a_name_that_is_no_unicode_comes_back(path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    provenance = {"corpus": os.fsdecode(b"caf\xe9"), "run": "m\u00e4rchen \U0001f43a"}
+    Checkpoint(checkpoint.configuration, checkpoint.vocabulary, provenance, checkpoint.weights).write(path)
+    assert Checkpoint.read(path).provenance == provenance
+
+
+def test_a_resume_needs_moments_of_each_weight_and_the_state() -> None:
+    configuration = tiny_configuration(layers=2)
+    shapes = training_shapes(configuration, 5)
+    assert shapes.pop("state.h") == shapes.pop("state.c") == (2, 2, 3)
+    weights = weight_shapes(configuration, 5)
+    assert shapes == {f"adam.{m}.{n}": s for m in ("exp_avg", "exp_avg_sq") for n, s in weights.items()}
+
+
+def _fail(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_the_old_file_stays_when_the_new_one_cannot_be_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:  # fault 15
+    old = written(tiny_checkpoint(), path)
+    with monkeypatch.context() as failing:
+        failing.setattr(os, call, _fail)
+        with pytest.raises(GrimmgenError, match=r"cannot write .*No space left on device.*free some space"):
+            tiny_checkpoint(True).write(path)
+    assert path.read_bytes() == old
+    assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden temporary files, too
+
+
+def test_the_old_file_stays_when_the_new_one_is_too_large(path: Path) -> None:  # fault 15
+    resource = pytest.importorskip("resource")
+    old = written(tiny_checkpoint(), path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(old) + 100, hard))
+    try:
+        with pytest.raises(GrimmgenError, match=r"cannot write .*File too large.*ulimit -f"):
+            tiny_checkpoint(True).write(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == old
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("make", "why"), [(Path.mkdir, "Is a directory"), (str, "No such file")])
+def test_what_cannot_be_read_is_told(path: Path, make: Callable[[Path], object], why: str) -> None:
+    make(path)
+    with pytest.raises(GrimmgenError, match=re.escape(f"cannot read {path} ({why}")) as caught:
+        Checkpoint.read(path)
+    assert caught.value.exit_code == 1
+
+
+def allocated(do: Callable[[], object]) -> int:
+    """The most bytes that are held while something is done."""
+    tracemalloc.start()
+    try:
+        do()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+# --- files that are no checkpoints -----------------------------------------------------------------------
+
+
+class Bomb:
+    """Unpickled, it leaves a mark."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[Path], object], tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("zipped", [False, True])
+def test_a_pickle_is_refused_and_not_run(path: Path, protocol: int, zipped: bool) -> None:  # fault 24
+    mark = path.with_name("mark")
+    content = pickle.dumps(Bomb(mark), protocol)
+    if zipped:  # as torch.save does
+        with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+        content = buffer.getvalue()
+    assert "is not a grimmgen checkpoint" in refusal(path, content).what
+    assert not mark.exists()
+
+
+def header(raw: bytes, body: bytes = b"") -> bytes:
+    return len(raw).to_bytes(8, "little") + raw + body
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0",
+        b"\0" * 7,
+        b"\0" * 8,
+        b"\0" * 5000,
+        b"\xff" * 5000,
+        b"{}",
+        TEXT.encode() * 40,
+        (1 << 63).to_bytes(8, "little") + b"{}" * 99,
+        (64 << 20).to_bytes(8, "little") + b"{}",
+        header(b"{}"),
+        header(b"[]"),
+        header(b'"__metadata__"'),
+        header(b"null"),
+        header(b"{" + b" " * 900),
+        header(b"\xff\xfe{\0}\0"),
+        header(b"[" * 200_000),
+        header(b'{"a":' * 200_000),
+        header(b'{"__metadata__":{"grimmgen":"' + b"[" * 200_000 + b'"}}'),
+        header(b'{"__metadata__":{"grimmgen":"' + b"9" * 5000 + b'"}}'),
+        header(b'{"__metadata__":{"grimmgen":7}}'),
+        header(b'{"__metadata__":{"grimmgen":"7"}}'),
+        header(b'{"__metadata__":{"grimmgen":"{}"}}'),
+        header(b'{"__metadata__":{"grimmgen":"{"}}'),
+        header(b'{"__metadata__":{"grimmgen":"[1]"}}'),
+        header(b'{"__metadata__":{}}'),
+        header(b'{"__metadata__":"grimmgen"}'),
+        header(b'{"__metadata__":null}'),
+        safetensors.numpy.save({"a": np.zeros(3)}),
+        safetensors.numpy.save({"a": np.zeros(3)}, metadata={"format": "pt"}),
+    ],
+    ids=lambda content: repr(content[:40]),
+)
+def test_what_is_no_checkpoint_is_refused(path: Path, content: bytes) -> None:
+    assert refusal(path, content).what.endswith("is not a grimmgen checkpoint")
+
+
+def test_a_checkpoint_cut_off_anywhere_is_refused(path: Path) -> None:  # fault 25
+    content = written(tiny_checkpoint(True), path)
+    begin = len(content) - len(taken_apart(content)[2])
+    edges = {0, 1, 7, 8, 9, begin - 1, begin, begin + 1, len(content) - 1}
+    for length in edges | {*range(0, len(content), 37)}:
+        what = refusal(path, content[:length]).what
+        assert what.endswith(("is not a grimmgen checkpoint", "is not whole")[length >= begin - 8 :]), length
+
+
+@pytest.mark.parametrize("more", [b"\0", b"\0" * 4, b"x" * 10_000])
+def test_a_checkpoint_with_more_at_its_end_is_refused(path: Path, more: bytes) -> None:
+    assert refusal(path, written(tiny_checkpoint(), path) + more).what.endswith("is not whole")
+
+
+# --- headers that lie ------------------------------------------------------------------------------------
+
+
+def put(where: str, value: object) -> Damage:
+    """Set `where` (a dotted path into our metadata) to a value."""
+
+    def damage(_: Json, ours: Json, __: bytearray) -> None:
+        *parents, last = where.split(".")
+        for parent in parents:
+            ours = ours[parent]
+        ours[last] = value
+
+    return damage
+
+
+def put_format(version: object) -> Damage:
+    return put("format", version)
+
+
+def entry(name: str, **parts: object) -> Damage:
+    """Change what the header says of a tensor."""
+
+    def damage(entries: Json, _: Json, __: bytearray) -> None:
+        entries[name] = {**entries.get(name, {}), **parts}
+
+    return damage
+
+
+def without(name: str) -> Damage:
+    def damage(entries: Json, ours: Json, _: bytearray) -> None:
+        del (entries if name in entries else ours)[name]
+
+    return damage
+
+
+def swapped(name: str, other: str) -> Damage:
+    def damage(entries: Json, _: Json, __: bytearray) -> None:
+        entries[name], entries[other] = entries[other], entries[name]
+
+    return damage
+
+
+def number(name: str, value: float) -> Damage:
+    """Put a number at the end of a tensor."""
+
+    def damage(entries: Json, _: Json, body: bytearray) -> None:
+        end = entries[name]["data_offsets"][1]
+        body[end - 4 : end] = np.float32(value).tobytes()
+
+    return damage
+
+
+def extra_tensor(entries: Json, _: Json, body: bytearray) -> None:
+    entries["\x1b[2Jextra\n"] = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
+    body += b"\0" * 4
+
+
+def overlap(entries: Json, _: Json, __: bytearray) -> None:
+    entries["state.h"]["data_offsets"] = entries["state.c"]["data_offsets"]
+
+
+def another_vocabulary(_: Json, ours: Json, __: bytearray) -> None:
+    ours["vocabulary"]["ngrams"].pop()
+    ours["vocabulary"]["counts"].pop()
+
+
+LIES: list[tuple[Damage, str]] = [
+    (put_format(2), "has the format 2, newer than this grimmgen: upgrade grimmgen"),
+    (put_format(10**400), "newer than this grimmgen: upgrade grimmgen"),
+    *((damage, "has no format version") for damage in map(put_format, (0, -1, True, "1", 1.0, None, []))),
+    (without("format"), "is not a grimmgen checkpoint"),
+    (without("configuration"), "the configuration has other options"),
+    (without("vocabulary"), "the vocabulary lacks a part"),
+    (without("provenance"), "lacks its provenance"),
+    (put("provenance", "x"), "lacks its provenance"),
+    (put("progress", "x"), "lacks its provenance"),
+    (put("progress", None), "has a tensor too many, adam.exp_avg.layers.0.bias"),
+    (put("configuration.hidden", 2**31), "--hidden 2147483648 is out of range"),
+    (put("configuration.hidden", 10**400), "--hidden"),
+    (put("configuration.hidden", 4), r"layers.0.input_weight is F32 \[\d+, 12\] instead of F32 \[\d+, 16\]"),
+    (put("configuration.layers", 2), "lacks the tensor layers.1.input_weight"),
+    (put("configuration.batch_size", 1), r"state.h is F32 \[1, 2, 3\] instead of F32 \[1, 1, 3\]"),
+    (put("configuration.dropout", float("nan")), "--dropout nan is out of range"),
+    (put("configuration.ngram", 3), "the vocabulary has another ngram than the configuration"),
+    (put("configuration.min_count", 1), "the vocabulary has another min_count than the configuration"),
+    (put("configuration.lower", False), "the vocabulary has another lower than the configuration"),
+    (put("vocabulary.alphabet", "ba"), "the vocabulary has entries that are missing"),
+    (another_vocabulary, r"layers.0.input_weight is F32 \[\d+, 12\] instead of F32"),
+    (entry("output.bias", shape=[2**62]), r"output.bias is F32 \[4611686018427387904\] instead of F32"),
+    (entry("output.bias", shape=[10**4000]), r"output.bias is F32 \[10+ instead of F32"),
+    (entry("output.bias", shape=["a\n\x1b[2J"] * 999), r"output.bias is F32 \['a"),
+    (entry("output.bias", shape=5), "lacks the tensor output.bias"),
+    (entry("output.bias", shape=[-1]), r"output.bias is F32 \[-1\]"),
+    (entry("output.bias", dtype="F64"), "output.bias is F64"),
+    (entry("output.bias", dtype="BF16"), "output.bias is BF16"),
+    (entry("output.bias", dtype="F32\n\x1b" * 99), "output.bias is F32"),
+    (entry("output.bias", dtype=None), "lacks the tensor output.bias"),
+    (entry("output.bias", data_offsets=[0, 2**62]), "is damaged"),
+    (entry("output.bias", data_offsets=[-4, 16]), "is damaged"),
+    (entry("output.bias", data_offsets=None), "is damaged"),
+    (entry("__metadata__", more=1), "is not a grimmgen checkpoint"),
+    (overlap, "is damaged"),
+    (swapped("output.bias", "output.weight"), "output.weight is F32"),
+    (without("output.weight"), "lacks the tensor output.weight"),
+    (without("layers.0.bias"), "lacks the tensor layers.0.bias"),
+    (without("state.c"), "lacks the tensor state.c"),
+    (without("adam.exp_avg_sq.output.bias"), "lacks the tensor adam.exp_avg_sq.output.bias"),
+    (extra_tensor, "has a tensor too many"),
+    *(
+        (number(name, value), f"has numbers in {name} that are vast or not finite")  # fault 27
+        for name in ("layers.0.input_weight", "output.bias", "adam.exp_avg.output.weight", "state.c")
+        for value in (float("nan"), float("inf"), -float("inf"), 3e38, -3e38)
+    ),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), LIES)
+def test_a_lying_header_is_refused(path: Path, damage: Damage, message: str) -> None:  # faults 26 to 28
+    entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
+    damage(entries, ours, body)
+    assert re.search(message, str(refusal(path, put_together(entries, ours, body))))
+
+
+def test_what_the_lies_are_told_with_is_believed(path: Path) -> None:
+    entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
+    path.write_bytes(put_together(entries, ours, body))
+    assert same(Checkpoint.read(path).weights, tiny_checkpoint().weights)
+
+
+@pytest.mark.parametrize("options", [{"hidden": 2**15}, {"hidden": 2**15, "layers": 64}, {"batch_size": 2**20}])
+def test_nothing_is_allocated_for_what_a_header_claims(path: Path, options: dict[str, int]) -> None:  # fault 26
+    entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
+    ours["configuration"] |= options
+    configuration = Configuration.from_json(ours["configuration"])
+    size, end = len(ours["vocabulary"]["ngrams"]) + 2, 0
+    # Right in itself, offsets and all, down to the terabytes that are not there.
+    for name, shape in (weight_shapes(configuration, size) | training_shapes(configuration, size)).items():
+        begin, end = end, end + 4 * math.prod(shape)
+        entries[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    assert end > 20_000_000
+    assert allocated(lambda: refusal(path, put_together(entries, ours, body))) < 2_000_000
+
+
+def test_nothing_is_allocated_for_two_thousand_million_units(path: Path) -> None:  # fault 26
+    entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
+    ours["configuration"]["hidden"] = 2**31
+    for claimed in entries.values():
+        claimed["shape"] = [n * 2**31 for n in claimed["shape"]]
+        claimed["data_offsets"] = [n * 2**31 for n in claimed["data_offsets"]]
+    assert allocated(lambda: refusal(path, put_together(entries, ours, body))) < 2_000_000
+
+
+# --- chance ----------------------------------------------------------------------------------------------
+
+HOSTILE: list[object] = [
+    *(None, True, False, 0, 1, -1, 3, 12, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, math.nan, math.inf),
+    *("", "F32", "F64", "\0", "\n\x1b[2J", "\ud800", "x" * 5000),
+    *([], [[]], [0], [2**62, 4], ["th"], {}, {"": 1}, {"a": {}}),
+]
+
+
+def bytes_mutated(content: bytes, draw: np.random.Generator) -> bytes:
+    """Flip, overwrite, cut out, double or insert, in one to four places."""
+    changed = bytearray(content)
+    for _ in range(draw.integers(1, 5)):
+        at = int(draw.integers(0, len(changed)))
+        piece = slice(at, at + int(draw.integers(1, 20)))
+        match draw.integers(0, 5):
+            case 0:
+                changed[at] ^= 1 << int(draw.integers(0, 8))
+            case 1:
+                changed[at] = int(draw.choice([0, 255, *b'{}[]",:0-9e']))
+            case 2:
+                del changed[piece]
+                changed += b" " * (len(content) - len(changed))
+            case 3:
+                changed[at:at] = changed[piece]
+            case _:
+                changed[piece] = draw.bytes(len(changed[piece]))
+    return bytes(changed)
+
+
+def json_mutated(value: Any, draw: np.random.Generator) -> Any:
+    """Put something hostile in one place, any depth down; or take it away, or double it."""
+    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
+    if not keys or draw.random() < 0.1:
+        return HOSTILE[draw.integers(0, len(HOSTILE))]
+    key = keys[draw.integers(0, len(keys))]
+    action = draw.random()
+    if action < 0.05:
+        del value[key]
+    elif action < 0.1 and isinstance(value, list):
+        value.append(value[key])
+    elif action < 0.1:
+        value[f"{key}\n"] = value[key]
+    else:
+        value[key] = json_mutated(value[key], draw)
+    return value
+
+
+def mutated(content: bytes, draw: np.random.Generator) -> bytes:
+    if draw.random() < 0.5:
+        return bytes_mutated(content, draw)
+    entries, ours, body = taken_apart(content)
+    if draw.random() < 0.3:
+        return put_together(json_mutated(entries, draw), ours, body)
+    return put_together(entries, json_mutated(ours, draw), body)
+
+
+@pytest.mark.slow
+def test_thousands_of_mutants_are_refused_or_sound(path: Path) -> None:  # fault 25
+    draw = np.random.default_rng(25)
+    content = written(tiny_checkpoint(True), path)
+    refusals, sound = [], 0
+    for _ in range(2500):
+        lay(path, mutated(content, draw))
+        try:
+            read = Checkpoint.read(path)
+        except IntegrityError as error:
+            refusals.append(str(error))
+            continue
+        sound += 1
+        shapes = weight_shapes(read.configuration, len(read.vocabulary))
+        assert {name: weight.shape for name, weight in read.weights.items()} == shapes
+        assert all(
+            np.isfinite(tensor).all() for tensor in [*read.weights.values(), *read.training_tensors.values()]
+        )
+        ids, costs, _ = read.vocabulary.encode_with_costs("the hen!")
+        assert ids.max() < len(read.vocabulary)
+        assert np.isfinite(costs).all()
+    assert all(refusal.isprintable() and len(refusal) < len(str(path)) + 250 for refusal in refusals)
+    assert len(refusals) > 1500, "most mutants are damaged"
+    assert sound > 100, "some changes do no harm, and show that reading is reached"
+
+
+def test_the_largest_number_allowed_keeps_every_sum_of_products_finite(path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    weights = {name: np.full_like(tensor, 1e30) for name, tensor in checkpoint.weights.items()}
+    Checkpoint(checkpoint.configuration, checkpoint.vocabulary, {}, weights).write(path)
+    assert same(Checkpoint.read(path).weights, weights)
+    widest = np.full(2**15, 1e30, np.float32)
+    assert np.isfinite(np.ones(2**15, np.float32) @ widest + np.float32(1e30))

@@ -1,0 +1,437 @@
+"""The registry: runs are made whole, found by their order, removed whole; no name leads out of it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import errno
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grimmgen import registry
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.configuration import Configuration
+from grimmgen.corpus import Corpus, Split, Story
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.registry import Run
+from tests.builders import tiny_checkpoint
+
+STORIES = {part: Story(part, Path(f"{part}.txt"), sha256="0" * 64) for part in ("train", "valid", "test")}
+CORPUS = Corpus("tales", "/tales", tuple(STORIES.values()))
+SPLIT = Split({"train": (STORIES["train"],), "valid": (STORIES["valid"],), "test": (STORIES["test"],)})
+
+
+def create(name: str | None = None, configuration: Configuration | None = None) -> Run:
+    return registry.create(
+        name, configuration or Configuration(), CORPUS, SPLIT, "grimmgen train", {"python": "3"}
+    )
+
+
+@pytest.fixture
+def runs(home: Path) -> Path:
+    return home / "data" / "runs"
+
+
+def names() -> list[str]:
+    return [run.name for run in registry.all_runs()]
+
+
+def below(directory: Path) -> set[str]:
+    """Everything in a directory but its locks."""
+    found = {path.relative_to(directory).as_posix() for path in directory.rglob("*")}
+    return {name for name in found if not name.startswith(".lock")}
+
+
+# --- making runs -----------------------------------------------------------------------------------------
+
+
+def test_a_run_is_made_whole_and_tells_what_it_was_made_of(runs: Path) -> None:
+    run = create("first", Configuration(hidden=7))
+    assert run.path == runs / "first"
+    assert below(runs) == {"first", "first/run.json"}
+    info = run.info()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", info.pop("created"))
+    assert info == {
+        "format": 1,
+        "name": "first",
+        "order": 1,
+        "command": "grimmgen train",
+        "versions": {"python": "3"},
+        "configuration": Configuration(hidden=7).to_json(),
+        "corpus": {"name": "tales", "source": "/tales", "sha256": SPLIT.sha256, "split": SPLIT.to_json()},
+    }
+    assert run.configuration == Configuration(hidden=7)
+    assert run.log() == []
+    assert run.size() == (run.path / "run.json").stat().st_size
+
+
+def test_made_up_names_are_good_ones_and_never_taken() -> None:
+    made = [create().name for _ in range(12)]
+    assert len(set(made)) == 12
+    assert all(re.fullmatch(r"[a-z]+-[a-z]+(-\d{1,3})?", name) for name in made)
+    for name in made:
+        registry.check_name(name)
+    assert names() == made
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
+def test_a_name_that_is_taken_is_refused(runs: Path, make: Any) -> None:
+    runs.mkdir(parents=True)
+    make(runs / "mine")
+    with pytest.raises(
+        UsageError, match="there is a run mine already: give another --run, or --resume to go on with it"
+    ):
+        create("mine")
+    assert below(runs) == {"mine"}
+
+
+def test_of_two_who_make_the_same_run_one_does(runs: Path) -> None:
+    def attempt(_: int) -> bool:
+        try:
+            create("same")
+        except UsageError:
+            return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert sorted(pool.map(attempt, range(4))) == [False, False, False, True]
+    assert below(runs) == {"same", "same/run.json"}
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "rename"])
+def test_a_run_that_cannot_be_written_leaves_nothing(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, call, fail)
+        with pytest.raises(GrimmgenError, match="free some space") as caught:  # fault 15
+            create("mine")
+    assert caught.value.exit_code == 1
+    assert below(runs) == set()
+    assert create("mine").info()["order"] == 1
+
+
+# --- names -----------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    *("", ".", "..", "../../x", "a/b", "/abs", "a\\b", "C:x", "~", "-rf", "--run", ".hidden", "_x"),
+    *(
+        "a\nb",
+        "a\n",
+        "a\x1b[2J",
+        "a\0b",
+        "a b",
+        "a\u202eb",
+        "m\u00e4rchen",
+        "\uff41",
+        "\u0661",
+        "a;b",
+        "$HOME",
+        "*",
+    ),
+    *("x" * 65, "x" * 300, "x" * 100_000),
+    *("con", "NUL", "nul.txt", "Com1", "lpt9.a.b", "ends.", "latest", "best.safetensors"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=lambda name: ascii(name)[:20])
+def test_a_hostile_or_reserved_name_is_refused(home: Path, name: str) -> None:  # fault 29
+    for use in (registry.check_name, create) if name == "latest" else (registry.check_name, create, registry.find):
+        with pytest.raises(UsageError, match="cannot be the name of a run: give letters, digits") as caught:
+            use(name)
+        assert caught.value.exit_code == 2
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 600
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("name", ["a", "7", "A-1.b_c", "x" * 64, "console", "nullify", "latest-2", "safetensors"])
+def test_a_plain_name_is_taken(name: str) -> None:
+    assert registry.find(create(name).name) == registry.all_runs()[0]
+
+
+def test_a_run_that_is_a_link_is_refused_and_not_listed(runs: Path, tmp_path: Path) -> None:  # fault 29
+    (elsewhere := create("real").path).rename(tmp_path / "elsewhere")
+    elsewhere.symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    with pytest.raises(UsageError, match="the run real is a link: give the run that it leads to"):
+        registry.find("real")
+    with pytest.raises(GrimmgenError, match="there is no run yet"):
+        registry.find()
+    assert names() == []
+    assert (runs / "real" / "run.json").exists()
+
+
+# --- finding runs ----------------------------------------------------------------------------------------
+
+
+def test_without_a_run_one_is_asked_to_train() -> None:
+    for name in (None, "latest"):
+        with pytest.raises(GrimmgenError, match="there is no run yet: train one with `grimmgen train`") as caught:
+            registry.find(name)
+        assert caught.value.exit_code == 1
+
+
+def test_the_latest_run_is_the_last_begun_or_gone_on_with_whatever_the_clock_says() -> None:  # fault 19
+    first, second, third = (create(name) for name in ("zoe", "mia", "ada"))
+    for run, time in ((first, 4e9), (second, 0), (third, 1)):
+        os.utime(run.path, (time, time))
+        os.utime(run.path / "run.json", (time, time))
+    assert names() == ["zoe", "mia", "ada"]
+    assert registry.find() == registry.find("latest") == third
+    registry.make_latest(first, Configuration(epochs=7))
+    assert registry.find() == first
+    assert first.configuration.epochs == 7
+    assert {**first.info(), "order": 1, "configuration": None} == {
+        **second.info(),
+        "name": "zoe",
+        "order": 1,
+        "created": first.info()["created"],
+        "configuration": None,
+    }
+    assert create("new") == registry.find()
+
+
+def test_a_run_is_found_by_its_name_and_an_unknown_one_is_told_the_latest() -> None:
+    for number in range(7):
+        create(f"run-{number}")
+    assert registry.find("run-3").name == "run-3"
+    with pytest.raises(
+        UsageError, match=r"there is no run run-9: the latest are: run-2, run-3, run-4, run-5, run-6$"
+    ):
+        registry.find("run-9")
+
+
+def test_strangers_in_the_registry_are_passed_over(runs: Path) -> None:
+    create("mine")
+    (runs / "file").touch()
+    (runs / ".draft-1234").mkdir()
+    assert names() == ["mine"]
+
+
+def test_a_home_that_cannot_be_looked_into_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIMMGEN_HOME", "/" + "x" * 300)
+    for use in (registry.find, create):
+        with pytest.raises(GrimmgenError) as caught:
+            use("mine")
+        assert str(caught.value).isprintable()
+
+
+# --- run.json --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "the run bad has no run.json: remove it with `grimmgen runs rm bad`"),
+        (b"", "run.json is not JSON"),
+        (b'{"format": 1, "corpus"', "run.json is not JSON"),
+        (b"\xff\xfe\0", "run.json is not JSON"),
+        (b"[" * 100_000, "run.json is not JSON"),
+        (b"[]", "does not describe a run: remove it with `grimmgen runs rm bad`"),
+        (b"{}", "does not describe a run"),
+        (b'{"format": true, "corpus": {}}', "does not describe a run"),
+        (b'{"format": "1", "corpus": {}}', "does not describe a run"),
+        (b'{"format": 1}', "does not describe a run"),
+        (b'{"format": 2, "corpus": {}}', "run.json has the format 2: upgrade grimmgen"),
+    ],
+)
+def test_a_run_json_that_is_not_one_is_told_and_does_no_harm_to_other_runs(
+    content: bytes | None, message: str
+) -> None:
+    good, bad = create("good"), create("bad")
+    (bad.path / "run.json").unlink()
+    if content is not None:
+        (bad.path / "run.json").write_bytes(content)
+    with pytest.raises(IntegrityError, match=re.escape(message)) as caught:
+        bad.info()
+    assert caught.value.exit_code == 3
+    assert names() == ["bad", "good"], "what does not say its order is the oldest"
+    assert registry.find() == good
+    assert create("next").info()["order"] == 2
+    bad.remove()
+    assert names() == ["good", "next"]
+
+
+@pytest.mark.parametrize("order", [None, "9", True, 9.5, [9], -9])
+def test_an_order_that_is_none_makes_no_run_the_latest(order: object) -> None:
+    create("good")
+    bad = create("bad")
+    info = bad.info()
+    (bad.path / "run.json").write_text(json.dumps(info | {"order": order}))
+    assert registry.find().name == "good"
+
+
+def test_a_configuration_that_cannot_be_is_told() -> None:
+    run = create()
+    info = run.info()
+    info["configuration"]["hidden"] = 0
+    (run.path / "run.json").write_text(json.dumps(info))
+    with pytest.raises(IntegrityError, match="--hidden 0 is out of range"):
+        _ = run.configuration
+
+
+# --- removing, locking -----------------------------------------------------------------------------------
+
+
+def test_a_removed_run_is_gone_and_its_name_is_free(runs: Path) -> None:
+    run = create("mine")
+    create("other")
+    tiny_checkpoint().write(run.best_path)
+    run.remove()
+    assert below(runs) == {"other", "other/run.json"}
+    assert create("mine").info()["order"] == 3
+
+
+def test_a_run_that_is_trained_is_neither_removed_nor_trained_twice() -> None:  # fault 36
+    run, other = create("mine"), create("other")
+    with run.locked():
+        with pytest.raises(
+            GrimmgenError, match=f"the run mine is in use by process {os.getpid()}: wait for it to end"
+        ):
+            run.remove()
+        with pytest.raises(GrimmgenError, match="is in use"), Run(run.path).locked():
+            pytest.fail("locked twice")
+        assert run.info()["name"] == "mine"
+        with other.locked():
+            assert names() == ["mine", "other"]
+    run.remove()
+    assert names() == ["other"]
+
+
+def test_taking_a_run_sweeps_what_a_killed_process_left(runs: Path) -> None:  # fault 10
+    run = create("mine")
+    dead, living = (run.path / f".last.safetensors.{pid}.0123abcd.tmp" for pid in (999_999_999, os.getpid()))
+    dead.touch()
+    living.touch()
+    with run.locked():
+        assert below(runs) == {"mine", "mine/run.json", f"mine/{living.name}"}
+
+
+def test_a_run_that_another_process_has_removed_is_told(runs: Path) -> None:
+    gone = Run(runs / "gone")
+    for use in (gone.size, gone.remove, lambda: gone.append_log({}), lambda: gone.cut_log(0)):
+        with pytest.raises(GrimmgenError, match="No such file or directory"):
+            use()
+    with pytest.raises(IntegrityError, match=r"the run gone has no run\.json"):
+        gone.info()
+
+
+# --- the log ---------------------------------------------------------------------------------------------
+
+
+def test_events_are_logged_one_a_line() -> None:
+    run = create()
+    events: list[dict[str, Any]] = [
+        {"event": "started", "text": "a\nb\u2028\u00e4\U0001f43a\0"},
+        {"event": "evaluated", "step": 1, "loss": 0.1},
+    ]
+    for event in events:
+        run.append_log(event)
+    assert run.log() == events
+    assert run.log_path.read_bytes().count(b"\n") == 2
+
+
+def test_a_number_that_json_does_not_have_is_not_logged() -> None:
+    run = create()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run.append_log({"loss": float("nan")})
+    assert run.log() == []
+
+
+def test_a_corpus_named_in_no_unicode_can_be_logged() -> None:
+    run, event = create(), {"corpus": os.fsdecode(b"caf\xe9"), "step": 1}
+    run.append_log(event)
+    run.cut_log(1)
+    assert run.log() == [event]
+
+
+def test_what_is_no_event_is_left_out_of_the_log() -> None:
+    run = create()
+    lines = [b'{"step": 1}', b"", b"[1]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"step": 2}', b'{"step": 3, "torn']
+    run.log_path.write_bytes(b"\n".join(lines))
+    assert run.log() == [{"step": 1}, {"step": 2}]
+
+
+def test_a_resume_cuts_the_log_at_its_step_and_writes_on_after_a_torn_line() -> None:
+    run = create()
+    events: list[dict[str, Any]] = [
+        {"event": "started"},
+        {"event": "evaluated", "step": 10},
+        {"event": "finished", "step": 10},
+        {"event": "evaluated", "step": 11},
+    ]
+    for event in events:
+        run.append_log(event)
+    with run.log_path.open("ab") as file:
+        file.write(b'{"event": "evaluated", "st')
+    run.cut_log(10)
+    run.append_log({"event": "evaluated", "step": 12})
+    assert run.log() == [*events[:2], {"event": "evaluated", "step": 12}]
+
+
+# --- checkpoints of runs ---------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_found_by_run_or_by_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = create("old"), create("new")
+    for seed, path in enumerate((old.best_path, new.last_path, new.best_path, tmp_path / "copy.safetensors")):
+        tiny_checkpoint(random_seed=seed).write(path)
+
+    def found(asked: str | None) -> tuple[str, int]:
+        name, checkpoint = registry.find_checkpoint(asked)
+        return name, checkpoint.configuration.random_seed
+
+    assert found(None) == found("new") == found("latest") == ("new", 2)
+    assert found("old") == ("old", 0)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for asked in (
+        str(tmp_path / "copy.safetensors"),
+        "copy.safetensors",
+        "./copy.safetensors",
+        "~/copy.safetensors",
+    ):
+        assert found(asked) == (asked, 3)
+    new.best_path.unlink()
+    assert found("new") == ("new", 1), "before its first evaluation a run has its last weights"
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        (None, GrimmgenError, "the run mine has saved nothing yet: wait for its first evaluation"),
+        ("other", UsageError, "there is no run other: the latest are: mine"),
+        ("./gone", GrimmgenError, "cannot read gone (No such file or directory)"),
+        ("gone.safetensors", GrimmgenError, "cannot read gone.safetensors (No such file or directory)"),
+        ("/", GrimmgenError, "cannot read / (Is a directory)"),
+        ("~no such user/x.safetensors", UsageError, "there is no such user"),
+        ("a\0/b", UsageError, "'a\\x00/b' cannot be a path"),
+        ("/" + "x" * 300, GrimmgenError, "(File name too long)"),
+        ("/dev/null", IntegrityError, "/dev/null is not a grimmgen checkpoint"),
+        ("/dev/zero", IntegrityError, "/dev/zero is not a grimmgen checkpoint"),
+        ("bad name", UsageError, "cannot be the name of a run"),
+    ],
+)
+def test_a_checkpoint_that_is_not_there_is_told(
+    asked: str | None, error: type[GrimmgenError], message: str
+) -> None:
+    create("mine")
+    with pytest.raises(GrimmgenError, match=re.escape(message)) as caught:
+        registry.find_checkpoint(asked)
+    assert type(caught.value) is error
+
+
+def test_a_corrupt_best_checkpoint_is_not_passed_over() -> None:  # fault 30
+    run = create("mine")
+    tiny_checkpoint(True).write(run.last_path)
+    run.best_path.write_bytes(run.last_path.read_bytes()[:-1])
+    with pytest.raises(IntegrityError, match=re.escape(f"{run.best_path} is not whole")):
+        registry.find_checkpoint("mine")
+    assert Checkpoint.read(run.last_path).progress == {"step": 7}
