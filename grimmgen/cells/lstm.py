@@ -21,8 +21,6 @@ from torch import Tensor
 
 from grimmgen.cells.products import product
 
-GATES = 4
-
 
 class Saved(NamedTuple):
     """What the backward pass needs of the forward pass."""
@@ -119,7 +117,7 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
     d_c = torch.zeros_like(h_in[0]) if grad_c is None else grad_c.clone()
     carried_h = torch.zeros_like(d_c)
     transposed = recurrent_weight.t()
-    d_i_f_c = grad_x.view(T, B, GATES, H)[:, :, :3]
+    d_i_f_c = grad_x.view(T, B, 4, H)[:, :, :3]
     steps = zip(range(T), grad_h, through, grad_x, d_i_f_c, of_o, f, strict=True)
     for t, d_out, through_t, d_z, d_z_ifc, d_z_o, f_t in reversed(list(steps)):
         d_h = carried_h.add_(d_out)
@@ -133,7 +131,7 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
         if keep is not None:
             carried_h.mul_(keep[t])  # (1)
             d_c.mul_(keep[t])
-    grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_x.view(T * B, GATES * H))  # (2), all steps
+    grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_x.view(T * B, 4 * H))  # (2), all steps
     return grad_x, grad_recurrent_weight, carried_h, d_c
 
 
