@@ -58,7 +58,7 @@ class Stream:
         return cls(inputs, targets, starts)
 
 
-def epoch(stories: Sequence[Ids], rows: int, steps: int, random_seed: int, number: int) -> list[Window]:
+def epoch(stories: Sequence[Sequence[Ids]], rows: int, steps: int, random_seed: int, number: int) -> list[Window]:
     """The windows of one epoch of training.
 
     The stories, in an order drawn from (random_seed, number) alone, are laid end to end and cut into `rows`
@@ -66,20 +66,21 @@ def epoch(stories: Sequence[Ids], rows: int, steps: int, random_seed: int, numbe
     is missing from the last window has no target.
 
     Args:
-        stories: ids, one array a story.
+        stories: ids, for each story the ways in which it may be cut; one of them is drawn.
         rows: B.
         steps: T; shorter where a whole stream is.
         random_seed: the run's.
         number: of the epoch, from 0.
     """
-    order = np.random.default_rng([random_seed, number]).permutation(len(stories))
-    stream = Stream.of([stories[i] for i in order])
+    draw = np.random.default_rng([random_seed, number])
+    order = draw.permutation(len(stories))
+    stream = Stream.of([stories[i][int(draw.integers(len(stories[i])))] for i in order])
     return list(_windows(_side_by_side(stream, rows), steps))
 
 
-def window_count(stories: Sequence[Ids], rows: int, steps: int) -> int:
-    """How many windows an epoch has."""
-    length = -(-sum(len(story) + 1 for story in stories) // rows)
+def window_count(stories: Sequence[Sequence[Ids]], rows: int, steps: int) -> int:
+    """How many windows an epoch has, every story cut in its first way."""
+    length = -(-sum(len(ways[0]) + 1 for ways in stories) // rows)
     return -(-length // min(steps, length))
 
 

@@ -14,6 +14,9 @@ from typing import Any, Literal, get_args
 from grimmgen.errors import IntegrityError, UsageError
 
 Initialisation = Literal["auto", "normal", "xavier"]
+DropoutMode = Literal["tutorial", "output", "locked"]
+Schedule = Literal["plateau", "cosine"]
+Newlines = Literal["keep", "space"]
 
 GATES = 4
 LONGEST_NGRAM = 8
@@ -27,13 +30,24 @@ class Configuration:
     Attributes:
         hidden: H, units a layer (tutorial: num_nodes).
         layers: L, cells on top of each other.
-        dropout: probability with which an output is dropped, for the next layer and the next step alike.
+        embedding: E, numbers a token is looked up as before the first layer; 0 looks the gates up directly, as
+            one-hot tokens do in the tutorial.
+        tied: whether the softmax layer uses the embedding once more, through a projection of H to E.
+        dropout: probability with which an output is dropped.
+        dropout_mode: `tutorial`: anew at each step, for the next layer and the next step alike; `output`: anew
+            at each step, for the next layer alone; `locked`: for the next layer alone, one mask a window.
+        input_dropout: probability with which a number of the embedding is dropped, as `dropout_mode` says.
+        weight_drop: probability with which a recurrent weight is dropped, one mask a window.
         initialisation: of the weights: `normal` (truncated, σ 0.02: the tutorial's), `xavier` (Glorot), or
             `auto`: normal for one layer, xavier for more, as the tutorial advises.
         batch_size: B, rows read side by side.
         unroll: T, steps of truncated back-propagation through time (tutorial: num_unrollings).
         learning_rate: of Adam, before any decay.
         clip: largest global norm of the gradient.
+        weight_decay: what a weight is pulled to zero by, decoupled from the gradient, times the rate.
+        schedule: of the rate: `plateau` lowers it when validation perplexity stops falling, `cosine` warms it up
+            and lowers it smoothly to the end of `epochs` or `budget`.
+        warmup: share of the training over which `cosine` raises the rate from zero.
         decay_factor: what the rate is multiplied with when validation perplexity stops falling.
         decay_patience: evaluations without a new minimum until that happens (tutorial: decay_threshold).
         epochs: passes over the training stories, at most.
@@ -43,6 +57,8 @@ class Configuration:
         ngram: characters of a token.
         min_count: occurrences that a token needs in the training stories.
         lower: whether text is folded to lower case.
+        newlines: whether line ends are kept, or read as spaces.
+        phases: whether a story may be cut in all n ways, one drawn each epoch: the same text, n times the patterns.
 
     Raises:
         UsageError: a value is out of range.
@@ -50,12 +66,20 @@ class Configuration:
 
     hidden: int = 128
     layers: int = 1
+    embedding: int = 0
+    tied: bool = False
     dropout: float = 0.2
+    dropout_mode: DropoutMode = "tutorial"
+    input_dropout: float = 0.0
+    weight_drop: float = 0.0
     initialisation: Initialisation = "auto"
     batch_size: int = 64
     unroll: int = 50
     learning_rate: float = 0.001
     clip: float = 5.0
+    weight_decay: float = 0.0
+    schedule: Schedule = "plateau"
+    warmup: float = 0.02
     decay_factor: float = 0.5
     decay_patience: int = 5
     epochs: int = 180
@@ -65,11 +89,18 @@ class Configuration:
     ngram: int = 2
     min_count: int = 10
     lower: bool = True
+    newlines: Newlines = "keep"
+    phases: bool = False
 
     def __post_init__(self) -> None:
         _within("--hidden", self.hidden, 1, 1 << 15)
         _within("--layers", self.layers, 1, 64)
+        _within("--embedding", self.embedding, 0, 1 << 15)
         _within("--dropout", self.dropout, 0.0, 0.99)
+        _within("--input-dropout", self.input_dropout, 0.0, 0.99)
+        _within("--weight-drop", self.weight_drop, 0.0, 0.99)
+        _within("--weight-decay", self.weight_decay, 0.0, 1e3)
+        _within("--warmup", self.warmup, 0.0, 1.0)
         _within("--batch-size", self.batch_size, 1, _LARGEST)
         _within("--unroll", self.unroll, 1, _LARGEST)
         _within("--lr", self.learning_rate, 1e-12, 1e6)
@@ -82,10 +113,17 @@ class Configuration:
         _within("--random-seed", self.random_seed, 0, 2**63 - 1)
         _within("--ngram", self.ngram, 1, LONGEST_NGRAM)
         _within("--min-count", self.min_count, 1, 1 << 40)
-        if self.initialisation not in get_args(Initialisation):
+        _among("--init", self.initialisation, get_args(Initialisation))
+        _among("--dropout-mode", self.dropout_mode, get_args(DropoutMode))
+        _among("--schedule", self.schedule, get_args(Schedule))
+        _among("--newlines", self.newlines, get_args(Newlines))
+        if self.tied and not self.embedding:
             raise UsageError(
-                f"--init {self.initialisation[:80]!r} is not known",
-                f"give {' or '.join(get_args(Initialisation))}",
+                "--tied needs an embedding to use once more", "give --embedding, as in --embedding 256"
+            )
+        if self.input_dropout and not self.embedding:
+            raise UsageError(
+                "--input-dropout needs an embedding to drop from", "give --embedding, as in --embedding 256"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -119,18 +157,23 @@ class Configuration:
 def weight_shapes(configuration: Configuration, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """The name and the shape of every weight of a model.
 
-    With H hidden units and V n-grams: the first layer's input weight is [V, 4H], one row an n-gram; the
-    further layers' is [H, 4H]. The gates stand side by side in the order i, f, c, o.
+    With H hidden units, V n-grams and an embedding of E: the first layer's input weight is [V, 4H], one row an
+    n-gram, or [E, 4H] over the embedding [V, E]; the further layers' is [H, 4H]. The gates stand side by side
+    in the order i, f, c, o. A tied softmax layer has a projection [H, E] instead of a weight [H, V].
     """
-    gates = GATES * configuration.hidden
+    H, E, V = configuration.hidden, configuration.embedding, vocabulary_size
     shapes: dict[str, tuple[int, ...]] = {}
+    if E:
+        shapes["embedding"] = (V, E)
     for layer in range(configuration.layers):
-        inputs = vocabulary_size if layer == 0 else configuration.hidden
-        shapes[f"layers.{layer}.input_weight"] = (inputs, gates)
-        shapes[f"layers.{layer}.recurrent_weight"] = (configuration.hidden, gates)
-        shapes[f"layers.{layer}.bias"] = (gates,)
-    shapes["output.weight"] = (configuration.hidden, vocabulary_size)
-    shapes["output.bias"] = (vocabulary_size,)
+        shapes[f"layers.{layer}.input_weight"] = ((E or V) if layer == 0 else H, GATES * H)
+        shapes[f"layers.{layer}.recurrent_weight"] = (H, GATES * H)
+        shapes[f"layers.{layer}.bias"] = (GATES * H,)
+    if configuration.tied:
+        shapes["output.projection"] = (H, E)
+    else:
+        shapes["output.weight"] = (H, V)
+    shapes["output.bias"] = (V,)
     return shapes
 
 
@@ -152,3 +195,8 @@ def _shown(number: float) -> str:
     if isinstance(number, float):
         return f"{number:g}"
     return str(number) if -(10**40) < number < 10**40 else "(a number of more than 40 digits)"
+
+
+def _among(option: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UsageError(f"{option} {value[:80]!r} is not known", f"give {' or '.join(known)}")

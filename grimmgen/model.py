@@ -10,6 +10,7 @@ stories, optimisers or files.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from grimmgen.batches import Window
 from grimmgen.cells.lstm import LSTMWindow
+from grimmgen.cells.products import Affine
 from grimmgen.cells.softmax import CrossEntropy, negative_log_likelihood
 from grimmgen.configuration import GATES, Configuration, weight_shapes
 from grimmgen.errors import UsageError
@@ -49,17 +51,20 @@ class Layer(nn.Module):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
-        self.input_weight = nn.Parameter(torch.empty(inputs, GATES * hidden))  # [V or H, 4H]
+        self.input_weight = nn.Parameter(torch.empty(inputs, GATES * hidden))  # [V, E or H, 4H]
         self.recurrent_weight = nn.Parameter(torch.empty(hidden, GATES * hidden))  # [H, 4H]
         self.bias = nn.Parameter(torch.empty(GATES * hidden))  # [4H]
 
 
 class Output(nn.Module):
-    """The weights of the softmax layer (tutorial: w and b)."""
+    """The weights of the softmax layer (tutorial: w and b); tied, it has a projection to the embedding instead."""
 
-    def __init__(self, hidden: int, vocabulary_size: int) -> None:
+    def __init__(self, hidden: int, vocabulary_size: int, tied_to: int = 0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(hidden, vocabulary_size))  # [H, V]
+        if tied_to:
+            self.projection = nn.Parameter(torch.empty(hidden, tied_to))  # [H, E]
+        else:
+            self.weight = nn.Parameter(torch.empty(hidden, vocabulary_size))  # [H, V]
         self.bias = nn.Parameter(torch.empty(vocabulary_size))  # [V]
 
 
@@ -75,18 +80,19 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.configuration = configuration
         self.vocabulary_size = vocabulary_size
-        H = configuration.hidden
+        H, E = configuration.hidden, configuration.embedding
+        self.embedding = nn.Parameter(torch.empty(vocabulary_size, E)) if E else None  # [V, E]
         self.layers = nn.ModuleList(
-            Layer(vocabulary_size if layer == 0 else H, H) for layer in range(configuration.layers)
+            Layer((E or vocabulary_size) if layer == 0 else H, H) for layer in range(configuration.layers)
         )
-        self.output = Output(H, vocabulary_size)
+        self.output = Output(H, vocabulary_size, E if configuration.tied else 0)
 
     def initialise(self) -> None:
         """Draw the weights: the same ones for the same random seed.
 
         The tutorial draws weights from a normal distribution with σ 0.02, cut off at 2σ, and advises Xavier's
         (Glorot and Bengio 2010: uniform in ±√(6 / (fan-in + fan-out)), here for each gate by itself) for more
-        than one layer. Biases are uniform in ±0.02.
+        than one layer. Biases are uniform in ±0.02. An embedding is uniform in ±0.1 where Xavier's is used.
         """
         generator = torch.Generator().manual_seed(self.configuration.random_seed)
         xavier = self.configuration.initialisation == "xavier" or (
@@ -98,8 +104,9 @@ class LanguageModel(nn.Module):
                 if weight.dim() == 1:
                     drawn.uniform_(-0.02, 0.02, generator=generator)
                 elif xavier:
-                    fan_out = self.vocabulary_size if name == "output.weight" else self.configuration.hidden
-                    bound = math.sqrt(6.0 / (weight.shape[0] + fan_out))
+                    # The columns of a layer's weights are four gates, each of them a matrix of its own.
+                    fan_out = weight.shape[1] // (GATES if name.startswith("layers.") else 1)
+                    bound = 0.1 if name == "embedding" else math.sqrt(6.0 / (weight.shape[0] + fan_out))
                     drawn.uniform_(-bound, bound, generator=generator)
                 else:
                     nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
@@ -130,23 +137,41 @@ class LanguageModel(nn.Module):
             The last layer's hidden states [T, B, H], and the state after the last step.
         """
         T, B = inputs.shape
-        H = self.configuration.hidden
-        hidden = torch.empty(0)
+        options = self.configuration
+        H, E = options.hidden, options.embedding
+        # What goes up to the next layer: [T, B, E or H]. One-hot n-grams have no such vector.
+        below: Tensor | None = None
+        if self.embedding is not None:
+            below = nn.functional.embedding(inputs, self.embedding)  # [T, B, E]
+            if (mask := self._output_mask((T, B, E), options.input_dropout, generator)) is not None:
+                below = below * mask
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            if depth == 0:
+            if below is None:
                 # One-hot times a matrix is a look-up of its rows.
                 x = nn.functional.embedding(inputs, layer.input_weight + layer.bias)  # [T, B, 4H]
             else:
-                x = torch.addmm(layer.bias, hidden.reshape(T * B, H), layer.input_weight).view(T, B, GATES * H)
-            mask = None if generator is None else self._dropout_mask((T, B, H), generator)
+                rows = below.reshape(T * B, -1)
+                x = Affine.apply(rows, layer.input_weight, layer.bias).view(T, B, GATES * H)  # type: ignore[no-untyped-call]
+            recurrent_weight: Tensor = layer.recurrent_weight
+            if (mask := self._mask(recurrent_weight.shape, options.weight_drop, generator)) is not None:
+                recurrent_weight = recurrent_weight * mask
+            fed_back = None
+            if options.dropout_mode == "tutorial":
+                fed_back = self._mask((T, B, H), options.dropout, generator)
             hidden, c = LSTMWindow.apply(  # type: ignore[no-untyped-call]
-                x, layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts
+                x, recurrent_weight, state.h[depth], state.c[depth], fed_back, starts
             )
             last_h.append(hidden[-1])
             last_c.append(c)
-        return hidden, State(torch.stack(last_h), torch.stack(last_c))
+            below = hidden
+            if options.dropout_mode != "tutorial" and (
+                (mask := self._output_mask((T, B, H), options.dropout, generator)) is not None
+            ):
+                below = hidden * mask
+        assert below is not None
+        return below, State(torch.stack(last_h), torch.stack(last_c))
 
     def loss(self, window: Window, state: State, generator: torch.Generator | None) -> tuple[Tensor, State]:
         """The training loss of a window: the mean over its T·B predictions, in nats, and the state after it.
@@ -155,9 +180,7 @@ class LanguageModel(nn.Module):
         """
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts, generator)
-        loss = CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            hidden.reshape(-1, hidden.shape[2]), self.output.weight, self.output.bias, targets.reshape(-1)
-        )
+        loss = CrossEntropy.apply(*self._output(hidden), targets.reshape(-1))  # type: ignore[no-untyped-call]
         return loss, State(after.h.detach(), after.c.detach())
 
     @torch.no_grad()
@@ -165,9 +188,7 @@ class LanguageModel(nn.Module):
         """The loss of each prediction of a window in nats, [T, B], zero where there is none; no dropout."""
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts)
-        losses = negative_log_likelihood(
-            hidden.reshape(-1, hidden.shape[2]), self.output.weight, self.output.bias, targets.reshape(-1)
-        )
+        losses = negative_log_likelihood(*self._output(hidden), targets.reshape(-1))
         return losses.view(inputs.shape).double().cpu().numpy(), after
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
@@ -183,16 +204,32 @@ class LanguageModel(nn.Module):
             for name, weight in self.named_parameters():
                 weight.copy_(torch.from_numpy(weights[name]))
 
-    def _dropout_mask(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor | None:
+    def _output(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the softmax layer multiplies: rows [T·B, H or E], its weight [H or E, V], its bias [V]."""
+        rows = hidden.reshape(-1, hidden.shape[2])
+        if self.embedding is not None and self.configuration.tied:
+            rows = Affine.apply(rows, self.output.projection, None)  # type: ignore[no-untyped-call]
+            return rows, self.embedding.t(), self.output.bias
+        return rows, self.output.weight, self.output.bias
+
+    def _output_mask(
+        self, shape: tuple[int, int, int], dropped: float, generator: torch.Generator | None
+    ) -> Tensor | None:
+        """A mask for what goes up to the next layer, [T, B, H], or the same at every step, [1, B, H]."""
+        if self.configuration.dropout_mode == "locked":
+            shape = (1, *shape[1:])
+        return self._mask(shape, dropped, generator)
+
+    def _mask(self, shape: Sequence[int], dropped: float, generator: torch.Generator | None) -> Tensor | None:
         # Four decisions a random number, each on 16 bits: four times as fast as a uniform number for each.
         # The scale is that of the probability so rounded, so that the mask's mean is exactly 1.
-        kept = round((1.0 - self.configuration.dropout) * 65536)
-        if kept == 65536:
+        kept = round((1.0 - dropped) * 65536)
+        if kept == 65536 or generator is None:
             return None
         count = math.prod(shape)
         words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
         bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-        return (bits < kept - 32768).to(torch.float32).mul_(65536 / kept).view(shape)
+        return (bits < kept - 32768).to(torch.float32).mul_(65536 / kept).view(*shape)
 
     def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs = torch.from_numpy(window.inputs).to(self.device, torch.int64)

@@ -70,6 +70,21 @@ class Plateau:
         return Plateau(self.rate, self.minimum, self.waited + 1)
 
 
+def cosine(progress: float, warmup: float) -> float:
+    """The share of the highest learning rate, as a pure function of progress from 0 to 1.
+
+    It rises from near zero over the warm-up and falls along half a cosine to 1 % at the end (Loshchilov and Hutter
+    2017, without restarts).
+
+    >>> [round(cosine(p, 0.1), 3) for p in (0.05, 0.1, 0.55, 1.0)]
+    [0.5, 1.0, 0.505, 0.01]
+    """
+    if progress < warmup:
+        return max(0.01, progress / warmup)
+    falling = (progress - warmup) / max(1e-9, 1.0 - warmup)
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * falling))
+
+
 @dataclass
 class _Progress:
     """Where training stands, all but the tensors."""
@@ -208,17 +223,25 @@ class _Prepared:
     """The text as training needs it."""
 
     vocabulary: Vocabulary
-    training: list[Ids]
+    training: list[list[Ids]]  # for each story the ways in which it may be cut
     validation: list[EncodedStory]
 
 
 def _prepare(configuration: Configuration, split: Split, vocabulary: Vocabulary | None = None) -> _Prepared:
     texts = [story.read() for story in split.parts["train"]]
     if vocabulary is None:
-        vocabulary = Vocabulary.build(texts, configuration.ngram, configuration.min_count, configuration.lower)
-    training = [ids for text in texts if len(ids := vocabulary.encode(text))]
+        vocabulary = Vocabulary.build(
+            texts,
+            configuration.ngram,
+            configuration.min_count,
+            configuration.lower,
+            configuration.newlines,
+            configuration.phases,
+        )
+    phases = configuration.ngram if configuration.phases else 1
+    training = [vocabulary.encode_phases(text)[:phases] for text in texts if text]
     validation = encode_stories(((s.name, s.read()) for s in split.parts["valid"]), vocabulary)
-    ngrams = sum(len(ids) + 1 for ids in training)
+    ngrams = sum(len(ways[0]) + 1 for ways in training)
     if configuration.batch_size > ngrams:
         raise UsageError(
             f"--batch-size {configuration.batch_size} is more than the {ngrams} n-grams of the training stories",
@@ -239,7 +262,12 @@ class _Loop:
         self._validation = prepared.validation
         self._updates = window_count(self._stories, configuration.batch_size, configuration.unroll)
         self._model = LanguageModel(configuration, len(self._vocabulary)).to(training._device)
-        self._optimiser = torch.optim.Adam(self._model.parameters(), lr=configuration.learning_rate, fused=True)
+        self._optimiser = torch.optim.AdamW(
+            self._model.parameters(),
+            configuration.learning_rate,
+            weight_decay=configuration.weight_decay,
+            fused=True,
+        )
         self._generator = torch.Generator(training._device)
         self._best: Checkpoint | None = None  # new and not yet on the disk
         checkpoint = training._checkpoint
@@ -272,6 +300,8 @@ class _Loop:
         reason: Reason | None = self._limit_reached()
         while reason is None:
             windows = epoch(self._stories, limit.batch_size, limit.unroll, limit.random_seed, progress.epoch)
+            if progress.window >= len(windows):
+                raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
             began, read = time.monotonic(), 0
             for window in windows[progress.window :]:
                 self._update(window)
@@ -282,7 +312,7 @@ class _Loop:
                     progress.epoch + 1,
                     progress.window,
                     self._training_perplexity(),
-                    progress.schedule.rate,
+                    self._rate(),
                     read / max(1e-9, time.monotonic() - began),
                     progress.seconds,
                 )
@@ -308,7 +338,7 @@ class _Loop:
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
         for group in self._optimiser.param_groups:
-            group["lr"] = progress.schedule.rate
+            group["lr"] = self._rate()
         self._optimiser.zero_grad(set_to_none=True)
         try:
             loss, state = self._model.loss(window, self._state, self._generator)
@@ -336,7 +366,12 @@ class _Loop:
         total = evaluate(self._model, self._validation).total
         best = total.perplexity < progress.schedule.minimum
         old = progress.schedule
-        progress.schedule = old.after(total.perplexity, configuration.decay_factor, configuration.decay_patience)
+        if configuration.schedule == "plateau":
+            progress.schedule = old.after(
+                total.perplexity, configuration.decay_factor, configuration.decay_patience
+            )
+        else:
+            progress.schedule = Plateau(old.rate, min(old.minimum, total.perplexity))
         progress.seconds = time.monotonic() - self._clock
         evaluated = Evaluated(
             progress.step,
@@ -344,7 +379,7 @@ class _Loop:
             self._training_perplexity(),
             total.perplexity,
             total.bits_per_character,
-            old.rate,
+            self._rate() if configuration.schedule == "cosine" else old.rate,
             best,
             progress.seconds,
         )
@@ -374,6 +409,16 @@ class _Loop:
             progress.loss = 0.0
             progress.predictions = 0
         yield from events
+
+    def _rate(self) -> float:
+        """The learning rate of the next update."""
+        progress, limit = self._progress, self._configuration
+        if limit.schedule == "plateau":
+            return progress.schedule.rate
+        done = progress.step / (limit.epochs * self._updates)
+        if limit.budget is not None:
+            done = max(done, progress.seconds / limit.budget)
+        return limit.learning_rate * cosine(min(1.0, done), limit.warmup)
 
     def _limit_reached(self) -> Reason | None:
         progress, limit = self._progress, self._configuration
@@ -420,8 +465,6 @@ class _Loop:
             raise IntegrityError(
                 f"{self._run.last_path} does not say where training stood", "train anew"
             ) from None
-        if self._progress.window > self._updates:
-            raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
         self._model.load_weights(checkpoint.weights)
         device = self._training._device
         tensors = {name: torch.from_numpy(t).to(device) for name, t in checkpoint.training_tensors.items()}
@@ -458,7 +501,7 @@ class _Loop:
             self._training._corpus.name,
             (len(parts["train"]), len(parts["valid"]), len(parts["test"])),
             self._training._split.by_story,
-            sum(map(len, self._stories)),
+            sum(len(ways[0]) for ways in self._stories),
             len(self._vocabulary),
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import LONGEST_NGRAM
+from grimmgen.configuration import LONGEST_NGRAM, Newlines
 from grimmgen.errors import IntegrityError, UsageError
 
 Ids = NDArray[np.int32]
@@ -34,13 +34,15 @@ _LARGEST_TABLE = 1 << 22
 _LARGEST_KEY = 1 << 63
 
 
-def normalise(text: str, lower: bool) -> str:
-    r"""The text as the network sees it: line ends as LF, lower case if asked for, composed (NFC).
+def normalise(text: str, lower: bool, newlines: Newlines = "keep") -> str:
+    r"""The text as the network sees it: line ends as LF (or as a space), lower case if asked for, composed (NFC).
 
-    >>> normalise("The\r\nKing", lower=True)
-    'the\nking'
+    >>> normalise("The\r\nKing", lower=True), normalise("The\r\nKing", lower=True, newlines="space")
+    ('the\nking', 'the king')
     """
     text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if newlines == "space":
+        text = text.replace("\n", " ")
     return unicodedata.normalize("NFC", text.lower() if lower else text)
 
 
@@ -51,6 +53,7 @@ class Vocabulary:
     Attributes:
         ngram: n, the characters of a token.
         lower: whether text is folded to lower case.
+        newlines: whether line ends are kept, or read as spaces.
         min_count: occurrences in the training stories that an n-gram needs.
         ngrams: the n-grams with an id, in the order of their ids.
         counts: how often each occurs in the training stories.
@@ -61,6 +64,7 @@ class Vocabulary:
 
     ngram: int
     lower: bool
+    newlines: Newlines
     min_count: int
     ngrams: tuple[str, ...]
     counts: tuple[int, ...]
@@ -68,7 +72,15 @@ class Vocabulary:
     hidden: tuple[tuple[str, int], ...]
 
     @classmethod
-    def build(cls, texts: Iterable[str], ngram: int = 2, min_count: int = 10, lower: bool = True) -> Vocabulary:
+    def build(
+        cls,
+        texts: Iterable[str],
+        ngram: int = 2,
+        min_count: int = 10,
+        lower: bool = True,
+        newlines: Newlines = "keep",
+        phases: bool = False,
+    ) -> Vocabulary:
         """Count the n-grams of the training stories and keep the frequent ones.
 
         Args:
@@ -76,6 +88,8 @@ class Vocabulary:
             ngram: n, from 1 to 8.
             min_count: occurrences that an n-gram needs to get an id.
             lower: fold to lower case first.
+            newlines: keep line ends, or read them as spaces.
+            phases: count each story cut in all n ways, from its first character, its second, and so on.
 
         Raises:
             UsageError: n is out of range, too long for so many different characters, or nothing is kept.
@@ -84,12 +98,12 @@ class Vocabulary:
             raise UsageError(f"--ngram {ngram} is out of range", f"give 1 to {LONGEST_NGRAM}")
         if min_count < 1:
             raise UsageError(f"--min-count {min_count} is out of range", "give 1 or more")
-        folded = [normalise(text, lower) for text in texts]
+        folded = [normalise(text, lower, newlines) for text in texts]
         seen = [np.unique(_code_points(text)) for text in folded]
         alphabet = _text(np.unique(np.concatenate(seen))) if seen else ""
         keys = _Keys(alphabet, ngram)
         counter: Counter[int] = Counter()
-        for text in folded:
+        for text in (text[phase:] for text in folded for phase in range(ngram if phases else 1)):
             distinct, occurrences = np.unique(keys.of(text), return_counts=True)
             counter.update(dict(zip(distinct.tolist(), occurrences.tolist(), strict=True)))
         counted = [(keys.text(key), count) for key, count in counter.items()]
@@ -110,6 +124,7 @@ class Vocabulary:
         return cls(
             ngram=ngram,
             lower=lower,
+            newlines=newlines,
             min_count=min_count,
             ngrams=tuple(gram for gram, _ in kept),
             counts=tuple(count for _, count in kept),
@@ -123,7 +138,7 @@ class Vocabulary:
 
     def normalise(self, text: str) -> str:
         """The text as this vocabulary's network sees it."""
-        return normalise(text, self.lower)
+        return normalise(text, self.lower, self.newlines)
 
     def encode(self, text: str) -> Ids:
         """The ids of the text's n-grams, [⌈characters / n⌉]; `<end>` is not among them.
@@ -131,6 +146,11 @@ class Vocabulary:
         The text is normalised first; any Unicode text has ids.
         """
         return self._encode_keys(self._keys.of(self.normalise(text)))
+
+    def encode_phases(self, text: str) -> list[Ids]:
+        """The ids of the text cut in all n ways: from its first character on, from its second, and so on."""
+        text = self.normalise(text)
+        return [self._encode_keys(self._keys.of(text[phase:])) for phase in range(self.ngram)]
 
     def encode_with_costs(self, text: str) -> tuple[Ids, NDArray[np.float64], int]:
         """What evaluation needs of a text: ids [N], the nats that spelling each one adds [N], characters.
@@ -178,6 +198,7 @@ class Vocabulary:
         return {
             "ngram": self.ngram,
             "lower": self.lower,
+            "newlines": self.newlines,
             "min_count": self.min_count,
             "ngrams": list(self.ngrams),
             "counts": list(self.counts),
@@ -196,6 +217,7 @@ class Vocabulary:
             case {
                 "ngram": int(ngram),
                 "lower": bool(lower),
+                "newlines": ("keep" | "space") as newlines,
                 "min_count": int(min_count),
                 "ngrams": list(ngrams),
                 "counts": list(counts),
@@ -218,7 +240,16 @@ class Vocabulary:
         )
         if not well or [g for _, g in sorted(zip([-c for c in counts], ngrams, strict=True))] != ngrams:
             raise IntegrityError("the vocabulary has entries that are missing, doubled or out of order", _REMEDY)
-        return cls(ngram, lower, min_count, tuple(ngrams), tuple(counts), alphabet, tuple(sorted(hidden.items())))
+        return cls(
+            ngram,
+            lower,
+            newlines,
+            min_count,
+            tuple(ngrams),
+            tuple(counts),
+            alphabet,
+            tuple(sorted(hidden.items())),
+        )
 
     @cached_property
     def _keys(self) -> _Keys:

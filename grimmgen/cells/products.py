@@ -7,6 +7,8 @@ Where that operation is absent, and for every other type or device, this is `tor
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,3 +21,21 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return torch.mm(a, b)
     result: Tensor = _ONEDNN(a, b.t(), None, "none", [], "")
     return result
+
+
+class Affine(torch.autograd.Function):
+    """x W + b by way of `product`, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The rows x [N, K] times the weight [K, M], plus the bias [M] if there is one: [N, M]."""
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        result = product(x, weight)
+        return result if bias is None else result.add_(bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, weight = ctx.saved_tensors
+        grad_bias = grad.sum(dim=0) if ctx.has_bias else None
+        return product(grad, weight.t()), product(x.t(), grad), grad_bias

@@ -30,7 +30,13 @@ class Stepper:
     def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> None:
         H = configuration.hidden
         self._h, self._c = h, c
-        self._output = weights["output.weight"], weights["output.bias"]
+        embedding = weights.get("embedding")  # [V, E]
+        if configuration.tied:
+            assert embedding is not None
+            output_weight = weights["output.projection"] @ embedding.T  # [H, V]
+        else:
+            output_weight = weights["output.weight"]
+        self._output = output_weight, weights["output.bias"]
         # σ(z) = ½ + ½ tanh(z/2): one tanh serves all gates, if the columns of i, f and o are halved beforehand.
         scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), H)
         self._layers = [
@@ -41,6 +47,10 @@ class Stepper:
             )
             for layer in range(configuration.layers)
         ]
+        if embedding is not None:
+            # What a token adds to the gates is one row again.
+            input_weight, recurrent_weight, bias = self._layers[0]
+            self._layers[0] = embedding @ input_weight, recurrent_weight, bias
 
     def step(self, ids: Sequence[int]) -> Floats:
         """Read one n-gram a row; returns the logits of the next one, [B, V]."""
