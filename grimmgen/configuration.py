@@ -58,7 +58,7 @@ class Configuration:
         min_count: occurrences that a token needs in the training stories.
         lower: whether text is folded to lower case.
         newlines: whether line ends are kept, or read as spaces.
-        phases: whether a story may be cut in all n ways, one drawn each epoch: the same text, n times the patterns.
+        phases: whether a story may be cut in all n ways, one drawn each epoch: one text, n times the patterns.
 
     Raises:
         UsageError: a value is out of range.
@@ -152,6 +152,25 @@ class Configuration:
             return cls(**value)
         except UsageError as error:
             raise IntegrityError(f"the configuration cannot be: {error.what}", "train anew") from error
+
+
+# What the departures from the tutorial add up to, by purpose; README has what each is good for.
+PRESETS: dict[str, dict[str, Any]] = {
+    "tutorial": {},
+    "strong": {
+        "hidden": 512,
+        "embedding": 256,
+        "tied": True,
+        "initialisation": "xavier",
+        "dropout": 0.5,
+        "dropout_mode": "output",
+        "learning_rate": 0.002,
+        "clip": 1.0,
+        "schedule": "cosine",
+        "phases": True,
+        "epochs": 30,
+    },
+}
 
 
 def weight_shapes(configuration: Configuration, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
