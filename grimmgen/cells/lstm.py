@@ -44,7 +44,8 @@ def forward(
         recurrent_weight: U, [H, 4H].
         h0: hidden state before the first step, [B, H].
         c0: cell state before the first step, [B, H].
-        mask: dropout mask m with the scale in it, [T, B, H]; None is no dropout.
+        mask: dropout mask m with the scale in it, [T, B, H], or [1, B, H], which is a locked mask: the same at
+            every step; None is no dropout.
         starts: true where a story starts, [T, B] bool; None is nowhere.
 
     Returns:
@@ -52,12 +53,13 @@ def forward(
     """
     T, B, _ = x.shape
     H = h0.shape[1]
-    gates = torch.empty_like(x)  # [T, B, 4H]
+    gates = x.new_empty(T, B, 4 * H)
     h = x.new_empty(T + 1, B, H)
     c = x.new_empty(T + 1, B, H)
     tanh_c = x.new_empty(T, B, H)
     candidate = x.new_empty(B, H)
     h[0], c[0] = h0, c0
+    mask = None if mask is None else mask.expand(T, B, H)
     keep = None if starts is None else (~starts).to(x.dtype).unsqueeze(2)  # [T, B, 1]
     # A product with `keep` at the few steps where a story starts, not at all of them.
     resets = set() if starts is None else set(starts.any(dim=1).nonzero().flatten().tolist())
@@ -99,26 +101,13 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
     gates, h_in, c_in, tanh_c, recurrent_weight, mask, keep = saved
     T, B, _ = gates.shape
     H = h_in.shape[2]
-    i, f, candidate, o = torch.split(gates, H, dim=2)
-
-    # What does not depend on the gradient is done for all steps at once. For the gates i, f, c̃ this is the
-    # derivative of c[t] by z; for o it is that of h[t] by z_o. `through` is the derivative of h[t] by c[t].
-    factor = torch.empty_like(gates)
-    of_i, of_f, of_candidate, of_o = torch.split(factor, H, dim=2)
-    torch.mul(i, candidate, out=of_i)
-    torch.addcmul(i, of_i, candidate, value=-1, out=of_candidate)  # i (1 - c̃²)
-    of_i.addcmul_(of_i, i, value=-1)  # c̃ i (1 - i)
-    torch.mul(f, c_in, out=of_f).addcmul_(of_f, f, value=-1)  # c̄ f (1 - f)
-    through = torch.mul(o, tanh_c)
-    torch.addcmul(through, through, o, value=-1, out=of_o)  # tanh(c) o (1 - o)
-    torch.addcmul(o, through, tanh_c, value=-1, out=through)  # o (1 - tanh²(c))
-
-    grad_x = factor  # each step's factors are replaced by its gradients
+    grad_x, through = slopes(gates, c_in, tanh_c)  # each step's slopes are replaced by its gradients
     d_c = torch.zeros_like(h_in[0]) if grad_c is None else grad_c.clone()
     carried_h = torch.zeros_like(d_c)
     transposed = recurrent_weight.t()
     d_i_f_c = grad_x.view(T, B, 4, H)[:, :, :3]
-    steps = zip(range(T), grad_h, through, grad_x, d_i_f_c, of_o, f, strict=True)
+    d_o, f = grad_x[..., 3 * H :], gates[..., H : 2 * H]
+    steps = zip(range(T), grad_h, through, grad_x, d_i_f_c, d_o, f, strict=True)
     for t, d_out, through_t, d_z, d_z_ifc, d_z_o, f_t in reversed(list(steps)):
         d_h = carried_h.add_(d_out)
         if mask is not None:
@@ -133,6 +122,31 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
             d_c.mul_(keep[t])
     grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_x.view(T * B, 4 * H))  # (2), all steps
     return grad_x, grad_recurrent_weight, carried_h, d_c
+
+
+def slopes(gates: Tensor, c_in: Tensor, tanh_c: Tensor) -> tuple[Tensor, Tensor]:
+    """What of the backward pass does not depend on the gradient, for all steps at once.
+
+    Args:
+        gates: i, f, c̃, o, [T, B, 4H].
+        c_in: c̄, [T, B, H].
+        tanh_c: tanh(c[t]), [T, B, H].
+
+    Returns:
+        Side by side the derivatives of c[t] by z_i, z_f and z_c and of h[t] / m[t] by z_o, [T, B, 4H], and the
+        derivative of h[t] / m[t] by c[t], [T, B, H]; both in memory of their own.
+    """
+    i, f, candidate, o = torch.split(gates, tanh_c.shape[2], dim=2)
+    factor = torch.empty_like(gates)
+    of_i, of_f, of_candidate, of_o = torch.split(factor, tanh_c.shape[2], dim=2)
+    torch.mul(i, candidate, out=of_i)
+    torch.addcmul(i, of_i, candidate, value=-1, out=of_candidate)  # i (1 - c̃²)
+    of_i.addcmul_(of_i, i, value=-1)  # c̃ i (1 - i)
+    torch.mul(f, c_in, out=of_f).addcmul_(of_f, f, value=-1)  # c̄ f (1 - f)
+    through = torch.mul(o, tanh_c)
+    torch.addcmul(through, through, o, value=-1, out=of_o)  # tanh(c) o (1 - o)
+    torch.addcmul(o, through, tanh_c, value=-1, out=through)  # o (1 - tanh²(c))
+    return factor, through
 
 
 class LSTMWindow(torch.autograd.Function):
