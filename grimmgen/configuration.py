@@ -13,12 +13,14 @@ from typing import Any, Literal, get_args
 
 from grimmgen.errors import IntegrityError, UsageError
 
+Cell = Literal["lstm", "peephole", "gru", "mogrifier"]
 Initialisation = Literal["auto", "normal", "xavier"]
 DropoutMode = Literal["tutorial", "output", "locked"]
 Schedule = Literal["plateau", "cosine"]
 Newlines = Literal["keep", "space"]
 
-GATES = 4
+# How many gates stand side by side in the columns of a cell's weights.
+GATES: dict[Cell, int] = {"lstm": 4, "peephole": 4, "gru": 3, "mogrifier": 4}
 LONGEST_NGRAM = 8
 _LARGEST = 1 << 20
 
@@ -28,6 +30,8 @@ class Configuration:
     """The options of a run; the defaults are the tutorial's.
 
     Attributes:
+        cell: `lstm` (the tutorial's), `peephole`, `gru`, or `mogrifier`.
+        rounds: how often input and state modulate each other in a mogrifier, before each step.
         hidden: H, units a layer (tutorial: num_nodes).
         layers: L, cells on top of each other.
         embedding: E, numbers a token is looked up as before the first layer; 0 looks the gates up directly, as
@@ -64,6 +68,8 @@ class Configuration:
         UsageError: a value is out of range.
     """
 
+    cell: Cell = "lstm"
+    rounds: int = 5
     hidden: int = 128
     layers: int = 1
     embedding: int = 0
@@ -93,6 +99,8 @@ class Configuration:
     phases: bool = False
 
     def __post_init__(self) -> None:
+        _among("--cell", self.cell, get_args(Cell))
+        _within("--rounds", self.rounds, 0, 20)
         _within("--hidden", self.hidden, 1, 1 << 15)
         _within("--layers", self.layers, 1, 64)
         _within("--embedding", self.embedding, 0, 1 << 15)
@@ -117,6 +125,10 @@ class Configuration:
         _among("--dropout-mode", self.dropout_mode, get_args(DropoutMode))
         _among("--schedule", self.schedule, get_args(Schedule))
         _among("--newlines", self.newlines, get_args(Newlines))
+        if self.cell == "mogrifier" and not self.embedding:
+            raise UsageError(
+                "--cell mogrifier needs an embedding to modulate", "give --embedding, as in --embedding 256"
+            )
         if self.tied and not self.embedding:
             raise UsageError(
                 "--tied needs an embedding to use once more", "give --embedding, as in --embedding 256"
@@ -173,21 +185,44 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def layer_shapes(configuration: Configuration, inputs: int) -> dict[str, tuple[int, ...]]:
+    """The name and the shape of every weight of one layer of cells that reads vectors of so many numbers.
+
+    With H hidden units and G gates, which stand side by side in the columns: the input weight [inputs, GH], the
+    recurrent weight [H, GH], the bias [GH], and what the cell has besides.
+    """
+    H, rounds = configuration.hidden, configuration.rounds
+    gates = GATES[configuration.cell] * H
+    shapes: dict[str, tuple[int, ...]] = {
+        "input_weight": (inputs, gates),
+        "recurrent_weight": (H, gates),
+        "bias": (gates,),
+    }
+    match configuration.cell:
+        case "peephole":
+            shapes["peephole"] = (3, H)
+        case "gru":
+            shapes["recurrent_bias"] = (H,)
+        case "mogrifier":
+            shapes["q"] = (-(-rounds // 2), H, inputs)
+            shapes["r"] = (rounds // 2, inputs, H)
+        case "lstm":
+            pass
+    return shapes
+
+
 def weight_shapes(configuration: Configuration, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
     """The name and the shape of every weight of a model.
 
-    With H hidden units, V n-grams and an embedding of E: the first layer's input weight is [V, 4H], one row an
-    n-gram, or [E, 4H] over the embedding [V, E]; the further layers' is [H, 4H]. The gates stand side by side
-    in the order i, f, c, o. A tied softmax layer has a projection [H, E] instead of a weight [H, V].
+    With H hidden units, V n-grams and an embedding of E, the first layer reads one-hot n-grams (V numbers) or the
+    embedding [V, E], the further ones H numbers. The softmax layer has a weight [H, V], or, tied, a projection
+    [H, E] to the embedding.
     """
     H, E, V = configuration.hidden, configuration.embedding, vocabulary_size
-    shapes: dict[str, tuple[int, ...]] = {}
-    if E:
-        shapes["embedding"] = (V, E)
+    shapes: dict[str, tuple[int, ...]] = {"embedding": (V, E)} if E else {}
     for layer in range(configuration.layers):
-        shapes[f"layers.{layer}.input_weight"] = ((E or V) if layer == 0 else H, GATES * H)
-        shapes[f"layers.{layer}.recurrent_weight"] = (H, GATES * H)
-        shapes[f"layers.{layer}.bias"] = (GATES * H,)
+        of_layer = layer_shapes(configuration, (E or V) if layer == 0 else H)
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in of_layer.items()}
     if configuration.tied:
         shapes["output.projection"] = (H, E)
     else:

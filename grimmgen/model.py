@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from grimmgen.batches import Window
+from grimmgen.cells.gru import GRUWindow
 from grimmgen.cells.lstm import LSTMWindow
+from grimmgen.cells.mogrifier import MogrifierWindow
+from grimmgen.cells.peephole import PeepholeWindow
 from grimmgen.cells.products import Affine
 from grimmgen.cells.softmax import CrossEntropy, negative_log_likelihood
-from grimmgen.configuration import GATES, Configuration, weight_shapes
+from grimmgen.configuration import GATES, Configuration, layer_shapes, weight_shapes
 from grimmgen.errors import UsageError
 
 
@@ -47,13 +50,68 @@ class State(NamedTuple):
 
 
 class Layer(nn.Module):
-    """The weights of one layer of cells; the tutorial's ix, fx, cx, ox stand side by side, and so on."""
+    """One layer of cells: its weights, named and shaped as `layer_shapes` says; the tutorial's ix, fx, cx, ox
+    stand side by side in `input_weight`, and so on.
+    """  # noqa: D205
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    input_weight: Tensor
+    recurrent_weight: Tensor
+    bias: Tensor
+
+    def __init__(self, configuration: Configuration, inputs: int) -> None:
         super().__init__()
-        self.input_weight = nn.Parameter(torch.empty(inputs, GATES * hidden))  # [V, E or H, 4H]
-        self.recurrent_weight = nn.Parameter(torch.empty(hidden, GATES * hidden))  # [H, 4H]
-        self.bias = nn.Parameter(torch.empty(GATES * hidden))  # [4H]
+        self.cell = configuration.cell
+        for name, shape in layer_shapes(configuration, inputs).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
+
+    def forward(
+        self,
+        below: Tensor,
+        recurrent_weight: Tensor,
+        h: Tensor,
+        c: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run through a window.
+
+        Args:
+            below: ids [T, B], or what the layer below sends up, [T, B, inputs].
+            recurrent_weight: ours, or what weight drop has left of it.
+            h: hidden state before, [B, H].
+            c: cell state before, [B, H]; a GRU has none and hands it on.
+            mask: dropout mask of what the next step receives, [T, B, H].
+            starts: true where the state is put to zero, [T, B].
+
+        Returns:
+            The hidden states [T, B, H], and the cell state after, [B, H].
+        """
+        T, B = below.shape[:2]
+        if self.cell == "mogrifier":
+            q, r = self.get_parameter("q"), self.get_parameter("r")
+            mogrified: tuple[Tensor, Tensor] = MogrifierWindow.apply(  # type: ignore[no-untyped-call]
+                below, self.input_weight, self.bias, recurrent_weight, q, r, h, c, mask, starts
+            )
+            return mogrified
+        if below.dim() == 2:
+            # One-hot times a matrix is a look-up of its rows.
+            x = nn.functional.embedding(below, self.input_weight + self.bias)  # [T, B, GH]
+        else:
+            rows = below.reshape(T * B, -1)
+            x = Affine.apply(rows, self.input_weight, self.bias).view(T, B, -1)  # type: ignore[no-untyped-call]
+        match self.cell:
+            case "gru":
+                bias = self.get_parameter("recurrent_bias")
+                return GRUWindow.apply(x, recurrent_weight, bias, h, mask, starts), c  # type: ignore[no-untyped-call]
+            case "peephole":
+                given = (x, recurrent_weight, self.get_parameter("peephole"), h, c, mask, starts)
+                peeped: tuple[Tensor, Tensor] = PeepholeWindow.apply(*given)  # type: ignore[no-untyped-call]
+                return peeped
+            case _:
+                made: tuple[Tensor, Tensor] = LSTMWindow.apply(  # type: ignore[no-untyped-call]
+                    x, recurrent_weight, h, c, mask, starts
+                )
+                return made
 
 
 class Output(nn.Module):
@@ -83,7 +141,8 @@ class LanguageModel(nn.Module):
         H, E = configuration.hidden, configuration.embedding
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, E)) if E else None  # [V, E]
         self.layers = nn.ModuleList(
-            Layer((E or vocabulary_size) if layer == 0 else H, H) for layer in range(configuration.layers)
+            Layer(configuration, (E or vocabulary_size) if layer == 0 else H)
+            for layer in range(configuration.layers)
         )
         self.output = Output(H, vocabulary_size, E if configuration.tied else 0)
 
@@ -104,9 +163,14 @@ class LanguageModel(nn.Module):
                 if weight.dim() == 1:
                     drawn.uniform_(-0.02, 0.02, generator=generator)
                 elif xavier:
-                    # The columns of a layer's weights are four gates, each of them a matrix of its own.
-                    fan_out = weight.shape[1] // (GATES if name.startswith("layers.") else 1)
-                    bound = 0.1 if name == "embedding" else math.sqrt(6.0 / (weight.shape[0] + fan_out))
+                    # The columns of a layer's weights are several gates, each of them a matrix of its own.
+                    gates = (
+                        GATES[self.configuration.cell]
+                        if name.endswith(("input_weight", "recurrent_weight"))
+                        else 1
+                    )
+                    fan_in, fan_out = weight.shape[-2], weight.shape[-1] // gates
+                    bound = 0.1 if name == "embedding" else math.sqrt(6.0 / (fan_in + fan_out))
                     drawn.uniform_(-bound, bound, generator=generator)
                 else:
                     nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
@@ -139,30 +203,21 @@ class LanguageModel(nn.Module):
         T, B = inputs.shape
         options = self.configuration
         H, E = options.hidden, options.embedding
-        # What goes up to the next layer: [T, B, E or H]. One-hot n-grams have no such vector.
-        below: Tensor | None = None
+        # What goes up to the first layer: [T, B], or [T, B, E]; to the others [T, B, H].
+        below = inputs
         if self.embedding is not None:
-            below = nn.functional.embedding(inputs, self.embedding)  # [T, B, E]
+            below = nn.functional.embedding(inputs, self.embedding)
             if (mask := self._output_mask((T, B, E), options.input_dropout, generator)) is not None:
                 below = below * mask
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
-            assert isinstance(layer, Layer)
-            if below is None:
-                # One-hot times a matrix is a look-up of its rows.
-                x = nn.functional.embedding(inputs, layer.input_weight + layer.bias)  # [T, B, 4H]
-            else:
-                rows = below.reshape(T * B, -1)
-                x = Affine.apply(rows, layer.input_weight, layer.bias).view(T, B, GATES * H)  # type: ignore[no-untyped-call]
-            recurrent_weight: Tensor = layer.recurrent_weight
+            recurrent_weight: Tensor = layer.get_parameter("recurrent_weight")
             if (mask := self._mask(recurrent_weight.shape, options.weight_drop, generator)) is not None:
                 recurrent_weight = recurrent_weight * mask
             fed_back = None
             if options.dropout_mode == "tutorial":
                 fed_back = self._mask((T, B, H), options.dropout, generator)
-            hidden, c = LSTMWindow.apply(  # type: ignore[no-untyped-call]
-                x, recurrent_weight, state.h[depth], state.c[depth], fed_back, starts
-            )
+            hidden, c = layer(below, recurrent_weight, state.h[depth], state.c[depth], fed_back, starts)
             last_h.append(hidden[-1])
             last_c.append(c)
             below = hidden
@@ -170,7 +225,6 @@ class LanguageModel(nn.Module):
                 (mask := self._output_mask((T, B, H), options.dropout, generator)) is not None
             ):
                 below = hidden * mask
-        assert below is not None
         return below, State(torch.stack(last_h), torch.stack(last_c))
 
     def loss(self, window: Window, state: State, generator: torch.Generator | None) -> tuple[Tensor, State]:

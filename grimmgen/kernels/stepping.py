@@ -1,6 +1,6 @@
 """One step of the network at a time, in NumPy: what telling a story needs, without importing PyTorch.
 
-The equations are those of `grimmgen.cells.lstm`, without dropout; tests hold the two against each other.
+The equations are those of `grimmgen.cells`, without dropout; tests hold the two against each other.
 
     B  stories told at once    H  hidden units    L  layers    V  vocabulary size
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import Configuration, layer_shapes
 
 Floats = NDArray[np.float32]
 
@@ -24,49 +24,94 @@ class Stepper:
         configuration: of the model.
         weights: named and shaped as `weight_shapes` says.
         h: hidden states to begin with, [L, B, H]; kept and changed.
-        c: cell states to begin with, [L, B, H]; kept and changed.
+        c: cell states to begin with, [L, B, H]; kept and changed. A GRU has none.
     """
 
     def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> None:
-        H = configuration.hidden
+        self._cell = configuration.cell
         self._h, self._c = h, c
         embedding = weights.get("embedding")  # [V, E]
         if configuration.tied:
             assert embedding is not None
-            output_weight = weights["output.projection"] @ embedding.T  # [H, V]
+            output_weight = weights["output.projection"] @ embedding.T
         else:
             output_weight = weights["output.weight"]
-        self._output = output_weight, weights["output.bias"]
-        # σ(z) = ½ + ½ tanh(z/2): one tanh serves all gates, if the columns of i, f and o are halved beforehand.
-        scale = np.repeat(np.array([0.5, 0.5, 1.0, 0.5], np.float32), H)
+        self._output = output_weight, weights["output.bias"]  # [H, V], [V]
         self._layers = [
-            (
-                weights[f"layers.{layer}.input_weight"] * scale,
-                weights[f"layers.{layer}.recurrent_weight"] * scale,
-                weights[f"layers.{layer}.bias"] * scale,
-            )
+            {name: weights[f"layers.{layer}.{name}"] for name in layer_shapes(configuration, 1)}
             for layer in range(configuration.layers)
         ]
-        if embedding is not None:
-            # What a token adds to the gates is one row again.
-            input_weight, recurrent_weight, bias = self._layers[0]
-            self._layers[0] = embedding @ input_weight, recurrent_weight, bias
+        # What a token adds to the first layer: a row, of gates or, for a mogrifier, of its embedding.
+        first = self._layers[0]
+        if self._cell == "mogrifier":
+            assert embedding is not None
+            self._table = embedding
+        else:
+            gates = first["input_weight"] if embedding is None else embedding @ first["input_weight"]
+            self._table = gates + first["bias"]
 
     def step(self, ids: Sequence[int]) -> Floats:
         """Read one n-gram a row; returns the logits of the next one, [B, V]."""
-        x: Floats | None = None  # [B, H], what the layer above reads
-        for depth, (input_weight, recurrent_weight, bias) in enumerate(self._layers):
-            z = input_weight[ids] if x is None else x @ input_weight  # [B, 4H]
-            z += bias
-            z += self._h[depth] @ recurrent_weight
-            np.tanh(z, out=z)
-            i, f, candidate, o = np.split(z, 4, axis=1)  # i, f, o are 2σ - 1 here
-            c = self._c[depth]
-            c *= 0.5 + 0.5 * f
-            c += (0.5 + 0.5 * i) * candidate
-            x = np.tanh(c) * (0.5 + 0.5 * o)
-            self._h[depth] = x
-        assert x is not None
+        x = self._table[ids]
+        for depth, layer in enumerate(self._layers):
+            if depth and self._cell != "mogrifier":
+                x = x @ layer["input_weight"] + layer["bias"]
+            h, c = self._h[depth], self._c[depth]
+            match self._cell:
+                case "lstm":
+                    h, c = _lstm(x + h @ layer["recurrent_weight"], c)
+                case "peephole":
+                    h, c = _peephole(x + h @ layer["recurrent_weight"], layer["peephole"], c)
+                case "gru":
+                    h = _gru(x, h @ layer["recurrent_weight"], layer["recurrent_bias"], h)
+                case "mogrifier":
+                    x, h = _mogrified(x, h, layer["q"], layer["r"])
+                    z = x @ layer["input_weight"] + layer["bias"] + h @ layer["recurrent_weight"]
+                    h, c = _lstm(z, c)
+            self._h[depth], self._c[depth] = h, c
+            x = h
         weight, output_bias = self._output
         logits: Floats = x @ weight + output_bias
         return logits
+
+
+def _sigmoid(z: Floats) -> Floats:
+    # By way of tanh, which does not overflow.
+    half = np.float32(0.5)
+    sigmoid: Floats = half + half * np.tanh(half * z)
+    return sigmoid
+
+
+def _lstm(z: Floats, c: Floats) -> tuple[Floats, Floats]:
+    """`grimmgen.cells.lstm`, (3) to (5)."""
+    H = c.shape[1]
+    i_f_o = _sigmoid(z)
+    c = i_f_o[:, H : 2 * H] * c + i_f_o[:, :H] * np.tanh(z[:, 2 * H : 3 * H])
+    return i_f_o[:, 3 * H :] * np.tanh(c), c
+
+
+def _peephole(z: Floats, peephole: Floats, c: Floats) -> tuple[Floats, Floats]:
+    """`grimmgen.cells.peephole`: i and f see the old cell state, o the new one."""
+    z_i, z_f, z_c, z_o = np.split(z, 4, axis=1)
+    new = _sigmoid(z_f + peephole[1] * c) * c + _sigmoid(z_i + peephole[0] * c) * np.tanh(z_c)
+    return _sigmoid(z_o + peephole[2] * new) * np.tanh(new), new
+
+
+def _gru(x: Floats, a: Floats, recurrent_bias: Floats, h: Floats) -> Floats:
+    """`grimmgen.cells.gru`, (3) to (6)."""
+    H = h.shape[1]
+    r_z = _sigmoid(x[:, : 2 * H] + a[:, : 2 * H])
+    n = np.tanh(x[:, 2 * H :] + r_z[:, :H] * (a[:, 2 * H :] + recurrent_bias))
+    new: Floats = n + r_z[:, H:] * (h - n)
+    return new
+
+
+def _mogrified(x: Floats, h: Floats, q: Floats, r: Floats) -> tuple[Floats, Floats]:
+    """`grimmgen.cells.mogrifier`: input and state modulate each other, round by round."""
+    two = np.float32(2.0)
+    for number in range(len(q) + len(r)):
+        if number % 2 == 0:
+            x = two * _sigmoid(h @ q[number // 2]) * x
+        else:
+            h = two * _sigmoid(x @ r[number // 2]) * h
+    return x, h
