@@ -124,9 +124,8 @@ def main() -> None:
         medians = {name: statistics.median(values) for name, values in times.items()}
         print(json.dumps({"T": T, "B": B, "H": H, "V": V, "milliseconds": medians, "ratio": ratio}))
         return
-    print(
-        f"one update, T = {T}, B = {B}, H = {H}, V = {V}, float32, {options.threads} threads, torch {torch.__version__}"
-    )
+    where = f"float32, {options.threads} threads, torch {torch.__version__}"
+    print(f"one update, T = {T}, B = {B}, H = {H}, V = {V}, {where}")
     for name, values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
         print(f"{name:10s} {middle:7.2f} ms   (quartiles {low:.2f} – {high:.2f}, {len(values)} updates)")
