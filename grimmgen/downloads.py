@@ -245,14 +245,14 @@ def _retry_after(value: str | None) -> float | None:
     if value is None:
         return None
     if value.strip().isascii() and value.strip().isdigit():
-        return min(LONGEST_WAIT, float(value))
+        return float(value)
     try:
         when = email.utils.parsedate_to_datetime(value)
     except (ValueError, TypeError, OverflowError):
         return None
     if when.tzinfo is None:
         when = when.replace(tzinfo=UTC)
-    return min(LONGEST_WAIT, max(0.0, (when - datetime.now(UTC)).total_seconds()))
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
 def _short(error: BaseException) -> str:
@@ -260,12 +260,12 @@ def _short(error: BaseException) -> str:
     match error:
         case urllib3.exceptions.NameResolutionError():
             return "no such host, or no network"
+        case urllib3.exceptions.NewConnectionError():
+            return "the connection was refused"
         case urllib3.exceptions.ConnectTimeoutError():
             return "no answer"
         case urllib3.exceptions.ReadTimeoutError():
             return "the server stalled"
-        case urllib3.exceptions.NewConnectionError():
-            return "the connection was refused"
         case urllib3.exceptions.ProtocolError(args=(_, http.client.IncompleteRead())):
             return "the body was cut off"
         case urllib3.exceptions.ProtocolError():

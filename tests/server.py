@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import socket
 import socketserver
 import ssl
@@ -10,25 +9,78 @@ import struct
 import threading
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeAlias
 
 # What a path does: bytes are sent as they are, a function is given the connection. Then it is closed.
-Script = bytes | Callable[[socket.socket], None]
+Script: TypeAlias = "bytes | Callable[[socket.socket, Server], None]"
+
+# For 127.0.0.1, signed by itself, good until 2120; its key is no secret, and no one else's certificate.
+CERTIFICATE = """\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgNqr/JrFXyqwslWkj
+xHxRzhoPx+4o1A8SU5qSqwKqyfyhRANCAATyDwGyywE/r0cYx0/2iMD7EGOMP0XH
+hbsNOJysiKdAGybTqrV6Edo6g7A7QO3RXc5gx5kCknaij2ZKaqhPcFoC
+-----END PRIVATE KEY-----
+-----BEGIN CERTIFICATE-----
+MIIBdjCCARygAwIBAgIBATAKBggqhkjOPQQDAjAZMRcwFQYDVQQDDA5ncmltbWdl
+bi10ZXN0czAgFw0yMDAxMDEwMDAwMDBaGA8yMTIwMDEwMTAwMDAwMFowGTEXMBUG
+A1UEAwwOZ3JpbW1nZW4tdGVzdHMwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATy
+DwGyywE/r0cYx0/2iMD7EGOMP0XHhbsNOJysiKdAGybTqrV6Edo6g7A7QO3RXc5g
+x5kCknaij2ZKaqhPcFoCo1MwUTAPBgNVHRMBAf8EBTADAQH/MA8GA1UdEQQIMAaH
+BH8AAAEwHQYDVR0OBBYEFCagwaDMt6hn/BPTxAz599X4GiTQMA4GA1UdDwEB/wQE
+AwIChDAKBggqhkjOPQQDAgNIADBFAiACn0J9iqR3TcmP/KgEXeuJjgObTfgmOXMh
+2PEYtFutjQIhAMqscnINutXkoNFIYCsI8LSJAN6Mv514U8vawbIrErIh
+-----END CERTIFICATE-----
+"""
 
 
 def answer(body: bytes = b"", status: int = 200, **headers: str | None) -> bytes:
     """An answer of HTTP. `Content_Length="7"` lies about the length, None leaves a header out."""
-    lines = {"Content-Length": str(len(body)), "Connection": "close"}
-    lines |= {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
-    for name in [name for name, value in headers.items() if value is None]:
-        del lines[name.replace("_", "-")]
-    head = [f"HTTP/1.1 {status} So", *(f"{name}: {value}" for name, value in lines.items())]
-    return "\r\n".join(head).encode("latin-1") + b"\r\n\r\n" + body
+    given = {"Content_Length": str(len(body)), "Connection": "close", **headers}
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items() if value is not None]
+    return f"HTTP/1.1 {status} So\r\n{''.join(lines)}\r\n".encode("latin-1") + body
 
 
-def reset(connection: socket.socket) -> None:
+def chunked(*chunks: bytes) -> bytes:
+    """An answer in chunks, without the last one that ends it."""
+    body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
+    return answer(Content_Length=None, Transfer_Encoding="chunked") + body
+
+
+def reset(connection: socket.socket, _: Server) -> None:
     """Break off as a crashed server does: with RST."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
+
+
+def dripping(start: bytes, rest: bytes, pause: float = 0.01) -> Script:
+    """Send the start of an answer, and of the rest one byte at a time."""
+
+    def drip(connection: socket.socket, server: Server) -> None:
+        connection.sendall(start)
+        for byte in rest:
+            if server.closing.wait(pause):
+                return
+            connection.sendall(bytes([byte]))
+
+    return drip
+
+
+def stalling(start: bytes = b"") -> Script:
+    """Send the start of an answer, then nothing."""
+    return dripping(start, b".", 60.0)
+
+
+def endless(start: bytes, rest: bytes) -> Script:
+    """Send the start of an answer, and the rest for ever."""
+
+    def flood(connection: socket.socket, server: Server) -> None:
+        connection.sendall(start)
+        while not server.closing.is_set():
+            connection.sendall(rest)
+            server.sent += len(rest)
+
+    return flood
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -38,7 +90,7 @@ class Server(socketserver.ThreadingTCPServer):
         url: of the server, with a slash at the end.
         requests: the paths asked for, in the order of arrival.
         heads: the requests as they came.
-        sent: how many bytes `endless` has got rid of.
+        sent: how many bytes `endless` got rid of.
     """
 
     daemon_threads = True
@@ -71,33 +123,6 @@ class Server(socketserver.ThreadingTCPServer):
             scripts = self._scripts.get(path, [answer(status=404)])
             return scripts.pop(0) if len(scripts) > 1 else scripts[0]
 
-    def stalling(self, start: bytes = b"") -> Script:
-        """Send the start of an answer, then nothing."""
-        return self.dripping(start, b".", 60.0)
-
-    def dripping(self, start: bytes, rest: bytes, pause: float) -> Script:
-        """Send the start of an answer, and of the rest one byte at a time."""
-
-        def drip(connection: socket.socket) -> None:
-            connection.sendall(start)
-            for byte in rest:
-                if self.closing.wait(pause):
-                    return
-                connection.sendall(bytes([byte]))
-
-        return drip
-
-    def endless(self, start: bytes, rest: bytes) -> Script:
-        """Send the start of an answer, and the rest for ever."""
-
-        def flood(connection: socket.socket) -> None:
-            connection.sendall(start)
-            while not self.closing.is_set():
-                connection.sendall(rest)
-                self.sent += len(rest)
-
-        return flood
-
     def __enter__(self) -> Server:
         self._thread.start()
         return self
@@ -121,11 +146,11 @@ class _Handler(socketserver.BaseRequestHandler):
                 connection = self.server.context.wrap_socket(connection, server_side=True)
             with connection:
                 head = b""
-                while not re.search(rb"\r\n\r\n", head):
+                while b"\r\n\r\n" not in head:
                     head += (piece := connection.recv(4096))
-                    if not piece:
-                        return
+                    if not piece or head.startswith(b"\x16"):
+                        return  # Nothing, or TLS where none is spoken.
                 script = self.server.script(head.decode("latin-1"))
-                connection.sendall(script) if isinstance(script, bytes) else script(connection)
+                connection.sendall(script) if isinstance(script, bytes) else script(connection, self.server)
         except OSError:
             pass  # The client has left, as it may.

@@ -1,0 +1,393 @@
+"""Opening a corpus, reading its stories, splitting it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grimmgen import files
+from grimmgen.corpus import (
+    PARTS,
+    Corpus,
+    Part,
+    Split,
+    Story,
+    open_corpus,
+    split_by_file,
+    split_by_hash,
+    story_numbers,
+)
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+
+PLACES = "give grimm, sampler, or the path of a text file or directory"
+FORM = 'give a JSON file like {"train": ["001"], "valid": ["002"], "test": ["003"]}'
+
+
+def write(path: Path, content: bytes = b"Once upon a time.\n") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def named(*names: str) -> Corpus:
+    """A corpus whose stories are never read."""
+    return Corpus("tales", "/tales", tuple(Story(name, Path("/nowhere")) for name in names))
+
+
+def names(split: Split) -> dict[Part, list[str]]:
+    return {part: [story.name for story in stories] for part, stories in split.parts.items()}
+
+
+# --- opening -------------------------------------------------------------------------------------------------
+
+
+def test_the_sampler_is_bundled() -> None:
+    corpus = open_corpus("sampler")
+    assert (corpus.name, corpus.source, len(corpus.stories)) == ("sampler", "sampler", 21)
+    assert [story.name for story in corpus.stories] == sorted(story.name for story in corpus.stories)
+    assert all(len(story.read()) > 1000 for story in corpus.stories)
+    assert split_by_hash(corpus).by_story, "there are enough tales for a part each"
+
+
+def test_a_file_is_a_corpus_of_one_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "alice.md")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source in str(path), "alice.md", "./alice.md", "~/alice.md":
+        corpus = open_corpus(source)
+        assert (corpus.name, corpus.source) == ("alice", str(path)), "the source opens it from anywhere"
+        assert [(story.name, story.read()) for story in corpus.stories] == [("alice", "Once upon a time.\n")]
+
+
+def test_a_directory_is_a_corpus_of_all_visible_texts_below_it(tmp_path: Path) -> None:
+    for name in "b.txt", "a.txt", "more/c.txt", ".hidden.txt", ".git/d.txt", "e.md", "more/.txt":
+        write(tmp_path / "tales" / name)
+    (tmp_path / "tales" / "directory.txt").mkdir()
+    corpus = open_corpus(str(tmp_path / "tales"))
+    assert [story.name for story in corpus.stories] == ["a", "b", "more/c"]
+    assert (corpus.name, corpus.source) == ("tales", str(tmp_path / "tales"))
+
+
+def test_nothing_fetched_yet_is_told(home: Path) -> None:
+    with pytest.raises(GrimmgenError) as caught:
+        open_corpus("grimm")
+    remedy = "run `grimmgen fetch`, or take the bundled ones with --corpus sampler"
+    assert str(caught.value) == f"no tales have been fetched yet: {remedy}"
+    assert caught.value.exit_code == 1
+    assert not home.exists(), "to look makes no directory"
+
+
+@pytest.mark.parametrize("source", ["gone.txt", "~no such user/tales", "a\0b", "file.txt/below"])
+def test_what_is_not_there_is_a_mistake_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    write(tmp_path / "file.txt")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError) as caught:
+        open_corpus(source)
+    assert str(caught.value) == f"there is no corpus {source!r}: {PLACES}"
+
+
+def test_a_directory_without_texts_is_told(tmp_path: Path) -> None:
+    write(tmp_path / "readme.md")
+    with pytest.raises(GrimmgenError) as caught:
+        open_corpus(str(tmp_path))
+    remedy = "give a directory with text files, or one file"
+    assert str(caught.value) == f"{tmp_path} has no .txt file in it: {remedy}"
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(GrimmgenError, match=f"{tmp_path}/a"):
+        open_corpus(str(tmp_path / "a"))
+    (tmp_path / "loop").symlink_to(tmp_path)
+    write(tmp_path / "tale.txt")
+    assert [story.name for story in open_corpus(str(tmp_path)).stories] == ["tale"]
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"", ""),  # fault 21
+        (b"\xef\xbb\xbfGr\xc3\xbc\xc3\x9fe", "Grüße"),
+        (b"a\xef\xbb\xbfb", "a\ufeffb"),
+        (b"one\r\ntwo\0\xe2\x80\xa8three u\xcc\x88", "one\r\ntwo\0\u2028three u\u0308"),
+    ],
+    ids=["empty", "byte order mark", "mark within", "not folded"],
+)
+def test_a_story_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> None:
+    assert Story("tale", write(tmp_path / "tale.txt", content)).read() == text  # fault 20
+
+
+@pytest.mark.parametrize(
+    ("content", "offset"),
+    [(b"Gr\xfc\xdfe", 2), (b"\xef\xbb\xbfGr\xfc\xdfe", 5), ("Grüße".encode("utf-16"), 0), (b"cut \xc3", 4)],
+    ids=["Latin-1", "after a byte order mark", "UTF-16", "cut within a letter"],
+)
+def test_what_is_not_utf8_is_told_with_its_place(tmp_path: Path, content: bytes, offset: int) -> None:
+    path = write(tmp_path / "tale.txt", content)
+    with pytest.raises(GrimmgenError) as caught:
+        Story("tale", path).read()  # fault 20
+    assert str(caught.value) == f"{path} is not UTF-8 (byte {offset}): convert it, as with iconv -t UTF-8"
+    assert caught.value.exit_code == 1
+
+
+def test_a_fetched_story_may_be_latin1_or_utf8(tmp_path: Path) -> None:
+    for encoding in "latin-1", "utf-8":
+        path = write(tmp_path / "001.txt", "Rotkäppchen".encode(encoding))
+        assert Story("001", path, latin1=True).read() == "Rotkäppchen"
+
+
+def test_a_story_that_is_gone_or_no_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"tale\.txt is gone: put it back as it was, or train anew"):
+        Story("tale", tmp_path / "tale.txt").read()
+    with pytest.raises(GrimmgenError, match=r"cannot read .* \(Is a directory\)"):
+        Story("tale", tmp_path).read()
+
+
+# --- splitting by a hash of the name -------------------------------------------------------------------------
+
+GRIMM = [f"{number:03d}" for number in range(1, 210)]
+
+
+def test_the_split_of_the_grimm_tales_is_frozen() -> None:
+    split = names(split_by_hash(named(*GRIMM)))
+    valid = (
+        "011 013 016 025 048 049 071 081 086 089 094 099 101 106 107 113 124 128 129 132 136 143 157 158 164 169"
+    )
+    test = "003 006 043 055 063 069 077 090 098 104 105 123 127 130 139 141 155 159 161 175 188 197 205"
+    assert split["valid"] == [*valid.split(), "171", "177", "190", "196"], (
+        "a change makes all results incomparable"
+    )
+    assert split["test"] == test.split()
+    assert sorted([*split["train"], *split["valid"], *split["test"]]) == GRIMM
+
+
+def test_adding_stories_moves_none() -> None:
+    few, many = (names(split_by_hash(named(*GRIMM[:count]))) for count in (60, 209))
+    assert {part: [name for name in many[part] if name in GRIMM[:60]] for part in PARTS} == few
+
+
+def test_of_many_stories_80_10_10_percent_are_in_the_parts() -> None:
+    split = names(split_by_hash(named(*(f"story {number}" for number in range(5000)))))
+    assert [round(len(split[part]) / 50) for part in PARTS] == [80, 10, 10]
+
+
+# --- too few stories to split: each is cut -------------------------------------------------------------------
+
+TEXTS = {
+    "empty": "",
+    "one letter": "x",
+    "one word": "x" * 5000,
+    "one line": "once upon a time " * 500,
+    "one line that ends": "x" * 99 + "\n",
+    "lines": "Once upon a time,\nthere was a king.\n" * 100,
+    "lines of Windows": "Once upon a time,\r\nthere was a king.\r\n" * 100,
+    "far lines": ("word " * 500 + "\n") * 9,
+    "a far line, then near ones": "x" * 900 + " " + "y" * 1500 + "\nz" * 80,
+    "letters of several bytes": "Ein König 👑 u\u0308ber alles\n" * 100,
+}
+
+
+@pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
+def test_the_cuts_of_a_story_cover_it_exactly(tmp_path: Path, text: str) -> None:
+    path = write(tmp_path / "tale.txt", b"\xef\xbb\xbf" + text.encode())
+    split = split_by_hash(open_corpus(str(path)))
+    assert not split.by_story
+    pieces = [split.parts[part][0].read() for part in PARTS]
+    assert "".join(pieces) == text
+    if "\n" in text or " " in text:
+        assert all(piece[-1] in "\n " for piece in pieces[:-1] if piece), "a cut is between lines, or words"
+
+
+def test_the_cuts_are_of_80_10_10_percent(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt", TEXTS["lines"].encode())
+    write(tmp_path / "b.txt", TEXTS["one line"].encode())
+    split = split_by_hash(open_corpus(str(tmp_path)))
+    for whole, *pieces in zip(open_corpus(str(tmp_path)).stories, *split.parts.values(), strict=True):
+        assert [round(100 * len(piece.read()) / len(whole.read())) for piece in pieces] == [80, 10, 10]
+
+
+# --- a split of the user's own -------------------------------------------------------------------------------
+
+
+def split_of(tmp_path: Path, value: object) -> Split:
+    path = tmp_path / "split.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return split_by_file(named("a", "b", "c", "d"), path)
+
+
+def test_a_split_file_names_the_stories_of_each_part(tmp_path: Path) -> None:
+    split = split_of(tmp_path, {"test": ["a"], "valid": ["b"], "train": ["d"]})
+    assert names(split) == {"train": ["d"], "valid": ["b"], "test": ["a"]}, "c is left out"
+    assert list(split.parts) == list(PARTS)
+    assert split.by_story
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", f"{{path}} is not JSON (JSONDecodeError): {FORM}"),
+        ([["a"], ["b"], ["c"]], f"the split file {{path}} names no train stories: {FORM}"),
+        ({"train": ["a"], "valid": ["b"]}, f"the split file {{path}} names no test stories: {FORM}"),
+        ({"train": ["a"], "valid": [], "test": ["c"]}, f"the split file {{path}} names no valid stories: {FORM}"),
+        ({"train": "a", "valid": ["b"], "test": ["c"]}, f"the split file {{path}} names no train stories: {FORM}"),
+        ({"train": ["x"], "valid": 5, "test": ["c"]}, f"the split file {{path}} names no valid stories: {FORM}"),
+        (
+            {"train": ["x"], "valid": [["b"]], "test": ["c"]},
+            f"the split file {{path}} names no valid stories: {FORM}",
+        ),
+        ({"train": ["a", "a"], "valid": ["b"], "test": ["c"]}, "{path} names the story 'a' twice: name it once"),
+        ({"train": ["a"], "valid": ["b"], "test": ["c", "a"]}, "{path} names the story 'a' twice: name it once"),
+        (
+            {"train": ["a"], "valid": ["x"], "test": ["c"]},
+            "the corpus tales does not have the story 'x': check the names",
+        ),
+        (
+            {"train": ["z", "a"], "valid": ["x"], "test": ["y"]},
+            "the corpus tales does not have the story 'x' (and 2 more): check the names",
+        ),
+    ],
+)
+def test_a_split_file_that_cannot_be_used_is_told(tmp_path: Path, value: object, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        split_of(tmp_path, value)
+    assert str(caught.value).endswith(message.replace("{path}", str(tmp_path / "split.json")))
+
+
+def test_a_split_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        split_by_file(named("a"), tmp_path / "split.json")
+    assert str(caught.value) == f"there is no split file {tmp_path / 'split.json'}: {FORM}"
+
+
+def test_a_tale_to_split_by_may_have_to_be_fetched_first(tmp_path: Path) -> None:
+    path = write(tmp_path / "split.json", b'{"train": ["001"], "valid": ["002"], "test": ["003"]}')
+    with pytest.raises(UsageError, match=r"the corpus grimm does not have the story '003': fetch it first"):
+        split_by_file(replace(named("001", "002"), name="grimm", source="grimm"), path)
+
+
+# --- the split that is stored with a run ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    for name in "abc":
+        write(tmp_path / "tales" / f"{name}.txt", f"The tale of {name}.\n".encode() * 20)
+    return open_corpus(str(tmp_path / "tales"))
+
+
+def by_story(corpus: Corpus) -> Split:
+    return Split({part: (story,) for part, story in zip(PARTS, corpus.stories, strict=True)})
+
+
+def stored(split: Split) -> Any:
+    return json.loads(json.dumps(split.to_json()))
+
+
+@pytest.mark.parametrize("split", [by_story, split_by_hash], ids=["by story", "by cuts"])
+def test_a_stored_split_is_the_same_split(corpus: Corpus, split: Callable[[Corpus], Split]) -> None:
+    before = split(corpus)
+    after = Split.from_json(stored(before), corpus)
+    assert (after.by_story, after.sha256, stored(after)) == (before.by_story, before.sha256, stored(before))
+    for part in PARTS:
+        assert [story.read() for story in after.parts[part]] == [story.read() for story in before.parts[part]]
+
+
+def test_the_hash_of_a_split_tells_what_is_in_which_part(corpus: Corpus) -> None:
+    a, b, c = corpus.stories
+    splits = by_story(corpus), Split({"train": (b,), "valid": (a,), "test": (c,)}), split_by_hash(corpus)
+    hashes = {split.sha256 for split in splits}
+    write(corpus.stories[0].path, b"Another tale.")  # type: ignore[arg-type]
+    assert len(hashes | {by_story(corpus).sha256}) == 4
+
+
+def test_a_story_that_has_changed_since_is_noticed_when_it_is_read(corpus: Corpus) -> None:
+    value = stored(by_story(corpus))
+    path = corpus.stories[0].path
+    assert isinstance(path, Path)
+    path.write_bytes(path.read_bytes() + b"\n")
+    split = Split.from_json(value, open_corpus(corpus.source))
+    with pytest.raises(IntegrityError) as caught:
+        split.parts["train"][0].read()  # fault 12
+    assert str(caught.value) == f"{path} has changed: put it back as it was, or train anew"
+    assert caught.value.exit_code == 3
+    assert split.parts["valid"][0].read().startswith("The tale of b.")
+
+
+def test_a_story_that_is_gone_since_is_told(corpus: Corpus) -> None:
+    value = stored(by_story(corpus))
+    with pytest.raises(IntegrityError) as caught:
+        Split.from_json(value, replace(corpus, stories=corpus.stories[:1]))
+    assert str(caught.value) == "the corpus tales no longer has the story 'b': put it back, or train anew"
+
+
+UNREADABLE = "the split stored with the run cannot be read: train anew"
+
+
+@pytest.mark.parametrize("entries", [None, 7, "a", [{}], [{"name": ["a"]}]])
+def test_a_stored_split_that_is_none_is_told(corpus: Corpus, entries: object) -> None:
+    for value in entries, {"parts": entries}, {"parts": dict.fromkeys(PARTS, entries)}:
+        with pytest.raises(IntegrityError) as caught:
+            Split.from_json(value, corpus)
+        assert str(caught.value) == UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "share", [[0], [0, 0.5, 1], [-0.1, 1], [0, 1.1], [0.9, 0.8], [0, float("nan")], [0, 10**400], "01x", 1]
+)
+def test_a_stored_share_that_is_none_is_told(corpus: Corpus, share: object) -> None:
+    value = stored(by_story(corpus))
+    value["parts"]["test"][0]["part"] = share
+    with pytest.raises(IntegrityError) as caught:
+        Split.from_json(value, corpus)
+    assert str(caught.value) == UNREADABLE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+def test_a_story_named_in_latin1_is_stored_too(tmp_path: Path) -> None:
+    write(tmp_path / "tales" / os.fsdecode(b"K\xf6nig.txt"))
+    corpus = open_corpus(str(tmp_path / "tales"))
+    split = split_by_hash(corpus)
+    files.write_json(tmp_path / "split.json", split.to_json())
+    assert Split.from_json(files.read_json(tmp_path / "split.json"), corpus).sha256 == split.sha256
+
+
+# --- which stories are asked for -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "numbers"),
+    [
+        ("1", [1]),
+        ("3", [1, 2, 3]),
+        (" 3 ", [1, 2, 3]),
+        ("209", range(1, 210)),
+        ("all", range(1, 210)),
+        ("7-7", [7]),
+        ("35,1-3, 2 ", [1, 2, 3, 35]),
+        ("209-209,001", [1, 209]),
+    ],
+)
+def test_the_numbers_of_stories(asked: str, numbers: Iterable[int]) -> None:
+    assert story_numbers(asked) == list(numbers)
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "7,", "0", "210", "1-210", "0-3", "3-1", "-3", "1-2-3", "1.5", "ALL", "٣", "99999"]
+)
+def test_what_is_no_number_of_a_story_is_told(asked: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        story_numbers(asked)
+    assert str(caught.value) == f"--stories {asked!r} is not clear: give 1 to 209, all, or a list like 1-20,35"

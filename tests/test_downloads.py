@@ -1,0 +1,337 @@
+"""Fetching from a server that misbehaves (faults 1-7)."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grimmgen.downloads import ATTEMPTS, LONGEST_WAIT, Downloader
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from tests.server import CERTIFICATE, Script, Server, answer, chunked, dripping, endless, reset, stalling
+
+TALE = b"Once upon a time there was a server that did as it was told.\n" * 40
+AGAIN = "check the connection and run the command again"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def tls(tmp_path: Path) -> Iterator[Server]:
+    """A server whose certificate nobody vouches for."""
+    certificate = tmp_path / "certificate.pem"
+    certificate.write_text(CERTIFICATE)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with Server(context) as server:
+        yield server
+
+
+@pytest.fixture
+def trusted(tls: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The same, but the machine trusts it."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    return tls
+
+
+class Client:
+    """A downloader that notes its waits instead of waiting."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def get(
+        self, url: str, size_limit: int = 1 << 20, read_timeout: float = 15.0, deadline: float = 60.0
+    ) -> bytes:
+        with Downloader(1, size_limit, read_timeout, deadline, self.waits.append) as downloader:
+            return downloader.get(url)
+
+    def fail(self, url: str, **limits: Any) -> GrimmgenError:
+        with pytest.raises(GrimmgenError) as caught:
+            self.get(url, **limits)
+        return caught.value
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+def test_a_body_comes_as_it_is_and_is_asked_for_uncompressed(server: Server, client: Client) -> None:
+    assert client.get(server.on("/plain", answer(TALE))) == TALE
+    assert client.get(server.on("/chunked", chunked(TALE[:7], TALE[7:]) + b"0\r\n\r\n")) == TALE
+    assert client.get(server.on("/empty", answer())) == b""
+    assert server.requests == ["/plain", "/chunked", "/empty"]
+    assert all("\r\naccept-encoding: identity\r\n" in head.lower() for head in server.heads)
+    assert client.waits == []
+
+
+# What another try may not meet: what the server does, the reason that is told, the limits that it runs into.
+HEAD = answer(TALE).removesuffix(TALE)
+CUT = "the body was cut off"
+BROKEN = "the connection broke"
+STALLED = "the server stalled"
+LATE = "not done after 0.06 s"
+UNTOLD = "the server does not say how long the body is"
+SHORT = {"read_timeout": 0.06}
+SOON = {"deadline": 0.06}
+PASSING: dict[str, tuple[Script, str, dict[str, float]]] = {
+    "1 truncated": (HEAD + TALE[:-1], CUT, {}),
+    "1 too great a length": (answer(TALE, Content_Length="99999"), CUT, {}),
+    "1 no length": (answer(TALE, Content_Length=None), UNTOLD, {}),
+    "1 length is no number": (answer(TALE, Content_Length="²"), UNTOLD, {}),
+    "1 two lengths": (answer(TALE, Content_Length="5, 7"), "InvalidHeader", {}),
+    "1 cut in a chunk": (chunked(TALE)[:-9], CUT, {}),
+    "1 no last chunk": (chunked(TALE), CUT, {}),
+    "1 chunk size is no number": (chunked() + b"twelve\r\n", CUT, {}),
+    "1 cut in the head": (HEAD[:20], UNTOLD, {}),
+    "1 nothing": (b"", BROKEN, {}),
+    "1 not HTTP": (b"SSH-2.0-OpenSSH_9.7\r\n", BROKEN, {}),
+    "1 a thousand headers": (b"HTTP/1.1 200 So\r\n" + b"A: b\r\n" * 1000, BROKEN, {}),
+    "2 stall before the head": (stalling(), STALLED, SHORT),
+    "2 stall in the body": (stalling(HEAD + TALE[:-1]), STALLED, SHORT),
+    "2 dripping head": (dripping(b"", HEAD + TALE), LATE, SOON),
+    "2 dripping body": (dripping(HEAD, TALE), LATE, SOON),
+    "2 dripping chunk size": (dripping(chunked(TALE) + b"1;", b"." * 999), LATE, SOON),
+    "2 endless 100 Continue": (endless(b"", b"HTTP/1.1 100 So\r\n\r\n"), LATE, SOON),
+    "3 busy": (answer(b"Later!", 503), "the server answers 503", {}),
+    "3 too many": (answer(b"Later!", 429), "the server answers 429", {}),
+    "4 reset": (reset, BROKEN, {}),
+}
+
+
+@pytest.mark.parametrize(("script", "reason", "limits"), PASSING.values(), ids=PASSING.keys())
+def test_what_may_pass_is_tried_five_times(
+    server: Server, client: Client, script: Script, reason: str, limits: dict[str, float]
+) -> None:
+    url = server.on("/001.txt", script)
+    error = client.fail(url, **limits)
+    assert (str(error), error.exit_code) == (f"{url}: {reason} (5 tries): {AGAIN}", 1)
+    assert server.requests == ["/001.txt"] * ATTEMPTS
+    # Each pause doubles, give or take the jitter; none comes after the last try.
+    assert client.waits == [pytest.approx(0.5 * 2**k, rel=0.21) for k in range(4)]
+
+
+@pytest.mark.parametrize("name", ["1 truncated", "2 stall in the body", "3 busy", "4 reset"])
+def test_what_has_passed_is_forgotten(server: Server, client: Client, name: str) -> None:
+    script, _, _ = PASSING[name]
+    assert client.get(server.on("/001.txt", script, script, answer(TALE)), read_timeout=0.3) == TALE
+    assert len(server.requests) == 3
+
+
+def test_a_refused_connection_is_tried_five_times(client: Client) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    assert str(client.fail(url)) == f"{url}: the connection was refused (5 tries): {AGAIN}"  # fault 4
+    assert len(client.waits) == 4
+
+
+def test_an_unknown_host_is_tried_five_times(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_address(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", no_address)
+    error = client.fail("http://tales.invalid/001.txt")  # fault 4
+    assert str(error) == f"http://tales.invalid/001.txt: no such host, or no network (5 tries): {AGAIN}"
+
+
+def test_a_bad_certificate_is_not_tried_again(tls: Server, client: Client) -> None:
+    url = tls.on("/001.txt", answer(TALE))
+    error = client.fail(url)  # fault 4
+    assert str(error).startswith(f"{url}: the server's certificate is not trusted (")
+    assert str(error).endswith("): check the --url")
+    assert (error.exit_code, tls.requests, client.waits) == (1, [], [])
+
+
+def test_a_good_certificate_is_trusted(trusted: Server, client: Client) -> None:
+    assert client.get(trusted.on("/001.txt", answer(TALE))) == TALE
+
+
+def test_a_server_without_tls_is_not_told_to_have_a_bad_certificate(server: Server, client: Client) -> None:
+    url = server.url.replace("http:", "https:")
+    assert str(client.fail(url)) == f"{url}: the TLS connection failed (5 tries): {AGAIN}"
+
+
+def test_a_byte_at_a_time_over_tls_has_its_deadline_too(trusted: Server, client: Client) -> None:
+    url = trusted.on("/001.txt", dripping(b"", HEAD + TALE))
+    assert str(client.fail(url, **SOON)) == f"{url}: {LATE} (5 tries): {AGAIN}"  # fault 2
+
+
+def in_seconds(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+# Fault 3. A header that says nothing clear leaves the pause of 0.5 s, with its jitter.
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        ("0", 0, 0),
+        ("1", 1, 1),
+        (" 7 ", 7, 7),
+        ("1000000000", LONGEST_WAIT, LONGEST_WAIT),
+        ("9" * 5000, LONGEST_WAIT, LONGEST_WAIT),
+        (in_seconds(3600), LONGEST_WAIT, LONGEST_WAIT),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_WAIT, LONGEST_WAIT),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
+        ("Wed, 21 Oct 2015 07:28:00", 0, 0),
+        ("soon", 0.4, 0.6),
+        ("-5", 0.4, 0.6),
+        ("²", 0.4, 0.6),
+        ("Wed, 99 Oct 2015 07:28:00 GMT", 0.4, 0.6),
+        ("", 0.4, 0.6),
+    ],
+)
+def test_retry_after_is_honoured_within_a_minute(
+    server: Server, client: Client, header: str, least: float, most: float
+) -> None:
+    url = server.on("/001.txt", answer(b"", 429, Retry_After=header), answer(TALE))
+    assert client.get(url) == TALE
+    assert [least <= wait <= most for wait in client.waits] == [True]
+
+
+def test_a_date_to_retry_after_is_waited_for(server: Server, client: Client) -> None:
+    assert client.get(server.on("/001.txt", answer(b"", 503, Retry_After=in_seconds(30)), answer(TALE))) == TALE
+    assert 20 < client.waits[0] <= 30
+
+
+@pytest.mark.parametrize("status", [201, 204, 206, 304, 400, 403, 404, 410, 501])
+def test_a_final_answer_is_not_asked_for_again(server: Server, client: Client, status: int) -> None:
+    url = server.on("/001.txt", answer(TALE, status))
+    error = client.fail(url)
+    assert str(error) == f"{url}: the server answers {status}: check the --url and the numbers"
+    assert (error.exit_code, server.requests, client.waits) == (1, ["/001.txt"], [])
+
+
+HUGE = "the body is over 1 MB"
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        pytest.param(endless(chunked(), b"10000\r\n%b\r\n" % bytes(1 << 16)), HUGE, id="7 endless"),
+        pytest.param(endless(answer(Content_Length="9" * 12), bytes(1 << 16)), HUGE, id="7 long by its word"),
+        pytest.param(answer(Content_Length="9" * 5000), HUGE, id="7 length of 5000 digits"),
+        pytest.param(
+            endless(answer(Content_Encoding="gzip", Content_Length="4096"), bytes(1 << 16)),
+            "the server sends a compressed body unasked",
+            id="7 gzip bomb",
+        ),
+    ],
+)
+def test_a_body_without_bounds_is_refused_at_once(
+    server: Server, client: Client, script: Script, reason: str
+) -> None:
+    url = server.on("/001.txt", script)
+    error = client.fail(url)
+    assert isinstance(error, IntegrityError)
+    assert (str(error), error.exit_code) == (f"{url}: {reason}: check the --url", 3)
+    assert (server.requests, client.waits) == (["/001.txt"], [])
+    # The limit, and what the operating system holds in its buffers.
+    assert server.sent < 16 << 20
+
+
+def test_a_body_may_be_as_long_as_the_limit(server: Server, client: Client) -> None:
+    url = server.on("/001.txt", answer(TALE))
+    assert client.get(url, size_limit=len(TALE)) == TALE
+    assert isinstance(client.fail(url, size_limit=len(TALE) - 1), IntegrityError)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_within_the_server_is_followed(server: Server, client: Client, status: int) -> None:
+    server.on("/new/001.txt", answer(TALE))
+    assert client.get(server.on("/old", answer(b"Over there", status, Location="new/001.txt"))) == TALE
+    assert client.get(server.on("/far", answer(b"", status, Location=f"{server.url}new/001.txt"))) == TALE
+    assert server.requests == ["/old", "/new/001.txt", "/far", "/new/001.txt"]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/001.txt",
+        "http://127.0.0.2/001.txt",
+        "http://127.0.0.2:{port}/001.txt",
+        "//tales.invalid/001.txt",
+        "http://127.0.0.1:9/001.txt",
+        "https://127.0.0.1:9/001.txt",
+        "http://127.0.0.1@tales.invalid/001.txt",
+    ],
+)
+def test_a_redirect_to_another_place_is_refused(server: Server, client: Client, location: str) -> None:
+    location = location.replace("{port}", str(server.server_address[1]))
+    url = server.on("/001.txt", answer(b"", 302, Location=location))
+    error = client.fail(url)  # fault 6
+    target = location if ":" in location else f"http:{location}"
+    remedy = "give that as --url if you trust it"
+    assert str(error) == f"{url}: redirected to {target!r}, another place: {remedy}"
+    assert (error.exit_code, server.requests, client.waits) == (1, ["/001.txt"], [])
+
+
+@pytest.mark.parametrize("location", ["http://[", "http://127.0.0.1:99999/", "http://127.0.0.1:x/"])
+def test_a_redirect_to_rubbish_is_refused(server: Server, client: Client, location: str) -> None:
+    url = server.on("/001.txt", answer(b"", 302, Location=location))
+    assert str(client.fail(url)) == f"{url}: redirected to {location!r}, which is no URL: check the --url"
+
+
+def test_a_redirect_to_nowhere_is_refused(server: Server, client: Client) -> None:
+    assert client.fail(server.on("/001.txt", answer(b"", 302))).exit_code == 1
+    assert server.requests == ["/001.txt"]
+
+
+def test_a_redirect_from_https_to_http_is_refused(trusted: Server, server: Server, client: Client) -> None:
+    target = server.on("/001.txt", answer(TALE))
+    assert "another place" in str(client.fail(trusted.on("/001.txt", answer(b"", 301, Location=target))))
+    same_port = trusted.url.replace("https:", "http:")  # fault 6
+    assert "another place" in str(client.fail(trusted.on("/002.txt", answer(b"", 301, Location=same_port))))
+    assert (trusted.requests, server.requests) == (["/001.txt", "/002.txt"], [])
+
+
+def test_a_redirect_in_a_circle_is_refused(server: Server, client: Client) -> None:
+    url = server.on("/001.txt", answer(b"", 301, Location="/001.txt"))
+    assert str(client.fail(url)) == f"{url}: redirected more than 5 times: check the --url"  # fault 6
+    assert server.requests == ["/001.txt"] * 6
+
+
+@pytest.mark.parametrize("url", ["http://[/", "http:///001.txt", "gopher://tales/", f"http://{'a' * 64}.invalid/"])
+def test_what_is_no_url_is_a_mistake_in_use(client: Client, url: str) -> None:
+    error = client.fail(url)
+    assert isinstance(error, UsageError)
+    assert str(error).startswith(f"{url!r} is not a URL (")
+
+
+def test_no_try_begins_after_stop(server: Server) -> None:
+    url = server.on("/001.txt", answer(b"", 503))
+    with Downloader(wait=lambda _: downloader.stop()) as downloader:
+        with pytest.raises(GrimmgenError, match="stopped: run the command again to go on"):
+            downloader.get(url)
+        with pytest.raises(GrimmgenError, match="stopped"):
+            downloader.get(url)
+    assert server.requests == ["/001.txt"]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(answer(b"", 503, Retry_After="60"), id="waiting"),
+        pytest.param(dripping(HEAD, TALE), id="reading"),
+        pytest.param(dripping(b"", HEAD + TALE * 9), id="reading the head"),
+    ],
+)
+def test_stop_ends_a_try_that_is_under_way(server: Server, script: Script) -> None:
+    url = server.on("/001.txt", script)
+    with Downloader() as downloader:
+        threading.Timer(0.1, downloader.stop).start()
+        with pytest.raises(GrimmgenError, match="stopped"):
+            downloader.get(url)
+    assert server.requests == ["/001.txt"]

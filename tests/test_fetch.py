@@ -1,0 +1,439 @@
+"""Bringing the tales into the cache, and finding there what was brought (faults 5, 8-14)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grimmgen import corpus, files
+from grimmgen.corpus import FetchEvent, FetchStarted, StoryFailed, StoryFetched
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from tests.server import Server, answer, dripping, endless, stalling
+
+ALL = range(1, 210)
+
+
+def tale(number: int) -> bytes:
+    return f"The tale of the König who counted to {number}.\n".encode("latin-1") * 9
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """It has all tales."""
+    with Server() as server:
+        for number in ALL:
+            server.on(f"/{number:03d}.txt", answer(tale(number)))
+        yield server
+
+
+@pytest.fixture
+def cache(home: Path) -> Path:
+    return home / "cache" / "corpora" / "grimm"
+
+
+def fetch(server: Server, numbers: Iterable[int], **options: Any) -> list[FetchEvent]:
+    return list(corpus.fetch(list(numbers), server.url, **options))
+
+
+def failures(events: Iterable[FetchEvent]) -> dict[str, GrimmgenError]:
+    return {event.name: event.error for event in events if isinstance(event, StoryFailed)}
+
+
+def paths(numbers: Iterable[int]) -> list[str]:
+    return [f"/{number:03d}.txt" for number in numbers]
+
+
+def read() -> dict[str, bytes]:
+    return {story.name: story.content() for story in corpus.open_corpus("grimm").stories}
+
+
+def tales(numbers: Iterable[int]) -> dict[str, bytes]:
+    return {f"{number:03d}": tale(number) for number in numbers}
+
+
+def manifest(cache: Path) -> dict[str, dict[str, Any]]:
+    value = json.loads((cache / "manifest.json").read_bytes())
+    assert value["format"] == 1
+    stories: dict[str, dict[str, Any]] = value["stories"]
+    return stories
+
+
+def test_stories_are_fetched_and_read(server: Server, cache: Path) -> None:
+    started, *fetched = fetch(server, [35, 1, 2])
+    assert started == FetchStarted(3, 3, cache)
+    assert set(fetched) == {StoryFetched(name, len(content)) for name, content in tales([1, 2, 35]).items()}
+    assert sorted(server.requests) == paths([1, 2, 35])
+    assert read() == tales([1, 2, 35])
+    opened = corpus.open_corpus("grimm")
+    assert (opened.name, opened.source) == ("grimm", "grimm")
+    assert opened.stories[0].read().startswith("The tale of the König"), "the page is in Latin-1"
+    assert {path.name for path in cache.iterdir()} <= {"001.txt", "002.txt", "035.txt", "manifest.json", ".lock"}
+
+
+def test_the_manifest_tells_where_when_and_what(server: Server, cache: Path) -> None:
+    fetch(server, [2, 1])
+    entries = manifest(cache)
+    assert list(entries) == ["001", "002"]
+    when = entries["001"].pop("time")
+    assert entries["001"] == {
+        "url": f"{server.url}001.txt",
+        "bytes": len(tale(1)),
+        "sha256": files.sha256(tale(1)),
+    }
+    assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(when) < timedelta(minutes=1)
+
+
+def test_the_url_needs_no_slash_at_its_end(server: Server) -> None:
+    server.on("/tales/001.txt", answer(tale(1)))
+    events = list(corpus.fetch([1], f"{server.url}tales"))
+    assert (len(events), failures(events), server.requests) == (2, {}, ["/tales/001.txt"])
+
+
+def test_what_is_there_is_not_asked_for_again(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(server, [1, 2, 3])
+
+    def no_socket(*_: object, **__: object) -> None:
+        pytest.fail("a socket was opened")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", no_socket)  # fault 14
+        assert fetch(server, [1, 2, 3]) == [FetchStarted(3, 0, cache)]
+        assert fetch(server, []) == [FetchStarted(0, 0, cache)]
+    assert len(server.requests) == 3
+    assert fetch(server, [1, 2, 3, 4])[0] == FetchStarted(4, 1, cache)
+    assert server.requests[3:] == ["/004.txt"]
+
+
+def test_all_can_be_asked_for_again(server: Server) -> None:
+    fetch(server, [1, 2])
+    server.on("/001.txt", answer(tale(101)))
+    assert fetch(server, [1, 2], force=True)[0].missing == 2  # type: ignore[union-attr]
+    assert read() == {"001": tale(101), "002": tale(2)}
+
+
+@pytest.mark.slow
+def test_three_of_209_fail_and_the_others_stay(server: Server, cache: Path) -> None:
+    for path in paths([7, 70, 209]):
+        server.on(path, answer(b"Gone fishing.", 404), answer(tale(int(path[1:4]))))
+    events = fetch(server, ALL)
+    assert {name: str(error) for name, error in failures(events).items()} == {
+        name: f"{server.url}{name}.txt: the server answers 404: check the --url and the numbers"
+        for name in ("007", "070", "209")
+    }
+    assert read() == tales(set(ALL) - {7, 70, 209})
+    server.requests.clear()
+    assert fetch(server, ALL)[0] == FetchStarted(209, 3, cache)
+    assert sorted(server.requests) == paths([7, 70, 209])  # fault 8
+    assert read() == tales(ALL)
+
+
+# --- what is no story is never cached ------------------------------------------------------------------------
+
+PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "0 bytes are not a story"),
+        (b"Not found.\n", "11 bytes are not a story"),
+        (b"x" * (1 << 20), "1048576 bytes are not a story"),
+        (PAGE * 9, "that is a web page, not a story"),
+        (b"\n" * 2000 + b"< Html lang='en'>" + b"\n" * 2000, "that is a web page, not a story"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)), "that is not plain text"),
+        (tale(1) + b"\0", "that is not plain text"),
+        (tale(1)[:300] + b"\x1b" * 10, "that is not plain text"),
+        ("Es war einmal. ".encode("utf-16") * 20, "that is not plain text"),
+    ],
+    ids=["empty", "short", "long", "page", "page after lines", "picture", "NUL", "controls", "UTF-16"],
+)
+def test_what_is_no_story_is_never_cached(server: Server, cache: Path, body: bytes, reason: str) -> None:
+    server.on("/001.txt", answer(body))
+    error = failures(fetch(server, [1, 2]))["001"]  # fault 5
+    assert str(error) == f"{server.url}001.txt: {reason}: check the --url"
+    assert (type(error), error.exit_code) == (IntegrityError, 3)
+    assert server.requests.count("/001.txt") == 1
+    assert read() == tales([2])
+    assert {path.suffix for path in cache.iterdir()} <= {".txt", ".json", ""}
+    assert not (cache / "001.txt").exists()
+
+
+@pytest.mark.parametrize("body", [tale(1)[:200], tale(1) + b"\f\x1a", b"a <b> c < d, <p>" * 20, b"\xff" * 200])
+def test_what_may_be_a_story_is_cached(server: Server, body: bytes) -> None:
+    server.on("/001.txt", answer(body))
+    assert failures(fetch(server, [1])) == {}
+    assert read() == {"001": body}
+
+
+def test_an_endless_story_does_not_keep_the_others_away(server: Server) -> None:
+    server.on("/001.txt", endless(answer(Content_Length="9" * 12), b"x" * (1 << 16)))
+    assert [*failures(fetch(server, [1, 2, 3]))] == ["001"]  # fault 7
+    assert read() == tales([2, 3])
+
+
+def test_a_story_that_was_good_stays_when_its_successor_is_not(server: Server) -> None:
+    fetch(server, [1])
+    server.on("/001.txt", answer(PAGE * 9))
+    assert [*failures(fetch(server, [1], force=True))] == ["001"]
+    assert read() == tales([1])
+
+
+# --- what happens to the cache -------------------------------------------------------------------------------
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"tale", b"TALE", 1))
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 100)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_suffix(".elsewhere"))
+    path.symlink_to(path.with_suffix(".elsewhere"))
+
+
+def directory(path: Path) -> None:
+    path.unlink()
+    (path / "within").mkdir(parents=True)
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("harm", "line"),
+    [
+        (corrupt, "has changed"),
+        (truncate, "has changed"),
+        (Path.unlink, "is gone"),
+        (link, "is a link, not the story that was fetched"),
+        (directory, "is not a file"),
+        (pipe, "is not a file"),
+    ],
+)
+def test_a_damaged_story_is_noticed_and_fetched_again(
+    server: Server, cache: Path, harm: Callable[[Path], None], line: str
+) -> None:
+    fetch(server, [1, 2])
+    harm(cache / "001.txt")
+    story, other = corpus.open_corpus("grimm").stories
+    for use in story.content, story.read:
+        with pytest.raises(IntegrityError) as caught:
+            use()  # fault 12
+        assert str(caught.value) == f"{cache / '001.txt'} {line}: run `grimmgen fetch` to repair it"
+        assert caught.value.exit_code == 3
+    assert other.content() == tale(2)
+    server.requests.clear()
+    assert fetch(server, [1, 2]) == [FetchStarted(2, 1, cache), StoryFetched("001", len(tale(1)))]
+    assert server.requests == ["/001.txt"]
+    assert read() == tales([1, 2])
+    if harm is link:
+        assert (cache / "001.elsewhere").read_bytes() == tale(1), "what the link led to is as it was"
+
+
+def test_without_the_network_a_damaged_story_is_not_repaired(server: Server, cache: Path) -> None:
+    fetch(server, [1, 2])
+    corrupt(cache / "001.txt")
+    server.on("/001.txt", answer(status=403))
+    assert [*failures(fetch(server, [1, 2]))] == ["001"]
+    with pytest.raises(IntegrityError, match="has changed"):
+        read()  # fault 12
+    assert (cache / "002.txt").read_bytes() == tale(2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"",
+        b"\xff\xff",
+        b"[]",
+        b'{"format": 1}',
+        b'{"stories": {"001": {}}}',
+        b'{"stories": {"001": 7}}',
+        b'{"stories": {"001": {"url": "", "bytes": 1e999, "sha256": "", "time": ""}}}',
+        b'{"stories": {"../../x": {"url": "", "bytes": 1, "sha256": "", "time": ""}}}',
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_as_good_as_none(server: Server, cache: Path, value: bytes) -> None:
+    fetch(server, [1, 2])
+    (cache / "manifest.json").write_bytes(value)
+    with pytest.raises(GrimmgenError, match="no tales have been fetched yet"):
+        corpus.open_corpus("grimm")
+    assert fetch(server, [1, 2])[0] == FetchStarted(2, 2, cache)
+    assert read() == tales([1, 2])
+
+
+def test_a_full_disk_ends_the_fetch_and_what_is_there_stays(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(server, [1, 2])
+    before = (cache / "manifest.json").read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(GrimmgenError, match="No space left on device"):
+            fetch(server, [1, 2, 3, 4])  # fault 15
+    assert (cache / "manifest.json").read_bytes() == before
+    assert read() == tales([1, 2])
+    assert list(cache.glob(".*.tmp")) == []
+    fetch(server, [1, 2, 3, 4])
+    assert read() == tales([1, 2, 3, 4])
+
+
+def test_of_a_read_only_cache_what_is_there_can_be_used(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(server, [1, 2])
+    opened = os.open
+
+    def read_only(path: Any, flags: int, *rest: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *rest, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert fetch(server, [1, 2]) == [FetchStarted(2, 0, cache)]  # fault 13
+    assert read() == tales([1, 2])
+    with pytest.raises(GrimmgenError) as caught:
+        fetch(server, [1, 2, 3])
+    remedy = "the file system is read-only; set GRIMMGEN_HOME to a place that can be written"
+    assert str(caught.value) == f"cannot lock {cache / '.lock'} (Read-only file system): {remedy}"
+    assert len(server.requests) == 2
+
+
+# --- interruptions, and several at once ----------------------------------------------------------------------
+
+
+def test_an_interrupted_fetch_goes_on_where_it_was(server: Server, cache: Path) -> None:
+    for path in paths(range(9, 31)):
+        server.on(path, dripping(b"", answer(tale(1))))
+    events = corpus.fetch(range(1, 31), server.url, jobs=2)
+    assert isinstance(events, Generator)
+    assert isinstance(next(events), FetchStarted)
+    there = [next(events).name for _ in range(5)]
+    began = time.monotonic()
+    events.close()
+    assert time.monotonic() - began < 3.0, "what was under way, and would have taken 5 s, was not waited for"
+    assert set(manifest(cache)) == set(there), "what the user was told of is remembered"
+    assert read() == tales(map(int, there))
+    assert len(server.requests) <= 8 + 2, "what waited was not begun"
+    for number in range(9, 31):
+        server.on(f"/{number:03d}.txt", answer(tale(number)))
+    server.requests.clear()
+    fetch(server, range(1, 31))
+    assert sorted(server.requests) == paths(sorted(set(range(1, 31)) - set(map(int, there))))
+    assert read() == tales(range(1, 31))
+
+
+KILLED = """
+import sys
+from grimmgen import corpus
+for event in corpus.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
+    print(type(event).__name__, flush=True)
+"""
+
+
+def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) -> None:
+    server.on("/003.txt", stalling(), answer(tale(3)))
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, server.url], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert [process.stdout.readline() for _ in range(3)] == ["FetchStarted\n", *["StoryFetched\n"] * 2]
+        process.kill()  # fault 10
+    assert process.returncode == -signal.SIGKILL
+    stale = cache / f".004.txt.{process.pid}.0123abcd.tmp"
+    stale.write_bytes(b"half a ta")
+    assert failures(fetch(server, [1, 2, 3, 4])) == {}
+    assert read() == tales([1, 2, 3, 4])
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_several_fetches_at_once_share_the_work(server: Server, cache: Path, count: int) -> None:
+    started = threading.Barrier(count)
+
+    def run(_: int) -> list[FetchEvent]:
+        started.wait()
+        return fetch(server, range(1, 13))
+
+    with ThreadPoolExecutor(count) as pool:
+        events = [event for all_events in pool.map(run, range(count)) for event in all_events]
+    assert failures(events) == {}  # fault 11
+    assert sorted(server.requests) == paths(range(1, 13))
+    assert read() == tales(range(1, 13))
+    assert list(cache.glob(".*.tmp")) == []
+
+
+def test_who_waits_for_another_fetch_is_told(server: Server, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    told: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        with files.locked(cache / ".lock", "the cache"):
+            events = pool.submit(fetch, server, [1], waiting=told.put)
+            assert told.get(timeout=10) == f"waiting for process {os.getpid()}"  # fault 16
+            assert server.requests == []
+        assert failures(events.result()) == {}
+    assert told.empty()
+    assert read() == tales([1])
+
+
+# --- use -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "tales.example",
+        "file:///etc/",
+        "ftp://tales/",
+        "http://",
+        "http://[",
+        "http://a:99999",
+        "http://a\x1b[2J",
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused_before_anything_is_made(home: Path, url: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        list(corpus.fetch([1], url))
+    assert str(caught.value) == f"--url {url!r} cannot be used: give an http or https address"
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("jobs", [-1, 0, 65])
+def test_jobs_out_of_range_are_refused(home: Path, jobs: int) -> None:
+    with pytest.raises(UsageError) as caught:
+        list(corpus.fetch([1], "http://tales", jobs=jobs))
+    assert str(caught.value) == f"--jobs {jobs} is out of range: give 1 to 64"
+    assert not home.exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 64])
+def test_any_number_of_jobs_brings_the_same(server: Server, jobs: int) -> None:
+    assert failures(fetch(server, range(1, 9), jobs=jobs)) == {}
+    assert read() == tales(range(1, 9))

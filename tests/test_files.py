@@ -1,0 +1,343 @@
+"""Writing a file whole or not at all, and the lock (faults 10, 15, 16, 32)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grimmgen import files
+from grimmgen.errors import GrimmgenError, IntegrityError
+
+OLD, NEW = b"the old tale", b"the new tale"
+FREE = "free some space on the disk and run the command again"
+HOME = "or set GRIMMGEN_HOME to a place of yours"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "tales" / "tale.txt"
+    path.parent.mkdir()
+    path.write_bytes(OLD)
+    return path
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def failing(number: int, after: int = 0) -> Callable[..., Any]:
+    """Something that the operating system refuses, after it let it pass some times."""
+    calls = iter(range(after))
+
+    def fail(*_: object) -> None:
+        if next(calls, None) is None:
+            raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+# --- writing -------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_made_or_replaced(path: Path) -> None:
+    files.write_atomically(path, NEW)
+    files.write_atomically(path.with_name("other.txt"), b"")
+    assert content(path.parent) == {"tale.txt": NEW, "other.txt": b""}
+
+
+def test_the_order_is_flush_rename_flush_of_the_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = []
+    fsync, rename = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        done.append("flush directory" if stat.S_ISDIR(status.st_mode) else f"flush {status.st_size} bytes")
+        fsync(descriptor)
+
+    def noting_rename(source: Path, target: Path) -> None:
+        done.append(f"rename {Path(source).suffix} to {Path(target).name}")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_rename)
+    files.write_atomically(path, NEW)
+    assert done == ["flush 12 bytes", "rename .tmp to tale.txt", "flush directory"]  # fault 32
+
+
+@pytest.mark.parametrize(
+    ("call", "number", "remedy"),
+    [
+        ("fsync", errno.ENOSPC, FREE),
+        ("fsync", errno.EIO, "the disk reports an error; check it and run the command again"),
+        ("replace", errno.EROFS, "the file system is read-only; set GRIMMGEN_HOME to a place that can be written"),
+        ("replace", errno.EDQUOT, "free some of your quota and run the command again"),
+        ("replace", errno.EXDEV, "check the path"),
+    ],
+)
+def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str
+) -> None:
+    monkeypatch.setattr(os, call, failing(number))
+    with pytest.raises(GrimmgenError) as caught:
+        files.write_atomically(path, NEW)  # fault 15
+    assert str(caught.value) == f"cannot write {path} ({os.strerror(number)}): {remedy}"
+    assert caught.value.exit_code == 1
+    assert content(path.parent) == {"tale.txt": OLD}
+
+
+def test_a_directory_that_cannot_be_flushed_is_told_and_the_file_is_whole(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.EIO, after=1))
+    with pytest.raises(GrimmgenError, match="Input/output error"):
+        files.write_atomically(path, NEW)
+    assert content(path.parent) == {"tale.txt": NEW}
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_write_that_stops_half_way_leaves_the_old_file_and_nothing_else(path: Path) -> None:
+    with pytest.raises(GrimmgenError) as caught, largest_file(1000):
+        files.write_atomically(path, NEW * 1000)  # fault 15, of the real operating system
+    remedy = "raise the file size limit (ulimit -f) and run the command again"
+    assert str(caught.value) == f"cannot write {path} (File too large): {remedy}"
+    assert content(path.parent) == {"tale.txt": OLD}
+
+
+def test_a_failure_within_the_clearing_up_is_not_told_instead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    monkeypatch.setattr(os, "unlink", failing(errno.EIO))
+    with pytest.raises(GrimmgenError, match="No space left on device"):
+        files.write_atomically(path, NEW)  # a pair of faults
+    assert path.read_bytes() == OLD
+
+
+def test_an_interrupt_leaves_no_temporary_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_atomically(path, NEW)
+    assert content(path.parent) == {"tale.txt": OLD}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from grimmgen import files
+done = getattr(os, sys.argv[1])
+def die(*arguments):
+    if sys.argv[2] == "after": done(*arguments)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(os, sys.argv[1], die)
+files.write_atomically(Path(sys.argv[3]), b"the new tale")
+"""
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_killed_writer_leaves_the_old_or_the_new_and_what_can_be_swept(
+    path: Path, call: str, moment: str
+) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, call, moment, path], check=False)  # fault 10
+    assert ended.returncode == -signal.SIGKILL
+    replaced = (call, moment) == ("replace", "after")
+    assert path.read_bytes() == (NEW if replaced else OLD)
+    assert files.sweep(path.parent) == (0 if replaced else 1)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_only_temporary_files_of_the_dead_are_swept(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    stale = [f".tale.txt.{dead.pid}.0123abcd.tmp", f".two\u2028words.{dead.pid}.ffffffff.tmp"]
+    kept = [
+        f".tale.txt.{os.getpid()}.0123abcd.tmp",
+        f".tale.txt.{os.getppid()}.0123abcd.tmp",
+        f"tale.txt.{dead.pid}.0123abcd.tmp",
+        f".tale.txt.{dead.pid}.0123abc.tmp",
+        ".tale.txt.tmp",
+        f".tale.txt.{'9' * 40}.0123abcd.tmp",
+    ]
+    for name in stale + kept:
+        (tmp_path / name).touch()
+    (tmp_path / f".directory.{dead.pid}.0123abcd.tmp").mkdir()
+    assert files.sweep(tmp_path) == 2
+    assert {path.name for path in tmp_path.iterdir() if path.is_file()} == set(kept)
+    assert files.sweep(tmp_path / "gone") == 0
+
+
+# --- JSON, directories, explanations -------------------------------------------------------------------------
+
+
+def test_json_is_readable_by_people_and_comes_back(path: Path) -> None:
+    value = {"b": ["Grüße", "\udcf6", 0.1], "a": None}
+    files.write_json(path, value)
+    assert files.read_json(path) == value
+    assert path.read_bytes().startswith('{\n  "b": [\n    "Grüße",'.encode())
+    assert path.read_bytes().endswith(b"\n}\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (b"", "is not JSON (JSONDecodeError)"),
+        (b'{"a": 1', "is not JSON (JSONDecodeError)"),
+        (b'"\xff"', "is not JSON (UnicodeDecodeError)"),
+        (b"9" * 5000, "is not JSON (ValueError)"),
+        (b"[" * 200_000, "is not JSON (RecursionError)"),
+        (b" " * ((1 << 20) + 1), "is larger than 1 MB"),
+    ],
+    ids=["empty", "cut", "not UTF-8", "5000 digits", "deep", "large"],
+)
+def test_what_is_not_json_is_told(path: Path, value: bytes, reason: str) -> None:
+    path.write_bytes(value)
+    with pytest.raises(IntegrityError) as caught:
+        files.read_json(path, limit=1 << 20)
+    assert str(caught.value) == f"{path} {reason}: remove it"
+
+
+def test_json_may_be_as_large_as_the_limit(path: Path) -> None:
+    path.write_bytes(b"7".rjust(1 << 20))
+    assert files.read_json(path, limit=1 << 20) == 7
+
+
+def test_only_a_missing_file_is_left_to_the_caller(path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.read_json(path.with_name("gone.json"))
+    with pytest.raises(GrimmgenError) as caught:
+        files.read_json(path.parent)
+    assert str(caught.value) == f"cannot read {path.parent} (Is a directory): check the path"
+
+
+def test_a_directory_is_made_with_its_parents(path: Path) -> None:
+    for _ in range(2):
+        files.make_directory(path.parent / "more" / "tales")
+    assert (path.parent / "more" / "tales").is_dir()
+    with pytest.raises(GrimmgenError) as caught:
+        files.make_directory(path / "below")
+    assert str(caught.value) == f"cannot make the directory {path}/below (Not a directory): check the path"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "Full"), f"cannot do it (Full): {FREE}"),
+        (PermissionError(errno.EACCES, "No"), f"cannot do it (No): check the permissions, {HOME}"),
+        (PermissionError(errno.EPERM, "No"), f"cannot do it (No): check the permissions, {HOME}"),
+        (FileNotFoundError(errno.ENOENT, "Gone"), "cannot do it (Gone): check the path"),
+        (OSError("no number"), "cannot do it (OSError): check the path"),
+    ],
+)
+def test_an_error_of_the_operating_system_is_explained_in_one_line(error: OSError, line: str) -> None:
+    with pytest.raises(GrimmgenError) as caught, files.explained("cannot do it"):
+        raise error
+    assert (str(caught.value), caught.value.__cause__) == (line, error)
+
+
+def test_other_errors_are_not_explained_away() -> None:
+    with pytest.raises(ZeroDivisionError), files.explained("cannot do it"):
+        raise ZeroDivisionError
+    with pytest.raises(IntegrityError, match="as it was"), files.explained("cannot do it"):
+        raise IntegrityError("as it was")
+
+
+# --- the lock ------------------------------------------------------------------------------------------------
+
+HOLDER = """
+import sys
+from pathlib import Path
+from grimmgen import files
+with files.locked(Path(sys.argv[1]), "the run"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process, that holds the lock until its standard input ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_lock_is_held_and_let_go(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    for _ in range(2):
+        with files.locked(lock, "the run"):
+            assert (tmp_path / "lock.pid").read_text() == str(os.getpid())
+        assert not (tmp_path / "lock.pid").exists()
+    with pytest.raises(ZeroDivisionError), files.locked(lock, "the run"):
+        raise ZeroDivisionError
+    with files.locked(lock, "the run"):
+        pass
+
+
+def test_a_lock_that_is_held_is_refused_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+    with pytest.raises(GrimmgenError) as caught, files.locked(tmp_path / "lock", "the run"):
+        pytest.fail("two hold it")
+    assert str(caught.value) == f"the run is in use by process {holder.pid}: wait for it to end, or stop it"
+    (tmp_path / "lock.pid").write_text("rubbish")
+    with (
+        pytest.raises(GrimmgenError, match="in use by another process"),
+        files.locked(tmp_path / "lock", "the run"),
+    ):
+        pytest.fail("two hold it")
+
+
+def test_a_lock_that_is_held_is_waited_for_until_the_timeout(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    told: list[str] = []
+    began = time.monotonic()
+    with (
+        pytest.raises(GrimmgenError, match="the run is in use"),
+        files.locked(tmp_path / "lock", "the run", 0.2, told.append),
+    ):
+        pytest.fail("two hold it")
+    assert time.monotonic() - began >= 0.2
+    assert told == [f"waiting for process {holder.pid}"]  # fault 16
+
+
+@pytest.mark.parametrize("end", ["kill", "leave"])
+def test_a_lock_is_free_when_its_holder_ends(tmp_path: Path, holder: subprocess.Popen[str], end: str) -> None:
+    assert holder.stdin
+    stop = holder.kill if end == "kill" else holder.stdin.close
+    told: list[str] = []
+    threading.Timer(0.1, stop).start()
+    with files.locked(tmp_path / "lock", "the run", 30.0, told.append):  # fault 16
+        assert (tmp_path / "lock.pid").read_text() == str(os.getpid())
+    assert told == [f"waiting for process {holder.pid}"]
+
+
+def test_a_lock_that_cannot_be_made_is_told(path: Path) -> None:
+    with pytest.raises(GrimmgenError) as caught, files.locked(path.parent, "the run"):
+        pytest.fail("it is held")
+    assert str(caught.value) == f"cannot lock {path.parent} (Is a directory): check the path"
