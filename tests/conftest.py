@@ -1,11 +1,18 @@
-"""What all tests share: no test touches the user's home, the quick ones come first."""
+"""What all tests share: no test touches the user's home, the quick ones come first; a run to ask about."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from grimmgen import registry
+from grimmgen.cli import _run
+from grimmgen.registry import Run
+from tests.program import Ran
 
 # The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -19,6 +26,57 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GRIMMGEN_HOME", str(directory))
     return directory
+
+
+@pytest.fixture
+def run(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ran]:
+    """The program, run within the test's process: quicker than in one of its own."""
+
+    def run(*arguments: str) -> Ran:
+        capsysbinary.readouterr()
+        code = _run(list(arguments))
+        out, err = capsysbinary.readouterr()
+        return Ran(code, out.decode(), err.decode())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory of thirty tales; 22 are learnt from, 5 decide, 3 judge."""
+    directory = tmp_path_factory.mktemp("corpora") / "tales"
+    directory.mkdir()
+    who, where = ["king", "fox", "old woman", "hen", "miller"], ["the forest", "a mill", "the sea, far away,"]
+    for number in range(30):
+        tale = "".join(
+            f"The {who[(number + 3 * k) % 5]} went to {where[(number * k) % 3]} and found {number + k} geese.\n"
+            for k in range(1, 9)
+        )
+        (directory / f"{number:02d}.txt").write_text(tale, encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def training(tales: Path) -> list[str]:
+    """The options with which the run of the tests is trained, after `grimmgen train`."""
+    options = "--hidden 8 --batch-size 4 --unroll 10 --min-count 9 --lr 0.01 --epochs 2 --random-seed 7"
+    return ["--corpus", str(tales), *options.split()]
+
+
+@pytest.fixture(scope="session")
+def _trained_home(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRIMMGEN_HOME", str(directory))
+        assert _run(["train", "--quiet", "--run", "sly-fox", *training]) == 0
+    return directory
+
+
+@pytest.fixture
+def trained(_trained_home: Path, home: Path) -> Run:
+    """A run, `sly-fox`, that the test may do with as it likes."""
+    shutil.copytree(_trained_home, home)
+    return registry.find("sly-fox")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -83,17 +83,20 @@ def _run(arguments: list[str]) -> int:
         console.note("stopped")
         return _INTERRUPTED
     except BrokenPipeError:
-        # Whoever read has read enough. What is still buffered has nowhere to go.
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
+        return 0
+    except SystemExit as leaving:
+        # Typer and rich leave so, with exit code 1, where they meet a broken pipe.
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        _drop_output()
         return 0
     except OSError as error:
         if debug:
             traceback.print_exc()
         place = f" {error.filename}" if error.filename else ""
         console.error(f"the system refuses{place} ({error.strerror or error}): check the path and the disk")
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except Exception as error:
         # Typer's own errors know how to say what they are; their class has moved between its versions.
@@ -114,8 +117,20 @@ def _run(arguments: list[str]) -> int:
     return result if isinstance(result, int) else 0
 
 
+def _drop_output() -> None:
+    """What is still buffered has nowhere to go: whoever read has read enough, or the disk is full."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _prepare_streams() -> None:
     """The same bytes everywhere: UTF-8 whatever the locale is, line ends as written."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Closed by whoever called: the next file opened would take its place. An input is empty, an output
+            # fails (nothing is lost in silence), errors are not heard.
+            os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace", newline="\n")

@@ -105,14 +105,20 @@ def table(
     _console(sys.stdout).print(made)
 
 
-def facts(pairs: Iterable[tuple[str, object]], title: str = "", to_error: bool = False) -> None:
-    """Names and values, one pair a line."""
-    made = Table(box=None, show_header=False, title=title or None, title_justify="left", pad_edge=False)
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column(overflow="fold")
+def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:
+    """Names and values, one pair a line; on a terminal a long value is folded beside its name."""
+    stream = sys.stderr if to_error else sys.stdout
+    if stream.isatty():
+        made = Table(box=None, show_header=False, pad_edge=False)
+        made.add_column(style="dim", no_wrap=True)
+        made.add_column(overflow="fold")
+        for name, value in pairs:
+            made.add_row(Text(name), Text(safe(str(value))))
+        _console(stream).print(made)
+        return
+    width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        made.add_row(Text(name), Text(safe(str(value))))
-    _console(sys.stderr if to_error else sys.stdout).print(made)
+        _console(stream).print(Text(f"{name:{width}}  {safe(str(value))}"), soft_wrap=True)
 
 
 def confirm(question: str) -> bool:

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
 
 def evaluate(
     files: Annotated[
-        list[Path] | None, options.argument(metavar="[FILE]…", help="Texts to read; else stories of the run.")
+        list[Path] | None, options.argument(metavar="FILE", help="Texts to read; else stories of the run.")
     ] = None,
     run: Annotated[
         list[str] | None,
         options.option(
             "--run",
-            help="A run, or the path of a checkpoint file; give several to compare them. [default: the latest]",
+            help="A run, or the path of a checkpoint file; give several to compare them.",
+            show_default="the latest run",
             autocompletion=options.complete_runs,
         ),
     ] = None,

@@ -13,7 +13,8 @@ def fetch(
         str, options.option(help="How many from the first, all (209), or numbers and ranges like 1-20,35.")
     ] = "100",
     url: Annotated[
-        str | None, options.option(help="Another place that serves 001.txt and so on. [default: the CMU page]")
+        str | None,
+        options.option(help="Another place that serves 001.txt and so on.", show_default="the CMU page"),
     ] = None,
     jobs: Annotated[int, options.option(help="How many at once.")] = 8,
     force: Annotated[bool, options.option("--force", help="Fetch again what is there already.")] = False,

@@ -19,7 +19,7 @@ def generate(
     top_k: Annotated[int, options.option(help="Draw among this many best n-grams, in proportion; 0 is all.")] = 3,
     temperature: Annotated[float, options.option(help="Above 1 bolder, below 1 safer, 0 always the best.")] = 1.0,
     random_seed: Annotated[
-        int | None, options.option(help="Makes the story the same again. [default: a new one]")
+        int | None, options.option(help="Makes the story the same again.", show_default="a new one")
     ] = None,
     state: Annotated[
         Literal["random", "zeros"],

@@ -9,7 +9,8 @@ import typer
 
 Part = Literal["train", "valid", "test"]
 
-# Every option has a variable (GRIMMGEN_TRAIN_UNROLL and so on); said once, not at every option.
+# Every option has a variable (GRIMMGEN_TRAIN_UNROLL and so on); said once, not at every option. A default that is
+# no value is told by show_default: brackets in a help text would be read as markup.
 option = partial(typer.Option, show_envvar=False)
 argument = partial(typer.Argument, show_envvar=False)
 
@@ -35,7 +36,8 @@ RunOrFile = Annotated[
     str | None,
     option(
         "--run",
-        help="A run, or the path of a checkpoint file. [default: the latest run]",
+        help="A run, or the path of a checkpoint file.",
+        show_default="the latest run",
         autocompletion=complete_runs,
     ),
 ]

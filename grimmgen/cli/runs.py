@@ -19,7 +19,7 @@ app = typer.Typer(
 
 _Name = Annotated[
     str | None,
-    options.argument(metavar="[RUN]", help="The latest, if not given.", autocompletion=options.complete_runs),
+    options.argument(metavar="RUN", help="The latest, if not given.", autocompletion=options.complete_runs),
 ]
 
 
@@ -67,52 +67,49 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
     """
     from grimmgen import registry
     from grimmgen.cli import console
+    from grimmgen.errors import IntegrityError
 
     run = registry.find(name)
     info, log = run.info(), run.log()
     if json:
         console.document({**_summary(run), "path": run.path, "info": info, "log": log})
         return
-    summary = _summary(run)
-    console.facts(
-        [
+    try:
+        facts = [
             ("run", run.name),
             ("place", run.path),
-            ("state", summary["state"]),
-            ("created", info.get("created")),
-            ("command", info.get("command")),
+            ("state", _summary(run)["state"]),
+            ("created", info["created"]),
+            ("command", info["command"]),
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
-            ("options", ", ".join(f"{k} {v}" for k, v in info.get("configuration", {}).items())),
-            ("versions", ", ".join(f"{k} {v}" for k, v in info.get("versions", {}).items())),
+            ("options", ", ".join(f"{k} {v}" for k, v in info["configuration"].items())),
+            ("versions", ", ".join(f"{k} {v}" for k, v in info["versions"].items())),
         ]
-    )
-    rows: list[Sequence[object]] = []
-    best = None
-    for event in log:
-        if event.get("event") == "evaluated":
-            if event["best"]:
-                best = len(rows)
-            rows.append(
-                [
-                    event["epoch"],
-                    event["step"],
-                    _figure(event["training_perplexity"], 2),
-                    _figure(event["perplexity"], 2),
-                    _figure(event["bits_per_character"], 3),
-                    f"{event['rate']:g}",
-                    console.seconds(event["seconds"]),
-                ]
-            )
+        scores = [event for event in log if event.get("event") == "evaluated"]
+        rows: list[Sequence[object]] = [
+            [
+                event["epoch"],
+                event["step"],
+                _figure(event["training_perplexity"], 2),
+                _figure(event["perplexity"], 2),
+                _figure(event["bits_per_character"], 3),
+                f"{event['rate']:g}",
+                console.seconds(event["seconds"]),
+            ]
+            for event in scores
+        ]
+        best = max((number for number, event in enumerate(scores) if event["best"]), default=None)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
+        raise IntegrityError(
+            f"the run {run.name} is not described as it should be", f"remove it with `grimmgen runs rm {run.name}`"
+        ) from None
+    console.facts(facts)
     if rows:
         heads = ["epoch", "update", "training", "validation", "bits/char", "rate", "time"]
         # The first and the last ones tell enough; --json has them all.
         shown = rows if len(rows) <= 24 else [*rows[:6], ["…"] * len(heads), *rows[-17:]]
-        console.table(
-            heads,
-            shown,
-            right=heads,
-            marked=shown.index(rows[best]) if best is not None and rows[best] in shown else None,
-        )
+        marked = shown.index(rows[best]) if best is not None and rows[best] in shown else None
+        console.table(heads, shown, right=heads, marked=marked)
 
 
 @app.command("path")
@@ -134,7 +131,7 @@ def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
 @app.command("rm")
 def rm(
     names: Annotated[
-        list[str], options.argument(metavar="RUN…", help="The runs.", autocompletion=options.complete_runs)
+        list[str], options.argument(metavar="RUN", help="The runs.", autocompletion=options.complete_runs)
     ],
     yes: Annotated[bool, options.option("--yes", "-y", help="Do not ask.")] = False,
     json: options.Json = False,
@@ -148,7 +145,7 @@ def rm(
     from grimmgen.cli import console
     from grimmgen.errors import UsageError
 
-    runs = [registry.find(name) for name in names]
+    runs = [registry.find(name) for name in dict.fromkeys(names)]
     for run in runs:
         if not yes and not console.confirm(f"remove the run {run.name} ({console.size(run.size())})?"):
             raise UsageError(f"the run {run.name} stays", "answer y, or give --yes")
@@ -189,9 +186,10 @@ def _figure(value: object, digits: int) -> str:
 
 
 def _age(created: object) -> str:
-    if not isinstance(created, str):
+    try:
+        age = (datetime.now(UTC) - datetime.fromisoformat(str(created))).total_seconds()
+    except (TypeError, ValueError):
         return "–"
-    age = (datetime.now(UTC) - datetime.fromisoformat(created)).total_seconds()
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if age >= length:
             return f"{age / length:.0f} {unit}"

@@ -31,7 +31,10 @@ def train(
     run: Annotated[
         str | None,
         options.option(
-            "--run", help="A name for the run. [default: one is made up]", autocompletion=options.complete_runs
+            "--run",
+            help="A name for the run.",
+            show_default="one is made up",
+            autocompletion=options.complete_runs,
         ),
     ] = None,
     resume: Annotated[
@@ -60,7 +63,7 @@ def train(
     ] = Configuration.decay_patience,
     epochs: Annotated[int, options.option(help="Passes over the stories, at most.")] = Configuration.epochs,
     budget: Annotated[
-        str | None, options.option(help="Time, at most, as in 30s, 10m, 1h. [default: no limit]")
+        str | None, options.option(help="Time, at most, as in 30s, 10m, 1h.", show_default="no limit")
     ] = None,
     reset_state: Annotated[
         bool, options.option(help="Put the state to zero where a story starts.")
@@ -72,7 +75,7 @@ def train(
     keep_case: Annotated[bool, options.option("--keep-case", help="Do not fold to lower case.")] = False,
     split: Annotated[
         Path | None,
-        options.option(help="A JSON file that names the stories of each part. [default: 80/10/10 by name]"),
+        options.option(help="A JSON file that names the stories of each part.", show_default="80/10/10 by name"),
     ] = None,
     random_seed: Annotated[
         int, options.option(help="Everything random follows from it.")
@@ -88,12 +91,10 @@ def train(
     Example: grimmgen train --unroll 50 --device cuda
     """
     seconds = None if budget is None else options.duration(budget)
-    typed = {
-        name
-        for name in context.params
-        if (source := context.get_parameter_source(name)) is not None and source.name != "DEFAULT"
-    }
-    if resume and (idle := sorted(typed - _LIMITS)):
+    sources = {name: source.name for name in context.params if (source := context.get_parameter_source(name))}
+    # What a variable sets is set for every run; only what was typed was meant for this one.
+    idle = sorted(name for name, source in sources.items() if source == "COMMANDLINE" and name not in _LIMITS)
+    if resume and idle:
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         raise typer.BadParameter(f"{names}: a resumed run keeps its options; only its limits can be changed")
     configuration = (
@@ -126,7 +127,8 @@ def train(
     from grimmgen.training import Training, command_line
 
     if configuration is None:
-        training = Training.resume(registry.find(run), device, epochs if "epochs" in typed else None, seconds)
+        limit = None if sources["epochs"] == "DEFAULT" else epochs
+        training = Training.resume(registry.find(run), device, limit, seconds)
     else:
         opened = open_corpus(corpus)
         parts = None if split is None else split_by_file(opened, split)
@@ -137,6 +139,8 @@ def train(
         finished = _follow(training.events(), bars, json)
     if not json:
         _report(training, finished, quiet)
+    if finished.reason == "interrupted":
+        console.hint(f"grimmgen train --resume --run {training.run.name}", "go on with")
     if signals:
         raise typer.Exit(128 + signals[0])
 
@@ -244,7 +248,6 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
     if finished.reason == "interrupted":
         if not quiet:
             console.facts(pairs, to_error=True)
-        console.hint(f"grimmgen train --resume --run {run.name}", "go on with")
         return
     console.facts(pairs)
     if not quiet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,7 +52,8 @@ def vocab(
             "unknown": hidden / max(1, tokens),
         }
     total = {
-        "stories": sum(f["stories"] for f in figures.values()),
+        # Each once: a story may be cut into the three parts.
+        "stories": len({story.name for part in PARTS for story in parts[part]}),
         "characters": sum(f["characters"] for f in figures.values()),
         "tokens": sum(f["tokens"] for f in figures.values()),
         "distinct": len(everything.ngrams),
@@ -104,7 +106,7 @@ def vocab(
         console.out(f"least frequent  {_list(ranked[max(0, len(ranked) - top) :])}")
     console.out(f"a story begins  {beginning!r}")
     if not quiet:
-        given = "" if corpus == "grimm" else f" --corpus {corpus}"
+        given = "" if corpus == "grimm" else f" --corpus {shlex.quote(corpus)}"
         console.hint(f"grimmgen train{given}", "next")
 
 

@@ -1,0 +1,1 @@
+complete --command grimmgen --no-files --arguments "(env _GRIMMGEN_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) grimmgen)" --condition "env _GRIMMGEN_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) grimmgen"

@@ -1,0 +1,84 @@
+"""The program as its users run it: in a pipe, on a terminal, and with signals."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+PROGRAM = [sys.executable, "-m", "grimmgen"]
+_PATIENCE = 60.0
+
+
+class Ran(NamedTuple):
+    """What the program left: its exit code and its two outputs."""
+
+    code: int
+    out: str
+    err: str
+
+
+def grimmgen(*arguments: str, stdin: bytes = b"", variables: Mapping[str, str] | None = None) -> Ran:
+    """Run it in a process of its own, its streams in pipes, with these variables in its environment."""
+    ran = subprocess.run(
+        [*PROGRAM, *arguments],
+        input=stdin,
+        capture_output=True,
+        env={**os.environ, **(variables or {})},
+        timeout=_PATIENCE,
+        check=False,
+    )
+    return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+
+
+def begin(*arguments: str) -> subprocess.Popen[bytes]:
+    """Let it run beside the test, its outputs in pipes."""
+    return subprocess.Popen(
+        [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def shell(command: str) -> Ran:
+    """Run a line of bash in which `grimmgen` is the program; a pipe fails if any part of it does."""
+    function = f'grimmgen() {{ "{PROGRAM[0]}" -m grimmgen "$@"; }}; set -o pipefail; '
+    ran = subprocess.run(
+        ["bash", "-c", function + command], capture_output=True, timeout=_PATIENCE, check=False, cwd=Path.cwd()
+    )
+    return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
+
+
+def on_terminal(*command: str, keys: bytes = b"", until: bytes | None = None, columns: int = 80) -> Ran:
+    """Run a command with all its streams on a terminal; what the terminal shows is its `out`.
+
+    Args:
+        command: and its arguments.
+        keys: typed at once.
+        until: what has to appear for the test to go on; None waits for the command's end.
+        columns: the terminal's width.
+    """
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {**os.environ, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, start_new_session=True)
+    os.close(its)
+    shown = b""
+    try:
+        os.write(ours, keys)
+        while until is None or until not in shown:
+            assert select.select([ours], [], [], _PATIENCE)[0], shown
+            shown += os.read(ours, 1 << 16)
+    except OSError:
+        pass  # So Linux says that the last process has left the terminal.
+    finally:
+        os.close(ours)
+        if until is not None:
+            process.kill()
+    return Ran(process.wait(_PATIENCE), shown.decode().replace("\r\n", "\n"), "")

@@ -1,0 +1,256 @@
+"""What holds the package together: imports go down only, and what is kept out stays out."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import grimmgen
+from grimmgen import registry
+from grimmgen.configuration import Configuration
+from grimmgen.corpus import open_corpus, split_by_hash
+from tests.builders import tiny_checkpoint
+from tests.server import Server, answer
+
+PACKAGE = Path(grimmgen.__file__).parent
+
+# A module imports from lower floors only. A name stands for a module, or for all of a package's that have no
+# floor of their own; a module more has to be given its place here.
+FLOORS = [
+    "errors",
+    "paths files configuration",
+    "vocabulary downloads events cells.products",
+    "batches corpus cells decoding",
+    "kernels",
+    "model checkpoint",
+    "registry",
+    "evaluation generation",
+    "training",
+    "api",
+    "cli.console cli.options",
+    "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
+    "cli",
+    "__main__",
+]
+FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+
+# The network is ours, and no file that we read runs code.
+READY_MADE = {
+    "LSTM",
+    "GRU",
+    "RNN",
+    "RNNBase",
+    "LSTMCell",
+    "GRUCell",
+    "RNNCell",
+    "lstm",
+    "gru",
+    "lstm_cell",
+    "gru_cell",
+}
+READY_MADE |= {"rnn_tanh", "rnn_relu"}
+UNSAFE_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}
+
+
+def sources() -> dict[str, str]:
+    """Every module of the package, by its name without `grimmgen.`; the package itself is empty."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path.read_text(encoding="utf-8")
+    return found
+
+
+SOURCES = sources()
+
+
+def floor_of(module: str) -> int | None:
+    while module not in FLOOR_OF and "." in module:
+        module = module.rpartition(".")[0]
+    return FLOOR_OF.get(module)
+
+
+def nodes(source: str) -> Iterator[ast.AST]:
+    """Everything that runs, in functions too; not what only type checkers read."""
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting += node.orelse
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def imports(source: str) -> Iterator[str]:
+    """The full names of the modules that a source imports; a relative one begins with a dot."""
+    for node in nodes(source):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level:
+            yield "." * node.level + (node.module or "")
+        elif isinstance(node, ast.ImportFrom):
+            # `from grimmgen import files` imports the module, `from grimmgen.files import sweep` its parent.
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                yield whole if whole.removeprefix("grimmgen.") in SOURCES else str(node.module)
+
+
+def upward(module: str, source: str) -> list[str]:
+    """What is wrong with a module's place, one line each."""
+    here = floor_of(module)
+    if here is None:
+        return [f"{module} has no floor"]
+    wrong = []
+    for name in imports(source):
+        target = name.removeprefix("grimmgen.")
+        if name.startswith("."):
+            wrong.append(f"{module} imports {name}, which is relative")
+        elif target != name and ((there := floor_of(target)) is None or there >= here):
+            wrong.append(f"{module} (floor {here}) imports {target} (floor {there})")
+        elif name == "grimmgen":
+            wrong.append(f"{module} imports the whole package")
+    return wrong
+
+
+@pytest.mark.parametrize("module", [module for module in SOURCES if module])
+def test_imports_go_down_only(module: str) -> None:
+    assert upward(module, SOURCES[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("def f():\n    from grimmgen import training", ["batches (floor 3) imports training (floor 8)"]),
+        ("import grimmgen.cli.console", ["batches (floor 3) imports cli.console (floor 10)"]),
+        ("from grimmgen.corpus import Story", ["batches (floor 3) imports corpus (floor 3)"]),
+        ("from grimmgen.novelty import novel", ["batches (floor 3) imports novelty (floor None)"]),
+        ("from . import errors", ["batches imports ., which is relative"]),
+        ("from grimmgen import load", ["batches imports the whole package"]),
+        ("if TYPE_CHECKING:\n    from grimmgen import training\nelse:\n    from grimmgen import files", []),
+    ],
+)
+def test_the_checker_catches_what_goes_up(line: str, complaint: list[str]) -> None:
+    assert upward("batches", line) == complaint
+
+
+def test_a_module_without_a_place_is_caught_and_no_place_is_empty() -> None:
+    assert upward("novelty", "") == ["novelty has no floor"]
+    assert set(FLOOR_OF) <= set(SOURCES)
+
+
+@pytest.mark.parametrize(
+    ("library", "home"),
+    [("rich", "cli.console"), ("urllib3", "downloads"), ("filelock", "files"), ("platformdirs", "paths")],
+)
+def test_a_library_has_one_importer(library: str, home: str) -> None:
+    importers = {m for m, source in SOURCES.items() if any(n.split(".")[0] == library for n in imports(source))}
+    assert importers == {home}
+
+
+def test_only_the_package_itself_imports_by_a_name_made_up_at_run_time() -> None:
+    assert {m for m, source in SOURCES.items() if "import_module" in source or "__import__" in source} == {""}
+
+
+def kept_out(module: str, source: str) -> list[str]:
+    """What a module has that it must not have."""
+    found = [name for name in imports(source) if name.split(".")[0] in UNSAFE_MODULES]
+    for node in nodes(source):
+        match node:
+            case ast.Attribute(value=ast.Name(id="torch"), attr="load") | ast.keyword(arg="allow_pickle"):
+                found.append(ast.unparse(node))
+            case ast.Attribute(attr=name) if name in READY_MADE:
+                found.append(ast.unparse(node))
+            case ast.ImportFrom(module=str(origin), names=names) if origin.startswith("torch"):
+                found += [alias.name for alias in names if alias.name in READY_MADE]
+            case ast.Call(func=ast.Name(id="print")) if not module.startswith("cli"):
+                found.append(ast.unparse(node))
+            case _:
+                pass
+    return found
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_nothing_kept_out_has_come_in(module: str) -> None:
+    assert kept_out(module, SOURCES[module]) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("def f():\n    import pickle", "pickle"),
+        ("from joblib import load", "joblib"),
+        ("torch.load(path)", "torch.load"),
+        ("np.load(path, allow_pickle=True)", "allow_pickle=True"),
+        ("cell = torch.nn.LSTM(3, 4)", "torch.nn.LSTM"),
+        ("from torch.nn import GRUCell", "GRUCell"),
+        ("out = torch._VF.lstm(x)", "torch._VF.lstm"),
+        ("print(1)", "print(1)"),
+    ],
+)
+def test_what_is_kept_out_is_caught(line: str, found: str) -> None:
+    assert kept_out("model", line) == [found]
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_every_module_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(ast.parse(SOURCES[module]))
+
+
+# Runs commands one after the other in one process; tells which of some modules were imported by then.
+_RUN = """
+import json, sys
+from grimmgen.cli import _run
+commands, modules = json.loads(sys.argv[1])
+for command in commands:
+    code = _run(command)
+    print(command, code, *sorted(set(modules) & set(sys.modules)), file=sys.stderr)
+"""
+
+
+def imported(commands: list[list[str]], modules: list[str]) -> list[str]:
+    ran = subprocess.run(
+        [sys.executable, "-c", _RUN, json.dumps([commands, modules])], capture_output=True, text=True, check=True
+    )
+    return [line for line in ran.stderr.splitlines() if line.startswith("[")]
+
+
+def test_help_waits_for_neither_pytorch_nor_numpy() -> None:
+    commands = ["", "fetch", "vocab", "train", "eval", "generate", "runs", "runs list", "runs show", "runs rm"]
+    asked = [[*command.split(), "--help"] for command in commands]
+    heavy = ["torch", "numpy", "safetensors", "urllib3"]
+    assert imported([*asked, ["--version"]], heavy) == [f"{command} 0" for command in [*asked, ["--version"]]]
+
+
+def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
+    corpus = open_corpus("sampler")
+    run = registry.create("sly-fox", Configuration(), corpus, split_by_hash(corpus), "grimmgen train", {})
+    tiny_checkpoint().write(run.best_path)
+    with Server() as server:
+        server.on("/001.txt", answer(b"There was once a king. " * 20))
+        commands = [
+            ["fetch", "--stories", "1", "--url", server.url],
+            ["vocab", "--corpus", "sampler"],
+            ["runs", "list"],
+            ["runs", "show"],
+            ["runs", "path"],
+            ["generate", "--length", "20"],
+            ["runs", "rm", "--yes", "sly-fox"],
+        ]
+        assert imported(commands, ["torch"]) == [f"{command} 0" for command in commands]
+
+
+def test_importing_grimmgen_loads_nothing_and_its_names_come_when_asked_for() -> None:
+    code = (
+        "import sys, grimmgen; assert 'numpy' not in sys.modules; grimmgen.load; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert all(getattr(grimmgen, name) for name in grimmgen.__all__)
+    with pytest.raises(AttributeError, match="module 'grimmgen' has no attribute 'novelty'"):
+        grimmgen.novelty  # noqa: B018 - the look-up is what is tested

@@ -1,0 +1,112 @@
+"""The completions: each shell that is there is asked, with the script that is shipped; none of them is stale."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.program import on_terminal
+
+COMPLETIONS = Path(__file__).parent.parent / "completions"
+NAMES = ("grimmgen.bash", "_grimmgen", "grimmgen.fish")
+
+
+@pytest.fixture(autouse=True)
+def program(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`grimmgen` on the PATH, in a home without settings, with two runs."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "grimmgen").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m grimmgen "$@"\n')
+    (programs / "grimmgen").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    for name in ("sly-fox", "sly-owl"):
+        (home / "data" / "runs" / name).mkdir(parents=True)
+
+
+def answer(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def bash(*words: str) -> list[str]:
+    ask = (
+        'source "$0"; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _grimmgen_completion grimmgen;'
+        ' printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    return answer("bash", "--norc", "-c", ask, str(COMPLETIONS / "grimmgen.bash"), *words).split()
+
+
+def zsh(*words: str) -> list[str]:
+    # Without a line editor there is nothing to complete into: what would be offered is written out.
+    ask = (
+        "compdef() {}; _arguments() { print -r -- $1 }; _files() {}; source $1; shift;"
+        ' words=("$@") CURRENT=$#; _grimmgen_completion'
+    )
+    offered = answer("zsh", "-f", "-c", ask, "zsh", str(COMPLETIONS / "_grimmgen"), *words)
+    return re.findall(r'(?:\(\(| )"([^"]*)"', offered)
+
+
+def fish(*words: str) -> list[str]:
+    ask = f"source {COMPLETIONS / 'grimmgen.fish'}; complete -C '{' '.join(words)}'"
+    return [line.split("\t")[0] for line in answer("fish", "--no-config", "-c", ask).splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        (["tr"], ["train"]),
+        (["runs", "show", ""], ["sly-fox", "sly-owl"]),
+        (["runs", "rm", "sly-fox", "sly-o"], ["sly-owl"]),
+        (["generate", "--run", ""], ["sly-fox", "sly-owl"]),
+        (["train", "--init", "x"], ["xavier"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+@pytest.mark.parametrize("shell", [bash, zsh, fish], ids=lambda shell: shell.__name__)
+def test_tab_offers(shell: Callable[..., list[str]], words: list[str], offered: list[str]) -> None:
+    if shutil.which(shell.__name__) is None:
+        pytest.skip(f"no {shell.__name__} here")
+    assert sorted(shell("grimmgen", *words)) == offered
+
+
+@pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")
+@pytest.mark.slow
+@pytest.mark.parametrize("reading", [f"fpath=({COMPLETIONS} $fpath)", ""], ids=["from $fpath", "sourced"])
+def test_the_first_tab_and_the_next_complete_in_zsh(tmp_path: Path, reading: str) -> None:
+    source = "" if reading else f"source {COMPLETIONS / '_grimmgen'}"
+    (tmp_path / ".zshrc").write_text(
+        f"PS1='ready> '\n{reading}\nautoload -Uz compinit; compinit -u -D\n{source}\n"
+    )
+    (tmp_path / ".zshenv").write_text("unsetopt GLOBAL_RCS\n")
+    shown = on_terminal("zsh", "-i", keys=b"grimmgen runs path sly-f\t\ngrimmgen runs path sly-o\t\nexit\n")
+    assert [name for name in ("sly-fox", "sly-owl") if f"/data/runs/{name}\n" in shown.out] == [
+        "sly-fox",
+        "sly-owl",
+    ]
+
+
+def test_the_scripts_are_what_the_program_makes_and_a_stale_one_is_told(tmp_path: Path) -> None:
+    generate = Path(shutil.copy(COMPLETIONS / "generate.py", tmp_path))
+    assert answer(sys.executable, str(generate)).splitlines() == [f"wrote completions/{name}" for name in NAMES]
+    for name in NAMES:
+        assert (tmp_path / name).read_bytes() == (COMPLETIONS / name).read_bytes()
+    assert answer(sys.executable, str(generate), "--check") == ""
+    (tmp_path / "_grimmgen").write_text("old")
+    (tmp_path / "grimmgen.fish").unlink()
+    checked = subprocess.run(
+        [sys.executable, str(generate), "--check"], capture_output=True, text=True, check=False
+    )
+    assert (checked.returncode, checked.stdout) == (1, "")
+    assert checked.stderr.splitlines() == [
+        f"completions/{name} is stale: run `python completions/generate.py`"
+        for name in ("_grimmgen", "grimmgen.fish")
+    ]
+    assert (tmp_path / "_grimmgen").read_text() == "old"
