@@ -138,6 +138,11 @@ class Configuration:
                 "--input-dropout needs an embedding to drop from", "give --embedding, as in --embedding 256"
             )
 
+    def departures(self) -> dict[str, Any]:
+        """The options that are not the tutorial's."""
+        defaults = Configuration().to_json()
+        return {name: value for name, value in self.to_json().items() if value != defaults[name]}
+
     def to_json(self) -> dict[str, Any]:
         """A value that `from_json` reads."""
         return dataclasses.asdict(self)
@@ -169,6 +174,18 @@ class Configuration:
 # What the departures from the tutorial add up to, by purpose; README has what each is good for.
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
+    "quick": {
+        "hidden": 256,
+        "initialisation": "xavier",
+        "dropout": 0.3,
+        "dropout_mode": "output",
+        "learning_rate": 0.004,
+        "clip": 1.0,
+        "batch_size": 32,
+        "schedule": "cosine",
+        "phases": True,
+        "epochs": 10,
+    },
     "strong": {
         "hidden": 512,
         "embedding": 256,

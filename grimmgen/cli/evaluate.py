@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -28,6 +29,9 @@ def evaluate(
     split: Annotated[
         options.Part, options.option(help="Which part of the run's own stories to read, if no file is given.")
     ] = "valid",
+    dynamic: Annotated[
+        bool, options.option("--dynamic", help="Also let the model learn from each story as it reads it.")
+    ] = False,
     device: Annotated[str, options.option(help="auto, cpu or cuda.")] = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -40,7 +44,7 @@ def evaluate(
     from grimmgen.cli import console
     from grimmgen.corpus import Story
     from grimmgen.errors import UsageError
-    from grimmgen.evaluation import encode_stories
+    from grimmgen.evaluation import encode_stories, evaluate_dynamically
     from grimmgen.evaluation import evaluate as score
     from grimmgen.model import LanguageModel, choose_device
 
@@ -57,14 +61,22 @@ def evaluate(
     ]
     if any(texts != read[0] for texts in read):
         console.warn("the runs have different stories: to compare them on the same text, give FILEs")
-    results: list[tuple[str, Evaluation]] = []
+    results: list[tuple[str, Evaluation, Evaluation | None]] = []
     for (_, name, checkpoint), texts in zip(loaded, read, strict=True):
         if not (quiet or json):
             stories = "1 text" if len(texts) == 1 else f"{len(texts)} texts"
             console.note(f"reading {stories} with {name}")
         model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(chosen)
         model.load_weights(checkpoint.weights)
-        results.append((name, score(model, encode_stories(texts, checkpoint.vocabulary))))
+        encoded = encode_stories(texts, checkpoint.vocabulary)
+        static = score(model, encoded)
+        adapted = None
+        if dynamic:
+            with console.Bars(quiet or json) as bars:
+                bar = bars.add("texts", len(encoded))
+                told = partial(bars.update, bar, info="learning as it reads", short="")
+                adapted = evaluate_dynamically(model, encoded, told=told)
+        results.append((name, static, adapted))
     ranked = sorted(results, key=lambda result: result[1].total.bits_per_character)
     if json:
         console.document(
@@ -72,22 +84,24 @@ def evaluate(
                 {
                     "run": name,
                     "split": None if files else split,
-                    **_figures(evaluation.total),
-                    "stories": [{"name": s.name, **_figures(s)} for s in evaluation.stories],
+                    **_figures(static.total, adapted.total if adapted else None),
+                    "stories": [{"name": s.name, **_figures(s, a)} for s, a in _pairs(static, adapted)],
                 }
-                for name, evaluation in ranked
+                for name, static, adapted in ranked
             ]
         )
         return
-    heads = ["perplexity", "bits/char", "n-grams", "characters", "<unk>"]
+    heads = ["perplexity", "bits/char", *(["dynamic"] if dynamic else []), "n-grams", "characters", "<unk>"]
     if len(ranked) > 1:
-        rows = [[place, name, *_cells(e.total)] for place, (name, e) in enumerate(ranked, 1)]
+        rows = [
+            [place, name, *_cells(s.total, d.total if d else None)] for place, (name, s, d) in enumerate(ranked, 1)
+        ]
         console.table(["", "run", *heads], rows, right=heads, marked=0)
         return
-    name, evaluation = ranked[0]
-    rows = [[s.name, *_cells(s)] for s in evaluation.stories]
+    name, static, adapted = ranked[0]
+    rows = [[s.name, *_cells(s, a)] for s, a in _pairs(static, adapted)]
     if len(rows) > 1:
-        rows.append(["all", *_cells(evaluation.total)])
+        rows.append(["all", *_cells(static.total, adapted.total if adapted else None)])
     what = "" if files else f", {split} stories"
     console.table(["story", *heads], rows, title=f"{name}{what}", right=heads, marked=len(rows) - 1)
 
@@ -107,21 +121,30 @@ def _own_stories(name: str, asked: str | None, part: options.Part) -> list[Story
     return list(stories)
 
 
-def _figures(score: Score) -> dict[str, float]:
-    return {
-        "perplexity": score.perplexity,
-        "bits_per_character": score.bits_per_character,
-        "ngrams": score.predictions,
-        "characters": score.characters,
-        "unknown": score.unknown,
+def _pairs(static: Evaluation, adapted: Evaluation | None) -> list[tuple[Score, Score | None]]:
+    return list(zip(static.stories, adapted.stories if adapted else [None] * len(static.stories), strict=True))
+
+
+def _figures(static: Score, adapted: Score | None) -> dict[str, float]:
+    figures: dict[str, float] = {
+        "perplexity": static.perplexity,
+        "bits_per_character": static.bits_per_character,
+        "ngrams": static.predictions,
+        "characters": static.characters,
+        "unknown": static.unknown,
     }
+    if adapted:
+        figures["dynamic_perplexity"] = adapted.perplexity
+        figures["dynamic_bits_per_character"] = adapted.bits_per_character
+    return figures
 
 
-def _cells(score: Score) -> list[str]:
+def _cells(static: Score, adapted: Score | None) -> list[str]:
     return [
-        f"{score.perplexity:.3f}",
-        f"{score.bits_per_character:.4f}",
-        f"{score.predictions:,}",
-        f"{score.characters:,}",
-        f"{score.unknown:,}",
+        f"{static.perplexity:.3f}",
+        f"{static.bits_per_character:.4f}",
+        *([f"{adapted.bits_per_character:.4f}"] if adapted else []),
+        f"{static.predictions:,}",
+        f"{static.characters:,}",
+        f"{static.unknown:,}",
     ]

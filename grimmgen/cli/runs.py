@@ -169,7 +169,7 @@ def _summary(run: Run) -> dict[str, Any]:
         finished = [e["reason"] for e in log if e.get("event") == "finished"]
         return summary | {
             "corpus": info["corpus"]["name"],
-            "cell": "lstm",
+            "cell": configuration["cell"],
             "units": f"{configuration['hidden']}" + (f"×{n}" if (n := configuration["layers"]) > 1 else ""),
             "epochs": scores[-1]["epoch"] if scores else 0,
             "perplexity": best.get("perplexity"),

@@ -5,16 +5,24 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from grimmgen.cli import options
-from grimmgen.configuration import Configuration, Initialisation
+from grimmgen.configuration import (
+    PRESETS,
+    Cell,
+    Configuration,
+    DropoutMode,
+    Initialisation,
+    Newlines,
+    Schedule,
+)
 
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
@@ -23,6 +31,12 @@ if TYPE_CHECKING:
 
 # Options that a resumed run has already; given together with --resume they would do nothing.
 _LIMITS = {"run", "resume", "epochs", "budget", "device", "json", "quiet"}
+# Options of this command that are no options of a run's configuration.
+_OTHERS = {"context", "preset", "corpus", "split", *_LIMITS} - {"epochs", "budget"}
+# Where an option is called otherwise than in the configuration.
+_RENAMED = {"init": "initialisation", "lr": "learning_rate"}
+
+_NETWORK, _LEARNING, _TEXT = "Network", "Learning", "Text"
 
 
 def train(
@@ -40,42 +54,13 @@ def train(
     resume: Annotated[
         bool, options.option("--resume", help="Go on with --run, or the latest run, exactly where it stopped.")
     ] = False,
-    hidden: Annotated[int, options.option(help="Units a layer.")] = Configuration.hidden,
-    layers: Annotated[int, options.option(help="Layers of cells.")] = Configuration.layers,
-    dropout: Annotated[
-        float, options.option(help="Probability of dropping an output, for the next step too.")
-    ] = Configuration.dropout,
-    init: Annotated[
-        Initialisation,
-        options.option(help="Weights: normal (σ 0.02), xavier; auto is xavier from two layers on."),
-    ] = Configuration.initialisation,
-    batch_size: Annotated[int, options.option(help="Rows read side by side.")] = Configuration.batch_size,
-    unroll: Annotated[
-        int, options.option(help="Steps of truncated back-propagation through time.")
-    ] = Configuration.unroll,
-    lr: Annotated[float, options.option(help="Learning rate of Adam.")] = Configuration.learning_rate,
-    clip: Annotated[float, options.option(help="Largest global norm of the gradient.")] = Configuration.clip,
-    decay_factor: Annotated[
-        float, options.option(help="What the rate is multiplied with when nothing improves.")
-    ] = Configuration.decay_factor,
-    decay_patience: Annotated[
-        int, options.option(help="Evaluations without a new minimum until then.")
-    ] = Configuration.decay_patience,
+    preset: Annotated[
+        Literal["tutorial", "quick", "strong"],
+        options.option(help="What all other options begin with; README tells what each is for."),
+    ] = "tutorial",
     epochs: Annotated[int, options.option(help="Passes over the stories, at most.")] = Configuration.epochs,
     budget: Annotated[
         str | None, options.option(help="Time, at most, as in 30s, 10m, 1h.", show_default="no limit")
-    ] = None,
-    reset_state: Annotated[
-        bool, options.option(help="Put the state to zero where a story starts.")
-    ] = Configuration.reset_state,
-    ngram: Annotated[int, options.option(help="Characters of a token.")] = Configuration.ngram,
-    min_count: Annotated[
-        int, options.option(help="Occurrences that a token needs; others are <unk>.")
-    ] = Configuration.min_count,
-    keep_case: Annotated[bool, options.option("--keep-case", help="Do not fold to lower case.")] = False,
-    split: Annotated[
-        Path | None,
-        options.option(help="A JSON file that names the stories of each part.", show_default="80/10/10 by name"),
     ] = None,
     random_seed: Annotated[
         int, options.option(help="Everything random follows from it.")
@@ -83,12 +68,115 @@ def train(
     device: Annotated[str, options.option(help="auto (a GPU where there is one), cpu or cuda.")] = "auto",
     json: Annotated[bool, options.option("--json", help="The events as JSON lines on standard output.")] = False,
     quiet: options.Quiet = False,
+    cell: Annotated[
+        Cell, options.option(metavar="CELL", rich_help_panel=_NETWORK, help="lstm, peephole, gru or mogrifier.")
+    ] = Configuration.cell,
+    rounds: Annotated[
+        int, options.option(rich_help_panel=_NETWORK, help="Rounds of a mogrifier's modulation.")
+    ] = Configuration.rounds,
+    hidden: Annotated[int, options.option(rich_help_panel=_NETWORK, help="Units a layer.")] = Configuration.hidden,
+    layers: Annotated[
+        int, options.option(rich_help_panel=_NETWORK, help="Layers of cells.")
+    ] = Configuration.layers,
+    embedding: Annotated[
+        int, options.option(rich_help_panel=_NETWORK, help="Numbers an n-gram is looked up as; 0 is one-hot.")
+    ] = Configuration.embedding,
+    tied: Annotated[
+        bool,
+        options.option("--tied/--untied", rich_help_panel=_NETWORK, help="Use the embedding in the output, too."),
+    ] = Configuration.tied,
+    init: Annotated[
+        Initialisation,
+        options.option(
+            metavar="INIT",
+            rich_help_panel=_NETWORK,
+            help="Weights: normal (σ 0.02), xavier; auto is xavier from two layers on.",
+        ),
+    ] = Configuration.initialisation,
+    reset_state: Annotated[
+        bool, options.option(rich_help_panel=_NETWORK, help="Put the state to zero where a story starts.")
+    ] = Configuration.reset_state,
+    batch_size: Annotated[
+        int, options.option(rich_help_panel=_LEARNING, help="Rows read side by side.")
+    ] = Configuration.batch_size,
+    unroll: Annotated[
+        int,
+        options.option(rich_help_panel=_LEARNING, help="Steps of truncated back-propagation through time."),
+    ] = Configuration.unroll,
+    lr: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Learning rate of Adam, at its highest.")
+    ] = Configuration.learning_rate,
+    clip: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Largest global norm of the gradient.")
+    ] = Configuration.clip,
+    dropout: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Probability of dropping an output.")
+    ] = Configuration.dropout,
+    dropout_mode: Annotated[
+        DropoutMode,
+        options.option(
+            metavar="MODE",
+            rich_help_panel=_LEARNING,
+            help="tutorial: for the next step too; output: not; locked: not, one mask a window.",
+        ),
+    ] = Configuration.dropout_mode,
+    input_dropout: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Of the embedding's numbers.")
+    ] = Configuration.input_dropout,
+    weight_drop: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Of recurrent weights, one mask a window.")
+    ] = Configuration.weight_drop,
+    weight_decay: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Pull of the weights to zero, times the rate.")
+    ] = Configuration.weight_decay,
+    schedule: Annotated[
+        Schedule,
+        options.option(
+            metavar="SCHEDULE",
+            rich_help_panel=_LEARNING,
+            help="plateau: lower the rate when nothing improves; cosine: to the end of epochs or budget.",
+        ),
+    ] = Configuration.schedule,
+    warmup: Annotated[
+        float, options.option(rich_help_panel=_LEARNING, help="Share of the training in which cosine rises.")
+    ] = Configuration.warmup,
+    decay_factor: Annotated[
+        float,
+        options.option(rich_help_panel=_LEARNING, help="What plateau multiplies the rate with."),
+    ] = Configuration.decay_factor,
+    decay_patience: Annotated[
+        int, options.option(rich_help_panel=_LEARNING, help="Evaluations without a new minimum until then.")
+    ] = Configuration.decay_patience,
+    ngram: Annotated[
+        int, options.option(rich_help_panel=_TEXT, help="Characters of a token.")
+    ] = Configuration.ngram,
+    min_count: Annotated[
+        int, options.option(rich_help_panel=_TEXT, help="Occurrences that a token needs; others are <unk>.")
+    ] = Configuration.min_count,
+    keep_case: Annotated[
+        bool, options.option("--keep-case", rich_help_panel=_TEXT, help="Do not fold to lower case.")
+    ] = False,
+    newlines: Annotated[
+        Newlines,
+        options.option(metavar="HOW", rich_help_panel=_TEXT, help="keep line ends, or read them as a space."),
+    ] = Configuration.newlines,
+    phases: Annotated[
+        bool, options.option(rich_help_panel=_TEXT, help="Cut stories in all ways, a new one each epoch.")
+    ] = Configuration.phases,
+    split: Annotated[
+        Path | None,
+        options.option(
+            rich_help_panel=_TEXT,
+            help="A JSON file that names the stories of each part.",
+            show_default="80/10/10 by name",
+        ),
+    ] = None,
 ) -> None:
-    """Train a model; the defaults are the tutorial's.
+    """Train a model; the defaults are the tutorial's, or those of a preset.
 
     Ctrl-C finishes the step, saves, and prints how to go on; a second one leaves at once.
 
-    Example: grimmgen train --unroll 50 --device cuda
+    Example: grimmgen train --preset strong --budget 10m
     """
     seconds = None if budget is None else options.duration(budget)
     sources = {name: source.name for name in context.params if (source := context.get_parameter_source(name))}
@@ -97,29 +185,8 @@ def train(
     if resume and idle:
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
         raise typer.BadParameter(f"{names}: a resumed run keeps its options; only its limits can be changed")
-    configuration = (
-        None
-        if resume
-        else Configuration(
-            hidden=hidden,
-            layers=layers,
-            dropout=dropout,
-            initialisation=init,
-            batch_size=batch_size,
-            unroll=unroll,
-            learning_rate=lr,
-            clip=clip,
-            decay_factor=decay_factor,
-            decay_patience=decay_patience,
-            epochs=epochs,
-            budget=seconds,
-            reset_state=reset_state,
-            random_seed=random_seed,
-            ngram=ngram,
-            min_count=min_count,
-            lower=not keep_case,
-        )
-    )
+    given = {name for name, source in sources.items() if source != "DEFAULT"}
+    configuration = None if resume else _configuration(preset, context.params, given, seconds)
 
     from grimmgen import registry
     from grimmgen.cli import console
@@ -127,7 +194,7 @@ def train(
     from grimmgen.training import Training, command_line
 
     if configuration is None:
-        limit = None if sources["epochs"] == "DEFAULT" else epochs
+        limit = epochs if "epochs" in given else None
         training = Training.resume(registry.find(run), device, limit, seconds)
     else:
         opened = open_corpus(corpus)
@@ -143,6 +210,23 @@ def train(
         console.hint(f"grimmgen train --resume --run {training.run.name}", "go on with")
     if signals:
         raise typer.Exit(128 + signals[0])
+
+
+def _configuration(preset: str, values: Mapping[str, Any], given: set[str], budget: float | None) -> Configuration:
+    """The preset's options, and over them those that were given."""
+    chosen: dict[str, Any] = dict(PRESETS[preset])
+    for name in given - _OTHERS:
+        match name:
+            case "keep_case":
+                chosen["lower"] = not values[name]
+            case "budget":
+                chosen["budget"] = budget
+                # A rate that anneals to the end of the budget is not to meet the end of the epochs before.
+                if chosen.get("schedule") == "cosine" and "epochs" not in given:
+                    chosen["epochs"] = 1 << 20
+            case _:
+                chosen[_RENAMED.get(name, name)] = values[name]
+    return Configuration(**chosen)
 
 
 def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
@@ -219,10 +303,15 @@ def _introduce(event: Started, bars: Bars) -> None:
         f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {event.updates} updates an epoch"
     )
     bars.line(
-        f"LSTM: {configuration.layers} × {configuration.hidden} units, {event.parameters:,} parameters,"
-        f" on {event.device}"
+        f"{_CELLS[configuration.cell]}: {configuration.layers} × {configuration.hidden} units,"
+        f" {event.parameters:,} parameters, on {event.device}"
     )
+    if departures := configuration.departures():
+        shown = ", ".join(f"{name} {value}" for name, value in departures.items())
+        bars.line(f"unlike the tutorial: {shown}", "dim")
 
+
+_CELLS = {"lstm": "LSTM", "peephole": "peephole LSTM", "gru": "GRU", "mogrifier": "mogrifier LSTM"}
 
 _REASONS = {
     "epochs": "all epochs are done",

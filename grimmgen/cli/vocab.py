@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from grimmgen.cli import options
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import Configuration, Newlines
 
 
 def vocab(
@@ -18,6 +18,12 @@ def vocab(
         int, options.option(help="Occurrences in the training stories that a token needs; others are <unk>.")
     ] = Configuration.min_count,
     keep_case: Annotated[bool, options.option("--keep-case", help="Do not fold to lower case.")] = False,
+    newlines: Annotated[
+        Newlines, options.option(metavar="HOW", help="keep line ends, or read them as a space.")
+    ] = Configuration.newlines,
+    phases: Annotated[
+        bool, options.option(help="Count the training stories cut in all ways, as `train --phases` does.")
+    ] = Configuration.phases,
     split: Annotated[Path | None, options.option(help="A JSON file that names the stories of each part.")] = None,
     top: Annotated[int, options.option(help="How many of the most and least frequent to show.", min=0)] = 20,
     json: options.Json = False,
@@ -36,8 +42,8 @@ def vocab(
     opened = open_corpus(corpus)
     parts = (split_by_hash(opened) if split is None else split_by_file(opened, split)).parts
     texts = {part: [story.read() for story in parts[part]] for part in PARTS}
-    vocabulary = Vocabulary.build(texts["train"], ngram, min_count, lower=not keep_case)
-    everything = Vocabulary.build((t for part in PARTS for t in texts[part]), ngram, 1, lower=not keep_case)
+    vocabulary = Vocabulary.build(texts["train"], ngram, min_count, not keep_case, newlines, phases)
+    everything = Vocabulary.build((t for part in PARTS for t in texts[part]), ngram, 1, not keep_case, newlines)
 
     figures: dict[str, dict[str, Any]] = {}
     for part in PARTS:
