@@ -98,8 +98,8 @@ class Checkpoint:
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
         for name, tensor in tensors.items():
-            # Written so that nan is outside, too.
-            if not (tensor.min() >= -_LARGEST_NUMBER and tensor.max() <= _LARGEST_NUMBER):
+            # Written so that nan is outside, too. A mogrifier of no rounds has tensors without numbers.
+            if tensor.size and not (tensor.min() >= -_LARGEST_NUMBER and tensor.max() <= _LARGEST_NUMBER):
                 raise IntegrityError(f"{path} has numbers in {name} that are vast or not finite", _REMEDY)
         names = weight_shapes(header.configuration, len(header.vocabulary))
         return cls(
@@ -150,7 +150,7 @@ class _Header:
             vocabulary = Vocabulary.from_json(ours.get("vocabulary"))
         except GrimmgenError as error:
             raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
-        for name in ("ngram", "min_count", "lower"):
+        for name in ("ngram", "min_count", "lower", "newlines"):
             if getattr(configuration, name) != getattr(vocabulary, name):
                 raise IntegrityError(f"{path}: the vocabulary has another {name} than the configuration", _REMEDY)
         provenance, progress = ours.get("provenance"), ours.get("progress")

@@ -300,7 +300,7 @@ class _Loop:
         reason: Reason | None = self._limit_reached()
         while reason is None:
             windows = epoch(self._stories, limit.batch_size, limit.unroll, limit.random_seed, progress.epoch)
-            if progress.window >= len(windows):
+            if progress.window > len(windows):
                 raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
             began, read = time.monotonic(), 0
             for window in windows[progress.window :]:

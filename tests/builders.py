@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Cell, Configuration, weight_shapes
 from grimmgen.vocabulary import Vocabulary
 
 # With bigrams that are kept, and others that are hidden, when two occurrences are asked for.
 TEXT = "the king and the thin hen; the king is the end.\n"
+
+
+# Every cell, the Mogrifier with as few rounds as there can be, too; each layer but a Mogrifier's first may read
+# one-hot n-grams or an embedding, and the embedding may be tied to the output.
+NETWORKS: dict[str, dict[str, Any]] = {
+    f"{cell}{layers}{name}": {"cell": cell, "layers": layers, **options}
+    for cell in get_args(Cell)
+    for layers in (1, 2)
+    for name, options in {
+        "": {},
+        "-embedded": {"embedding": 4},
+        "-tied": {"embedding": 4, "tied": True},
+        "-tied-0-rounds": {"embedding": 4, "tied": True, "rounds": 0},
+        "-1-round": {"embedding": 4, "rounds": 1},
+        "-2-rounds": {"embedding": 4, "rounds": 2},
+    }.items()
+    if ("round" not in name if cell != "mogrifier" else name)
+}
 
 
 def tiny_configuration(**options: Any) -> Configuration:
@@ -21,12 +39,19 @@ def tiny_configuration(**options: Any) -> Configuration:
 
 
 def tiny_vocabulary(configuration: Configuration) -> Vocabulary:
-    return Vocabulary.build([TEXT], configuration.ngram, configuration.min_count, configuration.lower)
+    return Vocabulary.build(
+        [TEXT],
+        configuration.ngram,
+        configuration.min_count,
+        configuration.lower,
+        configuration.newlines,
+        configuration.phases,
+    )
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], random_seed: int = 0) -> Tensors:
     draw = np.random.default_rng(random_seed)
-    return {n: draw.normal(0.0, 1 / math.sqrt(s[0]), s).astype(np.float32) for n, s in shapes.items()}
+    return {n: draw.normal(0.0, 1 / math.sqrt(s[0] or 1), s).astype(np.float32) for n, s in shapes.items()}
 
 
 def tiny_checkpoint(training: bool = False, **options: Any) -> Checkpoint:

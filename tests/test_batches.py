@@ -20,6 +20,11 @@ def arrays(stories: list[list[int]]) -> list[Ids]:
     return [np.array(story, np.int32) for story in stories]
 
 
+def cuts(stories: list[list[int]]) -> list[list[Ids]]:
+    """Stories that may be cut in one way alone."""
+    return [[story] for story in arrays(stories)]
+
+
 def walked(stories: list[list[int]]) -> list[tuple[int, int, bool]]:
     """(input, target, start) of every prediction, one story after the other."""
     steps = []
@@ -64,7 +69,7 @@ def told_order(windows: list[Window]) -> list[list[int]]:
 def test_an_epoch_predicts_every_token_once_in_rows_of_contiguous_text(
     stories: list[list[int]], rows: int, steps: int, random_seed: int, number: int
 ) -> None:
-    windows = epoch(arrays(stories), rows, steps, random_seed, number)
+    windows = epoch(cuts(stories), rows, steps, random_seed, number)
     order = told_order(windows)
     assert sorted(order) == sorted(stories)
     text = walked(order)
@@ -83,9 +88,9 @@ def test_an_epoch_predicts_every_token_once_in_rows_of_contiguous_text(
 @patiently
 @given(STORIES, ROWS, STEPS)
 def test_windows_are_alike_and_as_many_as_foretold(stories: list[list[int]], rows: int, steps: int) -> None:
-    windows = epoch(arrays(stories), rows, steps, 1, 2)
+    windows = epoch(cuts(stories), rows, steps, 1, 2)
     tokens = len(walked(stories))
-    assert len(windows) == window_count(arrays(stories), rows, steps)
+    assert len(windows) == window_count(cuts(stories), rows, steps)
     assert sum(window.predictions for window in windows) == tokens
     assert windows[-1].targets[:, 0].max() != NO_TARGET, "no window is empty"
     shape = (min(steps, -(-tokens // rows)), rows)
@@ -95,7 +100,7 @@ def test_windows_are_alike_and_as_many_as_foretold(stories: list[list[int]], row
 
 
 def test_a_small_epoch_is_as_drawn_by_hand() -> None:
-    [one, two] = epoch(arrays([[5, 6, 7, 8, 9, 10]]), rows=2, steps=3, random_seed=0, number=0)
+    [one, two] = epoch(cuts([[5, 6, 7, 8, 9, 10]]), rows=2, steps=3, random_seed=0, number=0)
     # Row 0 reads <end> 5 6 7, row 1 goes on with 8 9 10; the last place of row 1 and two steps are filled up.
     assert one.inputs.T.tolist() == [[1, 5, 6], [8, 9, 10]]
     assert one.targets.T.tolist() == [[5, 6, 7], [9, 10, 1]]
@@ -110,7 +115,7 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     stories = [[i] for i in range(2, 52)]
 
     def order(random_seed: int, number: int, rows: int = 3, steps: int = 4) -> list[list[int]]:
-        return told_order(epoch(arrays(stories), rows, steps, random_seed, number))
+        return told_order(epoch(cuts(stories), rows, steps, random_seed, number))
 
     assert order(0, 0) == order(0, 0, rows=7, steps=1) == order(0, 0, rows=1, steps=1000)
     orders = [order(random_seed, number) for random_seed in (0, 1, 2**63 - 1) for number in (0, 1, 2)]
@@ -118,9 +123,44 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
     assert stories not in orders
 
 
+@patiently
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.integers(0, 2**63 - 1), st.integers(0, 9))
+def test_an_epoch_reads_each_story_cut_in_one_of_its_ways(ways: list[int], random_seed: int, number: int) -> None:
+    # The k-th way of the i-th story is k + 1 times the token i + 2.
+    stories = [arrays([[i + 2] * (k + 1) for k in range(count)]) for i, count in enumerate(ways)]
+    drawn = told_order(epoch(stories, 3, 4, random_seed, number))
+    assert sorted(story[0] - 2 for story in drawn) == list(range(len(ways)))
+    assert all(story == [story[0]] * len(story) and len(story) <= ways[story[0] - 2] for story in drawn)
+    # Rows and steps have no part in it, nor has what was drawn before.
+    assert drawn == told_order(epoch(stories, 1, 50, random_seed, number))
+    # Where there is nothing to choose, the order is what the generator gives first: that of a run without phases.
+    if set(ways) == {1}:
+        order = np.random.default_rng([random_seed, number]).permutation(len(ways))
+        assert [story[0] - 2 for story in drawn] == order.tolist()
+
+
+def test_over_the_epochs_every_cut_is_read_about_as_often() -> None:
+    stories = [arrays([[i] * 3, [i] * 5]) for i in range(2, 22)]
+    epochs = [sorted(map(tuple, told_order(epoch(stories, 2, 9, 4, number)))) for number in range(100)]
+    lengths = np.array([[len(story) for story in drawn] for drawn in epochs])  # [epochs, stories]
+    assert set(lengths.flat) == {3, 5}
+    longer = (lengths == 5).mean(axis=0)
+    # A fair coin stays within 0.2 of a half in 99.99 of 100 rows of a hundred throws.
+    assert longer.min() > 0.3
+    assert longer.max() < 0.7
+    # The stories are drawn apart, and every epoch anew.
+    assert len({tuple(row) for row in lengths}) == 100
+    others = [sorted(map(tuple, told_order(epoch(stories, 2, 9, 5, number)))) for number in range(100)]
+    assert all(a != b for a, b in zip(epochs, others, strict=True))
+
+
+def test_window_count_is_of_the_first_ways() -> None:
+    assert window_count([arrays([[2] * 9, [3] * 90]), arrays([[2] * 9])], rows=2, steps=3) == 4
+
+
 def test_the_stories_are_left_as_they_were() -> None:
     stories = arrays([[5, 6, 7], [8, 9]])
-    windows = [*epoch(stories, 2, 2, 0, 0), *together(stories, 2)]
+    windows = [*epoch([[story] for story in stories], 2, 2, 0, 0), *together(stories, 2)]
     for window in windows:
         window.inputs[:], window.targets[:] = 77, 77
     assert [story.tolist() for story in stories] == [[5, 6, 7], [8, 9]]
@@ -147,4 +187,4 @@ def test_together_gives_each_story_its_own_row(stories: list[list[int]], steps: 
 
 @pytest.mark.parametrize(("tokens", "rows", "steps", "windows"), [(1, 1, 50, 1), (100, 10, 5, 2), (101, 10, 5, 3)])
 def test_window_count_by_hand(tokens: int, rows: int, steps: int, windows: int) -> None:
-    assert window_count([np.zeros(tokens - 1, np.int32)], rows, steps) == windows
+    assert window_count([[np.zeros(tokens - 1, np.int32)]], rows, steps) == windows

@@ -22,7 +22,7 @@ import safetensors.numpy
 from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import GrimmgenError, IntegrityError
-from tests.builders import TEXT, tiny_checkpoint, tiny_configuration
+from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 
 Json = dict[str, Any]
 # Of a file: the entries of its header without the metadata, our part of the metadata, the tensors' bytes.
@@ -81,10 +81,12 @@ def same(one: Tensors, other: Tensors) -> bool:
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("ngram", [1, 3])
-def test_a_checkpoint_comes_back_to_the_bit(path: Path, training: bool, layers: int, ngram: int) -> None:
-    checkpoint = tiny_checkpoint(training, layers=layers, ngram=ngram, budget=1.5)
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("text", [{"ngram": 1}, {"ngram": 3, "newlines": "space", "phases": True}])
+def test_a_checkpoint_comes_back_to_the_bit(
+    path: Path, training: bool, network: str, text: dict[str, Any]
+) -> None:
+    checkpoint = tiny_checkpoint(training, **NETWORKS[network], **text, budget=1.5)
     checkpoint.write(path)
     read = Checkpoint.read(path)
     assert read.configuration == checkpoint.configuration
@@ -347,6 +349,7 @@ LIES: list[tuple[Damage, str]] = [
     (put("configuration.ngram", 3), "the vocabulary has another ngram than the configuration"),
     (put("configuration.min_count", 1), "the vocabulary has another min_count than the configuration"),
     (put("configuration.lower", False), "the vocabulary has another lower than the configuration"),
+    (put("configuration.newlines", "space"), "the vocabulary has another newlines than the configuration"),
     (put("vocabulary.alphabet", "ba"), "the vocabulary has entries that are missing"),
     (another_vocabulary, r"layers.0.input_weight is F32 \[\d+, 12\] instead of F32"),
     (entry("output.bias", shape=[2**62]), r"output.bias is F32 \[4611686018427387904\] instead of F32"),

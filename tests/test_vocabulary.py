@@ -18,6 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from grimmgen.configuration import Newlines
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.vocabulary import END, UNKNOWN, Vocabulary, normalise
 
@@ -26,12 +27,13 @@ ODD = "ab AB\0\r\n\t\u2028\ufeffe\u0301\u0130\u03a3\u1e9e\u212b\U0001f469\u200d\
 # Lone surrogates are no Unicode text; `test_a_lone_surrogate…` has them.
 TEXTS = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=40)
 NGRAMS = st.integers(1, 4)
+NEWLINES: st.SearchStrategy[Newlines] = st.sampled_from(["keep", "space"])
 # A busy machine is no failure.
 patiently = settings(deadline=None)
 
 
-def folded(text: str, lower: bool) -> str:
-    text = re.sub("\r\n?", "\n", text)
+def folded(text: str, lower: bool, newlines: Newlines = "keep") -> str:
+    text = re.sub("\r\n?|\n", "\n" if newlines == "keep" else " ", text)
     return unicodedata.normalize("NFC", text.lower() if lower else text)
 
 
@@ -42,13 +44,22 @@ def cut(text: str, n: int) -> list[str]:
 class Plain:
     """The same vocabulary, of strings alone."""
 
-    def __init__(self, texts: list[str], n: int, min_count: int, lower: bool) -> None:
-        self.n, self.lower = n, lower
-        counts = Counter(gram for text in texts for gram in cut(folded(text, lower), n))
+    def __init__(
+        self,
+        texts: list[str],
+        n: int,
+        min_count: int,
+        lower: bool,
+        newlines: Newlines = "keep",
+        phases: bool = False,
+    ) -> None:
+        self.n, self.lower, self.newlines = n, lower, newlines
+        ways = [way for text in texts for way in self.ways(text)[: n if phases else 1]]
+        counts = Counter(gram for way in ways for gram in way)
         ranked = sorted(counts, key=lambda gram: (-counts[gram], [ord(c) for c in gram]))
         self.kept = {gram: counts[gram] for gram in ranked if counts[gram] >= min_count}
         self.ids = {gram: i for i, gram in enumerate(self.kept, start=2)}
-        self.alphabet = sorted({c for text in texts for c in folded(text, lower)})
+        self.alphabet = sorted({c for text in texts for c in self.folded(text)})
         places = [
             place
             for gram in counts
@@ -59,11 +70,20 @@ class Plain:
         self.hidden = Counter(places)
         self.total = len(places) + len(self.alphabet) + 2
 
+    def folded(self, text: str) -> str:
+        return folded(text, self.lower, self.newlines)
+
+    def ways(self, text: str) -> list[list[str]]:
+        return [cut(self.folded(text)[phase:], self.n) for phase in range(self.n)]
+
     def places(self, gram: str) -> list[str]:
         return [*gram, *[""] * (self.n - len(gram))]
 
     def encode(self, text: str) -> list[int]:
-        return [self.ids.get(gram, 0) for gram in cut(folded(text, self.lower), self.n)]
+        return self.encode_phases(text)[0]
+
+    def encode_phases(self, text: str) -> list[list[int]]:
+        return [[self.ids.get(gram, 0) for gram in way] for way in self.ways(text)]
 
     def cost(self, gram: str) -> float:
         known = {"", *self.alphabet}
@@ -72,22 +92,24 @@ class Plain:
 
 
 @patiently
-@given(st.lists(TEXTS, max_size=4), TEXTS, NGRAMS, st.integers(1, 3), st.booleans())
-@example(["ab", "ab\0"], "abab\0\0", 3, 1, True)  # a short last n-gram is not one that ends in NUL
-@example(["\u0130stanbul"], "\u0130", 1, 1, True)  # one character that folds to two
-@example(["e\u0301"], "\u00e9", 1, 1, False)
-@example(["abababcdcdefghg"], "cdg", 2, 3, False)  # hidden once, and more than once
-@example([], "a", 1, 1, False)
-@example(["aa", "b"], "c" * 9, 4, 1, False)
+@given(st.lists(TEXTS, max_size=4), TEXTS, NGRAMS, st.integers(1, 3), st.booleans(), NEWLINES, st.booleans())
+@example(["ab", "ab\0"], "abab\0\0", 3, 1, True, "keep", False)  # a short last n-gram is not one that ends in NUL
+@example(["\u0130stanbul"], "\u0130", 1, 1, True, "keep", False)  # one character that folds to two
+@example(["e\u0301"], "\u00e9", 1, 1, False, "keep", False)
+@example(["abababcdcdefghg"], "cdg", 2, 3, False, "keep", False)  # hidden once, and more than once
+@example([], "a", 1, 1, False, "keep", False)
+@example(["aa", "b"], "c" * 9, 4, 1, False, "keep", False)
+@example(["a", "ab", ""], "b", 2, 1, False, "keep", True)  # a phase that begins at a story's end has nothing
+@example(["ababa\r\nb"], "a\nb\rc", 2, 2, False, "space", True)
 def test_any_text_has_the_ids_and_costs_that_counting_strings_gives(
-    texts: list[str], probe: str, n: int, min_count: int, lower: bool
+    texts: list[str], probe: str, n: int, min_count: int, lower: bool, newlines: Newlines, phases: bool
 ) -> None:
-    plain = Plain(texts, n, min_count, lower)
+    plain = Plain(texts, n, min_count, lower, newlines, phases)
     if not plain.kept:
         with pytest.raises(UsageError, match="lower --min-count or give more text"):
-            Vocabulary.build(texts, n, min_count, lower)
+            Vocabulary.build(texts, n, min_count, lower, newlines, phases)
         return
-    vocabulary = Vocabulary.build(texts, n, min_count, lower)
+    vocabulary = Vocabulary.build(texts, n, min_count, lower, newlines, phases)
     assert dict(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == plain.kept
     assert list(vocabulary.ngrams) == list(plain.kept)
     assert list(vocabulary.alphabet) == plain.alphabet
@@ -97,10 +119,12 @@ def test_any_text_has_the_ids_and_costs_that_counting_strings_gives(
         ids, costs, characters = vocabulary.encode_with_costs(text)
         assert ids.dtype == np.int32
         assert ids.tolist() == vocabulary.encode(text).tolist() == plain.encode(text)
-        assert characters == len(folded(text, lower))
-        assert costs.tolist() == pytest.approx([plain.cost(gram) for gram in cut(folded(text, lower), n)])
+        assert [way.tolist() for way in vocabulary.encode_phases(text)] == plain.encode_phases(text)
+        assert all(way.dtype == np.int32 for way in vocabulary.encode_phases(text))
+        assert characters == len(plain.folded(text))
+        assert costs.tolist() == pytest.approx([plain.cost(gram) for gram in plain.ways(text)[0]])
         assert [cost > 0 for cost in costs] == [i == UNKNOWN for i in ids]
-    assert vocabulary.unseen(probe) == [c for c in dict.fromkeys(folded(probe, lower)) if c not in plain.alphabet]
+    assert vocabulary.unseen(probe) == [c for c in dict.fromkeys(plain.folded(probe)) if c not in plain.alphabet]
 
 
 @patiently
@@ -114,11 +138,28 @@ def test_what_is_known_comes_back_from_its_ids(texts: list[str], n: int, lower: 
 
 
 @patiently
-@given(TEXTS, st.booleans())
-def test_normalising_twice_changes_nothing_more(text: str, lower: bool) -> None:
-    once = normalise(text, lower)
-    assert normalise(once, lower) == once == folded(text, lower)
+@given(TEXTS, st.booleans(), NEWLINES)
+@example("a\r\n\u0301\n\rb", True, "space")
+def test_normalising_twice_changes_nothing_more(text: str, lower: bool, newlines: Newlines) -> None:
+    once = normalise(text, lower, newlines)
+    assert normalise(once, lower, newlines) == once == folded(text, lower, newlines)
     assert "\r" not in once
+    assert newlines == "keep" or "\n" not in once
+
+
+def test_both_cuts_of_a_sentence_are_counted_and_encoded() -> None:
+    # th|et|he and he|th|e.
+    vocabulary = Vocabulary.build(["thethe"], 2, 1, phases=True)
+    assert dict(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == {"he": 2, "et": 1, "th": 2, "e": 1}
+    assert [vocabulary.decode(ids) for ids in vocabulary.encode_phases("thethe")] == ["thethe", "hethe"]
+
+
+def test_line_ends_are_spaces_on_request() -> None:
+    vocabulary = Vocabulary.build(["the\r\nking\nthe king"], 1, 1, newlines="space")
+    assert vocabulary.alphabet == " eghiknt"
+    assert vocabulary.encode("e\nk").tolist() == vocabulary.encode("e k").tolist()
+    assert vocabulary.normalise("The\rking") == "the king"
+    assert "\n" in Vocabulary.build(["the\nking"], 1, 1).alphabet
 
 
 @pytest.mark.parametrize(
@@ -228,9 +269,11 @@ def test_a_vocabulary_is_byte_identical_under_any_hash_seed() -> None:  # fault 
 
 
 @patiently
-@given(st.lists(TEXTS.filter(bool), min_size=1, max_size=3), NGRAMS, st.booleans())
-def test_a_vocabulary_survives_json(texts: list[str], n: int, lower: bool) -> None:
-    vocabulary = Vocabulary.build([*texts, "ab" * 2 * n], n, 2, lower)
+@given(st.lists(TEXTS.filter(bool), min_size=1, max_size=3), NGRAMS, st.booleans(), NEWLINES, st.booleans())
+def test_a_vocabulary_survives_json(
+    texts: list[str], n: int, lower: bool, newlines: Newlines, phases: bool
+) -> None:
+    vocabulary = Vocabulary.build([*texts, "ab" * 2 * n], n, 2, lower, newlines, phases)
     read = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
     assert read == vocabulary
     assert read.encode("".join(texts)).tolist() == vocabulary.encode("".join(texts)).tolist()
@@ -246,6 +289,7 @@ def test_what_the_damages_are_done_to_is_sound() -> None:
     assert stored() == {
         "ngram": 2,
         "lower": True,
+        "newlines": "keep",
         "min_count": 2,
         "ngrams": ["th", "e ", "ki"],
         "counts": [3, 2, 2],
@@ -275,6 +319,7 @@ def lacking(part: str) -> Callable[[dict[str, Any]], object]:
         *(replaced(ngram=n) for n in (0, 9, 1, "2", 2.0, True, None)),
         *(replaced(min_count=n) for n in (0, 3, -1, "2", 2.0, True, None)),
         *(replaced(lower=flag) for flag in (0, 1, "true", None)),
+        *(replaced(newlines=word) for word in ("", "Keep", "spaces", 0, True, None, ["keep"])),
         *(
             replaced(ngrams=grams)
             for grams in (
