@@ -17,9 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from grimmgen import kernels
 from grimmgen.batches import Window
-from grimmgen.cells.lstm import LSTMWindow
-from grimmgen.cells.softmax import CrossEntropy, negative_log_likelihood
 from grimmgen.configuration import GATES, Configuration, weight_shapes
 from grimmgen.errors import UsageError
 
@@ -135,15 +134,13 @@ class LanguageModel(nn.Module):
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
+            mask = None if generator is None else self._dropout_mask((T, B, H), generator)
+            entered = (layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts)
             if depth == 0:
-                # One-hot times a matrix is a look-up of its rows.
-                x = nn.functional.embedding(inputs, layer.input_weight + layer.bias)  # [T, B, 4H]
+                hidden, c = kernels.lstm_look_up_window(inputs, layer.input_weight, layer.bias, *entered)
             else:
                 x = torch.addmm(layer.bias, hidden.reshape(T * B, H), layer.input_weight).view(T, B, GATES * H)
-            mask = None if generator is None else self._dropout_mask((T, B, H), generator)
-            hidden, c = LSTMWindow.apply(  # type: ignore[no-untyped-call]
-                x, layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts
-            )
+                hidden, c = kernels.lstm_window(x, *entered)
             last_h.append(hidden[-1])
             last_c.append(c)
         return hidden, State(torch.stack(last_h), torch.stack(last_c))
@@ -155,7 +152,7 @@ class LanguageModel(nn.Module):
         """
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts, generator)
-        loss = CrossEntropy.apply(  # type: ignore[no-untyped-call]
+        loss = kernels.cross_entropy(
             hidden.reshape(-1, hidden.shape[2]), self.output.weight, self.output.bias, targets.reshape(-1)
         )
         return loss, State(after.h.detach(), after.c.detach())
@@ -165,7 +162,7 @@ class LanguageModel(nn.Module):
         """The loss of each prediction of a window in nats, [T, B], zero where there is none; no dropout."""
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts)
-        losses = negative_log_likelihood(
+        losses = kernels.negative_log_likelihood(
             hidden.reshape(-1, hidden.shape[2]), self.output.weight, self.output.bias, targets.reshape(-1)
         )
         return losses.view(inputs.shape).double().cpu().numpy(), after
