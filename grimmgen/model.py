@@ -18,13 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from grimmgen import kernels
 from grimmgen.batches import Window
 from grimmgen.cells.gru import GRUWindow
-from grimmgen.cells.lstm import LSTMWindow
 from grimmgen.cells.mogrifier import MogrifierWindow
 from grimmgen.cells.peephole import PeepholeWindow
 from grimmgen.cells.products import Affine
-from grimmgen.cells.softmax import CrossEntropy, negative_log_likelihood
 from grimmgen.configuration import GATES, Configuration, layer_shapes, weight_shapes
 from grimmgen.errors import UsageError
 
@@ -93,6 +92,9 @@ class Layer(nn.Module):
                 below, self.input_weight, self.bias, recurrent_weight, q, r, h, c, mask, starts
             )
             return mogrified
+        if self.cell == "lstm" and below.dim() == 2:
+            entered = (recurrent_weight, h, c, mask, starts)
+            return kernels.lstm_look_up_window(below, self.input_weight, self.bias, *entered)
         if below.dim() == 2:
             # One-hot times a matrix is a look-up of its rows.
             x = nn.functional.embedding(below, self.input_weight + self.bias)  # [T, B, GH]
@@ -108,10 +110,7 @@ class Layer(nn.Module):
                 peeped: tuple[Tensor, Tensor] = PeepholeWindow.apply(*given)  # type: ignore[no-untyped-call]
                 return peeped
             case _:
-                made: tuple[Tensor, Tensor] = LSTMWindow.apply(  # type: ignore[no-untyped-call]
-                    x, recurrent_weight, h, c, mask, starts
-                )
-                return made
+                return kernels.lstm_window(x, recurrent_weight, h, c, mask, starts)
 
 
 class Output(nn.Module):
@@ -234,7 +233,7 @@ class LanguageModel(nn.Module):
         """
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts, generator)
-        loss = CrossEntropy.apply(*self._output(hidden), targets.reshape(-1))  # type: ignore[no-untyped-call]
+        loss = kernels.cross_entropy(*self._output(hidden), targets.reshape(-1))
         return loss, State(after.h.detach(), after.c.detach())
 
     @torch.no_grad()
@@ -242,7 +241,7 @@ class LanguageModel(nn.Module):
         """The loss of each prediction of a window in nats, [T, B], zero where there is none; no dropout."""
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts)
-        losses = negative_log_likelihood(*self._output(hidden), targets.reshape(-1))
+        losses = kernels.negative_log_likelihood(*self._output(hidden), targets.reshape(-1))
         return losses.view(inputs.shape).double().cpu().numpy(), after
 
     def weights(self) -> dict[str, NDArray[np.float32]]:

@@ -1,1 +1,150 @@
-"""The cells' equations once more, made for speed; each held against the plain ones in `grimmgen.cells`."""
+"""The cells' equations once more, made for speed; each held against the plain ones in `grimmgen.cells`.
+
+Which path serves: the compiled kernel for float32 on a CPU, with the fastest instruction set that the machine has;
+PyTorch's operations for all else, and where the package was installed without a compiler. The environment variable
+GRIMMGEN_KERNEL forces one: `plain`, `native`, or an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
+
+    T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from grimmgen.errors import UsageError
+
+if TYPE_CHECKING:
+    # What tells a story needs no PyTorch, and imports this package.
+    import torch
+    from torch import Tensor
+
+_NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
+
+
+def serving(device: torch.device | None = None, dtype: torch.dtype | None = None) -> str:
+    """What computes here, in words: `native AVX-512, 2 threads`, or `PyTorch (…)` with the reason.
+
+    Args:
+        device: of the weights; None is the CPU.
+        dtype: of the weights; None is float32.
+    """
+    import torch
+
+    from grimmgen.kernels import native
+
+    if device is not None and device.type != "cpu":
+        return "PyTorch"
+    if dtype is not None and dtype != torch.float32:
+        return f"PyTorch (the native kernel is for float32, this is {str(dtype).removeprefix('torch.')})"
+    instructions = _instructions()
+    if instructions is not None:
+        threads = torch.get_num_threads()
+        return f"native {_NAMES[instructions]}, {threads} thread{'s' if threads != 1 else ''}"
+    _, reason = native.load()
+    return f"PyTorch ({reason})" if reason else "PyTorch"
+
+
+def lstm_window(
+    x: Tensor, recurrent_weight: Tensor, h0: Tensor, c0: Tensor, mask: Tensor | None, starts: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The hidden states [T, B, H] and the last cell state [B, H]; see `grimmgen.cells.lstm.forward`."""
+    from grimmgen.cells import lstm
+
+    result: tuple[Tensor, Tensor]
+    if (instructions := _serving(x)) is not None:
+        from grimmgen.kernels import native
+
+        result = native.LSTMWindow.apply(  # type: ignore[no-untyped-call]
+            instructions, x, recurrent_weight, h0, c0, mask, starts
+        )
+    else:
+        result = lstm.LSTMWindow.apply(  # type: ignore[no-untyped-call]
+            x, recurrent_weight, h0, c0, mask, starts
+        )
+    return result
+
+
+def lstm_look_up_window(
+    ids: Tensor,
+    input_weight: Tensor,
+    bias: Tensor,
+    recurrent_weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """The same for one-hot input, of which the product with a matrix is a look-up of its rows.
+
+    Args:
+        ids: [T, B] int64.
+        input_weight: [V, 4H].
+        bias: [4H].
+        recurrent_weight: [H, 4H].
+        h0: [B, H].
+        c0: [B, H].
+        mask: [T, B, H] or None.
+        starts: [T, B] bool or None.
+    """
+    if (instructions := _serving(input_weight)) is not None:
+        from grimmgen.kernels import native
+
+        result: tuple[Tensor, Tensor] = native.LookUpWindow.apply(  # type: ignore[no-untyped-call]
+            instructions, ids, input_weight, bias, recurrent_weight, h0, c0, mask, starts
+        )
+        return result
+    from torch.nn.functional import embedding
+
+    return lstm_window(embedding(ids, input_weight + bias), recurrent_weight, h0, c0, mask, starts)
+
+
+def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """The loss of a window, a scalar; see `grimmgen.cells.softmax.CrossEntropy`."""
+    if (instructions := _serving(hidden)) is not None:
+        from grimmgen.kernels import native
+
+        loss: Tensor = native.CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            instructions, hidden, weight, bias, targets
+        )
+    else:
+        from grimmgen.cells import softmax
+
+        loss = softmax.CrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+    return loss
+
+
+def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    """The loss of each prediction in nats, [N]; see `grimmgen.cells.softmax.negative_log_likelihood`."""
+    if (instructions := _serving(hidden)) is not None:
+        from grimmgen.kernels import native
+
+        return native.negative_log_likelihood(instructions, hidden, weight, bias, targets)
+    from grimmgen.cells import softmax
+
+    return softmax.negative_log_likelihood(hidden, weight, bias, targets)
+
+
+def _serving(tensor: Tensor) -> str | None:
+    """The instruction set of the compiled kernel if that serves such a tensor, else None."""
+    import torch
+
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+        return None
+    return _instructions()
+
+
+def _instructions() -> str | None:
+    from grimmgen.kernels import native
+
+    forced = os.environ.get("GRIMMGEN_KERNEL", "")
+    if forced == "plain":
+        return None
+    had = native.instruction_sets()
+    if forced in {"", "native"} or forced in had:
+        if forced and not had:
+            raise UsageError(f"GRIMMGEN_KERNEL={forced}: {native.load()[1]}", "set it to plain, or not at all")
+        return forced if forced in had else next(iter(had), None)
+    raise UsageError(
+        f"GRIMMGEN_KERNEL={forced} is not to be had here", f"set it to plain{''.join(f', {name}' for name in had)}"
+    )

@@ -1,0 +1,106 @@
+/* The equations of grimmgen.cells for a CPU, in float32: the window of the LSTM and the softmax layer.
+ *
+ * native_kernels.h has them once; it is compiled here for each instruction set, under names that end in the
+ * set's, and grimmgen/kernels/native.py asks `instruction_sets` which of them this machine can run. Everything is
+ * called through ctypes, on plain pointers: no header of Python, NumPy or PyTorch is needed, and no version of
+ * theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads some of
+ * the rows or columns, and room to work in.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(_WIN32)
+#define EXPORT __declspec(dllexport)
+#else
+#define EXPORT __attribute__((visibility("default")))
+#endif
+
+#define JOIN_(a, b) a##_##b
+#define JOIN(a, b) JOIN_(a, b)
+#define NAMED(name) JOIN(name, ISA)
+
+#define SMALLER(a, b) ((a) < (b) ? (a) : (b))
+
+/* All sizes and indices. */
+typedef int64_t size;
+
+/* Steps of a product's inner dimension that are done at a time: the panel of the right factor they need, four
+ * vectors wide, is to stay in the first-level cache. */
+enum { DEPTH = 128 };
+
+/* For each instruction set: LANES, the floats of a vector, and ROWS, the rows of a product's register block of
+ * ROWS × 4 vectors: 32 vector registers hold 6 × 4 with what it takes to feed them, 16 hold 3 × 4. */
+#if defined(__x86_64__) && defined(__GNUC__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+#endif
+#define ISA avx512
+#define LANES 16
+#define ROWS 6
+#include "native_kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+#define ISA avx2
+#define LANES 8
+#define ROWS 3
+#include "native_kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif
+
+/* What every machine can run: vectors of four where the compiler has them (NEON on ARM, SSE2 on x86)… */
+#if defined(__GNUC__)
+#define ISA portable
+#define LANES 4
+#if defined(__aarch64__)
+#define ROWS 6
+#else
+#define ROWS 3
+#endif
+#include "native_kernels.h"
+#endif
+
+/* …and plain C. */
+#define ISA scalar
+#define LANES 1
+#define ROWS 2
+#include "native_kernels.h"
+
+/* The instruction sets that this machine can run, the fastest first, with a space between them. */
+EXPORT const char *instruction_sets(void)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
+        return "avx512 avx2 portable scalar";
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return "avx2 portable scalar";
+#endif
+#if defined(__GNUC__)
+    return "portable scalar";
+#else
+    return "scalar";
+#endif
+}
+
+/* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */
+EXPORT void *PyInit__native(void)
+{
+    return 0;
+}

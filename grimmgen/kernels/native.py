@@ -1,0 +1,285 @@
+"""The compiled kernel for a CPU: loads it, and gives its functions the signatures of the plain ones.
+
+The kernel (`native.c`) is part of the package where a C compiler was there to build it; where it is not, `load`
+says why, and the plain path serves. It is called through ctypes, which releases the interpreter's lock, from a few
+threads of our own: each does its share of a window's rows (or of a gradient's columns) through all of its steps,
+and they meet when the window is done. Which OpenMP PyTorch has loaded does not matter.
+
+Results are the same at every run with the same number of threads (`torch.set_num_threads`); another number sums
+the weight gradients of the softmax layer in another order, and changes nothing else.
+
+    T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import itertools
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# As in native.c: the inner dimension of a product is done this many at a time.
+_DEPTH = 128
+
+
+@functools.cache
+def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
+    """The compiled library, and an empty reason; or None, and why there is none."""
+    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").exists()]
+    if not paths:
+        return None, "the package was installed without a C compiler"
+    try:
+        return ctypes.CDLL(str(paths[0])), ""
+    except OSError as error:
+        return None, f"{paths[0]} cannot be loaded: {error}"
+
+
+def instruction_sets() -> list[str]:
+    """Those that the library and this machine have, the fastest first; none where there is no library."""
+    library, _ = load()
+    if library is None:
+        return []
+    library.instruction_sets.restype = ctypes.c_char_p
+    names: bytes = library.instruction_sets()
+    return names.decode().split()
+
+
+class LSTMWindow(torch.autograd.Function):
+    """`grimmgen.cells.lstm.LSTMWindow`, compiled; the first argument is the instruction set."""
+
+    @staticmethod
+    def forward(  # noqa: D102 - see the class
+        ctx: Any,
+        instructions: str,
+        x: Tensor,
+        recurrent_weight: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        T, B, _ = x.shape
+        return _forward(ctx, instructions, (T, B), x, None, None, recurrent_weight, h0, c0, mask, starts)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        grad_z, grad_u, d_h, d_c, _, _ = _backward(ctx, grad_h, grad_c, 0)
+        return None, grad_z, grad_u, d_h, d_c, None, None
+
+
+class LookUpWindow(torch.autograd.Function):
+    """The same for a layer that reads one-hot n-grams: x[t, b] = input_weight[ids[t, b]] + bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        instructions: str,
+        ids: Tensor,
+        input_weight: Tensor,
+        bias: Tensor,
+        recurrent_weight: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run the cell through a window.
+
+        Args:
+            ctx: PyTorch's.
+            instructions: the instruction set.
+            ids: [T, B] int64.
+            input_weight: [V, 4H].
+            bias: [4H].
+            recurrent_weight: [H, 4H].
+            h0: [B, H].
+            c0: [B, H].
+            mask: [T, B, H] or None.
+            starts: [T, B] bool or None.
+        """
+        T, B = ids.shape
+        ctx.vocabulary_size = V = len(input_weight)
+        assert not ids.numel() or 0 <= int(ids.min()) <= int(ids.max()) < V
+        return _forward(ctx, instructions, (T, B), input_weight, ids, bias, recurrent_weight, h0, c0, mask, starts)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        _, grad_u, d_h, d_c, grad_input, grad_bias = _backward(ctx, grad_h, grad_c, ctx.vocabulary_size)
+        return None, None, grad_input, grad_bias, grad_u, d_h, d_c, None, None
+
+
+def _forward(
+    ctx: Any,
+    instructions: str,
+    shape: tuple[int, int],
+    x: Tensor,
+    ids: Tensor | None,
+    bias: Tensor | None,
+    recurrent_weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    (T, B), H = shape, len(recurrent_weight)
+    x = x.contiguous()
+    ids, bias, mask, starts = (None if t is None else t.contiguous() for t in (ids, bias, mask, starts))
+    h = x.new_empty(T + 1, B, H)
+    c = x.new_empty(T + 1, B, H)
+    gates = x.new_empty(T, B, 4 * H)
+    h[0], c[0] = h0, c0
+    u = _pack(instructions, recurrent_weight)
+    room = x.new_empty(B, H)
+    given = (T, B, H, x, ids, bias, u, mask, starts, h, c, gates, room)
+    _run(f"lstm_forward_{instructions}", [(*given, *share) for share in _shares(B)])
+    ctx.instructions, ctx.shape = instructions, (T, B, H)
+    ctx.save_for_backward(recurrent_weight, ids, mask, starts, h, c, gates)
+    ctx.set_materialize_grads(False)
+    return h[1:], c[T]
+
+
+def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) -> tuple[Tensor | None, ...]:
+    """The gradients by x, U, h0, c0, and, where V is not zero, by the input weight and the bias."""
+    T, B, H = ctx.shape
+    recurrent_weight, ids, mask, starts, h, c, gates = ctx.saved_tensors
+    if grad_h is not None:
+        grad_h = grad_h.contiguous()
+    d_h = h.new_zeros(B, H)
+    d_c = h.new_zeros(B, H) if grad_c is None else grad_c.clone(memory_format=torch.contiguous_format)
+    grad_z = torch.empty_like(gates)
+    u = _pack(ctx.instructions, recurrent_weight.t())
+    rows = (T, B, H, u, mask, starts, c, gates, grad_h, grad_z, d_h, d_c)
+    _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
+    grad_u = h.new_empty(H, 4 * H)
+    grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
+    panels = _panels(ctx.instructions, 4 * H)
+    room = h.new_empty(_DEPTH, panels * _WIDTH[ctx.instructions] * 4)
+    columns = (T, B, H, V, ids, starts, h, grad_z, grad_u, grad_input, grad_bias, room)
+    _run(f"lstm_weights_{ctx.instructions}", [(*columns, *share) for share in _shares(panels)])
+    return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
+
+
+class CrossEntropy(torch.autograd.Function):
+    """`grimmgen.cells.softmax.CrossEntropy`, compiled; the first argument is the instruction set."""
+
+    @staticmethod
+    def forward(  # noqa: D102 - see the class
+        ctx: Any, instructions: str, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+    ) -> Tensor:
+        losses, *gradients = _cross_entropy(instructions, hidden, weight, bias, targets, gradients=True)
+        ctx.save_for_backward(*gradients)
+        return losses.sum() / len(hidden)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        # Training's gradient is 1, and to multiply by it costs as much as a tenth of the product it scales.
+        saved: tuple[Tensor, ...] = ctx.saved_tensors
+        return None, *(saved if grad.item() == 1.0 else (made * grad for made in saved)), None
+
+
+def negative_log_likelihood(
+    instructions: str, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+) -> Tensor:
+    """`grimmgen.cells.softmax.negative_log_likelihood`, compiled."""
+    return _cross_entropy(instructions, hidden, weight, bias, targets, gradients=False)[0]
+
+
+def _cross_entropy(
+    instructions: str, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, gradients: bool
+) -> list[Tensor]:
+    """The losses [N], and the gradients of their sum / N by hidden, weight and bias if they are wanted."""
+    (N, H), V = hidden.shape, weight.shape[1]
+    hidden, bias, targets = hidden.contiguous(), bias.contiguous(), targets.contiguous()
+    assert not N or int(targets.max()) < V
+    losses = hidden.new_empty(N)
+    shares = _shares(N)
+    room = hidden.new_empty(len(shares), 2, _DEPTH, V + _WIDTH[instructions])
+    by_hidden: Tensor | None = None
+    by_weight: Sequence[Tensor | None] = [None] * len(shares)
+    by_bias: Sequence[Tensor | None] = [None] * len(shares)
+    transposed: Tensor | None = None
+    packed = _pack(instructions, weight)
+    if gradients:
+        by_hidden = torch.empty_like(hidden)
+        by_weight = list(hidden.new_empty(len(shares), H, V))
+        by_bias = list(hidden.new_empty(len(shares), V))
+        transposed = _pack(instructions, weight.t())
+    given = (N, H, V, hidden, packed, transposed, bias, targets, losses, by_hidden)
+    parts = zip(by_weight, by_bias, room, shares, strict=True)
+    _run(f"cross_entropy_{instructions}", [(*given, w, b, r, *share) for w, b, r, share in parts])
+    if by_hidden is None:
+        return [losses]
+    return [losses, by_hidden, _sum(by_weight, weight), _sum(by_bias, bias)]
+
+
+def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
+    """The threads' partial sums added up, always in the same order."""
+    total = None
+    for part in parts:
+        assert part is not None
+        total = part if total is None else total.add_(part)
+    return torch.zeros_like(like) if total is None else total
+
+
+# The floats of a vector.
+_WIDTH = {"avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
+
+
+def _panels(instructions: str, columns: int) -> int:
+    return -(-columns // (4 * _WIDTH[instructions]))
+
+
+def _pack(instructions: str, matrix: Tensor) -> Tensor:
+    """The right factor of a product, in the order in which the kernel reads it."""
+    K, N = matrix.shape
+    width = _WIDTH[instructions]
+    packed = matrix.new_empty(K * -(-N // width) * width)
+    down, right = matrix.stride()
+    given = (K, N, matrix, down, right, packed)
+    _run(f"pack_{instructions}", [(*given, *share) for share in _shares(_panels(instructions, N))])
+    return packed
+
+
+def _shares(total: int) -> list[tuple[int, int]]:
+    """The range of `total` cut into one for each thread, as evenly as can be; none is empty."""
+    threads = torch.get_num_threads()
+    bounds = [total * i // threads for i in range(threads + 1)]
+    return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
+
+
+def _run(name: str, calls: Sequence[tuple[int | Tensor | None, ...]]) -> None:
+    """Call a function of the library with each of these arguments, all at the same time."""
+    library, _ = load()
+    function = getattr(library, name)
+    function.restype = None
+    ready = [functools.partial(function, *map(_as_c, arguments)) for arguments in calls]
+    others = [_workers().submit(call) for call in ready[1:]]
+    for call in ready[:1]:
+        call()
+    for other in others:
+        other.result()
+
+
+def _as_c(argument: int | Tensor | None) -> ctypes.c_int64 | ctypes.c_void_p:
+    if isinstance(argument, int):
+        return ctypes.c_int64(argument)
+    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+
+
+@functools.cache
+def _workers() -> ThreadPoolExecutor:
+    """Threads beside the calling one; they are started as they are needed, and wait without working."""
+    return ThreadPoolExecutor(max(1, 4 * (os.cpu_count() or 1)), thread_name_prefix="grimmgen")
+
+
+if hasattr(os, "register_at_fork"):
+    # A forked process has none of the threads.
+    os.register_at_fork(after_in_child=_workers.cache_clear)

@@ -1,0 +1,462 @@
+/* The kernels, for one instruction set: ISA its name, LANES the floats of a vector, ROWS (see native.c).
+ *
+ *     T  steps of the window   B  rows   H  hidden units   V  vocabulary size   N = T·B predictions
+ *
+ * All arrays are float32, row by row, without gaps. Each function does its caller's share, `begin` to `end`, so
+ * that threads need not meet within it. The steps are numbered as in grimmgen/cells/lstm.py and softmax.py.
+ */
+
+/* ---- Vectors ------------------------------------------------------------------------------------------------ */
+
+#define vec NAMED(vec)
+#define ints NAMED(ints)
+#define splat NAMED(splat)
+#define load NAMED(load)
+#define store NAMED(store)
+#define load_some NAMED(load_some)
+#define store_some NAMED(store_some)
+#define sum_of NAMED(sum_of)
+#define largest_of NAMED(largest_of)
+#define smaller NAMED(smaller)
+#define larger NAMED(larger)
+#define exponential NAMED(exponential)
+#define logistic NAMED(logistic)
+#define hyperbolic_tangent NAMED(hyperbolic_tangent)
+#define block NAMED(block)
+#define block_of NAMED(block_of)
+#define pack_panels NAMED(pack_panels)
+#define multiply NAMED(multiply)
+#define softmax NAMED(softmax)
+
+#if LANES == 1
+#define INLINE static inline
+typedef float vec;
+typedef int32_t ints;
+#define AS_INTS(v) NAMED(as_ints)(v)
+#define AS_VEC(v) NAMED(as_vec)(v)
+static inline ints NAMED(as_ints)(vec v) { ints bits; memcpy(&bits, &v, sizeof bits); return bits; }
+static inline vec NAMED(as_vec)(ints bits) { vec v; memcpy(&v, &bits, sizeof v); return v; }
+INLINE vec splat(float a) { return a; }
+INLINE vec smaller(vec a, vec b) { return a < b ? a : b; }
+INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
+#else
+#define INLINE static inline __attribute__((always_inline))
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+#define AS_INTS(v) ((ints)(v))
+#define AS_VEC(v) ((vec)(v))
+INLINE vec splat(float a) { return a - (vec){0}; }
+INLINE vec smaller(vec a, vec b) { ints m = a < b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
+INLINE vec larger(vec a, vec b) { ints m = a > b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
+#endif
+
+INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
+
+/* The first `count` lanes, the others zero; `count` beyond LANES means all. */
+INLINE vec load_some(const float *p, size count)
+{
+    if (count >= LANES) return load(p);
+    float lanes[LANES] = {0};
+    for (size i = 0; i < count; i++) lanes[i] = p[i];
+    return load(lanes);
+}
+
+INLINE void store_some(float *p, vec v, size count)
+{
+    if (count >= LANES) { store(p, v); return; }
+    float lanes[LANES];
+    store(lanes, v);
+    for (size i = 0; i < count; i++) p[i] = lanes[i];
+}
+
+INLINE float sum_of(vec v)
+{
+    float lanes[LANES], sum = 0;
+    store(lanes, v);
+    for (int i = 0; i < LANES; i++) sum += lanes[i];
+    return sum;
+}
+
+INLINE float largest_of(vec v)
+{
+    float lanes[LANES];
+    store(lanes, v);
+    float largest = lanes[0];
+    for (int i = 1; i < LANES; i++) largest = lanes[i] > largest ? lanes[i] : largest;
+    return largest;
+}
+
+/* `smaller` and `larger` give their second argument where one is not a number, so that this lets NaN through. */
+#define CUT_OFF(x, bound) larger(splat(-(bound)), smaller(splat(bound), x))
+
+/* exp x = 2ⁿ exp r, where n is x / ln 2 rounded and |r| ≤ ½ ln 2; the polynomial is that of Cephes (Moshier 1984).
+ * The relative error is under 2e-7. Beyond ±87, where the result would leave the normal numbers, x is cut off. */
+INLINE vec exponential(vec x)
+{
+    const float shift = 12582912.0f; /* 1.5 · 2²³: what is added to it is rounded to an integer, in its low bits */
+    x = CUT_OFF(x, 87.0f);
+    vec shifted = x * 1.44269504f + shift;
+    vec n = shifted - shift;
+    vec r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return AS_VEC(AS_INTS(p) + (AS_INTS(shifted) << 23));
+}
+
+INLINE vec logistic(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+
+/* A rational function of the degrees 13 and 6, as in Eigen; the relative error is under 5e-7, near zero too. */
+INLINE vec hyperbolic_tangent(vec x)
+{
+    x = CUT_OFF(x, 7.90531111f);
+    vec s = x * x;
+    vec p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
+    p = p * s - 8.60467152213735e-11f;
+    p = p * s + 5.12229709037114e-08f;
+    p = p * s + 1.48572235717979e-05f;
+    p = p * s + 6.37261928875436e-04f;
+    p = p * s + 4.89352455891786e-03f;
+    vec q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
+    q = q * s + 2.26843463243900e-03f;
+    q = q * s + 4.89352518554385e-03f;
+    return x * p / q;
+}
+
+/* ---- Products ----------------------------------------------------------------------------------------------- */
+
+/* The right factor of a product is packed beforehand, so that the inner loop reads it straight on: DEPTH of its
+ * rows at a time, and of these a panel of 4 · LANES columns at a time, the last panel as many vectors wide as it
+ * takes, filled up with zeros. A packed [K, N] takes K · ⌈N / LANES⌉ · LANES floats. */
+enum { NAMED(PANEL) = 4 * LANES };
+#define PANEL NAMED(PANEL)
+#define PADDED(N) (((N) + LANES - 1) / LANES * LANES)
+
+/* Pack the panels `begin` to `end` (of all ⌈N / PANEL⌉) of a matrix [K, N], whose element (k, n) is
+ * b[k · down + n · right]. Rows with `skip[k]` become zero; a null pointer skips none. */
+INLINE void pack_panels(size K, size N, const float *b, size down, size right, const uint8_t *skip, size begin,
+                        size end, float *packed)
+{
+    for (size k0 = 0; k0 < K; k0 += DEPTH) {
+        size depth = SMALLER(DEPTH, K - k0);
+        for (size panel = begin; panel < end; panel++) {
+            size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0), width = PADDED(columns);
+            float *to = packed + k0 * PADDED(N) + n0 * depth;
+            for (size k = k0; k < k0 + depth; k++, to += width) {
+                const float *from = b + k * down + n0 * right;
+                if (skip && skip[k])
+                    memset(to, 0, width * sizeof *to);
+                else if (right == 1)
+                    for (size n = 0; n < columns; n += LANES) store(to + n, load_some(from + n, columns - n));
+                else
+                    for (size n = 0; n < width; n++) to[n] = n < columns ? from[n * right] : 0;
+            }
+        }
+    }
+}
+
+EXPORT void NAMED(pack)(size K, size N, const float *b, size down, size right, float *packed, size begin, size end)
+{
+    pack_panels(K, N, b, down, right, 0, begin, end, packed);
+}
+
+/* c += a b for `rows` rows and `vectors` vectors of columns; both are constants wherever this is inlined, so that
+ * the accumulators are registers. a[m · a_row + k · a_step]; c has c_row floats a row and `columns` to be written. */
+INLINE void block(const int rows, const int vectors, size depth, const float *a, size a_row, size a_step,
+                  const float *b, float *c, size c_row, size columns, int add)
+{
+    vec sum[ROWS][4];
+    _Pragma("GCC unroll 8")
+    for (int m = 0; m < rows; m++)
+        _Pragma("GCC unroll 4")
+        for (int v = 0; v < vectors; v++)
+            sum[m][v] = add ? load_some(c + m * c_row + v * LANES, columns - v * LANES) : splat(0);
+    for (size k = 0; k < depth; k++, a += a_step, b += vectors * LANES) {
+        vec right[4];
+        _Pragma("GCC unroll 4")
+        for (int v = 0; v < vectors; v++) right[v] = load(b + v * LANES);
+        _Pragma("GCC unroll 8")
+        for (int m = 0; m < rows; m++) {
+            vec left = splat(a[m * a_row]);
+            _Pragma("GCC unroll 4")
+            for (int v = 0; v < vectors; v++) sum[m][v] += left * right[v];
+        }
+    }
+    _Pragma("GCC unroll 8")
+    for (int m = 0; m < rows; m++)
+        _Pragma("GCC unroll 4")
+        for (int v = 0; v < vectors; v++)
+            store_some(c + m * c_row + v * LANES, sum[m][v], columns - v * LANES);
+}
+
+static void block_of(int rows, int vectors, size depth, const float *a, size a_row, size a_step, const float *b,
+                     float *c, size c_row, size columns, int add)
+{
+#define CASE(m, v) case 4 * (m) + (v): block(m, v, depth, a, a_row, a_step, b, c, c_row, columns, add); return;
+#define CASES(m) CASE(m, 1) CASE(m, 2) CASE(m, 3) CASE(m, 4)
+    switch (4 * rows + vectors) {
+    CASES(1) CASES(2)
+#if ROWS > 2
+    CASES(3)
+#endif
+#if ROWS > 3
+    CASES(4) CASES(5) CASES(6)
+#endif
+    }
+#undef CASE
+#undef CASES
+}
+
+/* c = a b, or c += a b where `add`, for a [M, K] and a packed b [K, N], of it the panels `begin` to `end`. */
+static void multiply(size M, size N, size K, const float *a, size a_row, size a_step, const float *packed,
+                     float *c, size c_row, int add, size begin, size end)
+{
+    size blocks = (M + ROWS - 1) / ROWS;
+    for (size k0 = 0; k0 < K; k0 += DEPTH) {
+        size depth = SMALLER(DEPTH, K - k0);
+        for (size panel = begin; panel < end; panel++) {
+            size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0);
+            const float *b = packed + k0 * PADDED(N) + n0 * depth;
+            /* Blocks of rows as equal as can be: a small one keeps too few multiplications under way. */
+            for (size i = 0; i < blocks; i++) {
+                size m = M * i / blocks, rows = M * (i + 1) / blocks - m;
+                block_of((int)rows, (int)(PADDED(columns) / LANES), depth, a + m * a_row + k0 * a_step, a_row,
+                         a_step, b, c + m * c_row + n0, c_row, columns, add || k0);
+            }
+        }
+    }
+}
+
+/* ---- The window of the LSTM --------------------------------------------------------------------------------- */
+
+/* Forward through all steps, for the rows `begin` to `end`.
+ *
+ * x      [T, B, 4H], or, where there are `ids` [T, B], the input weights [V, 4H], to which `bias` [4H] is added
+ * u      [H, 4H] packed
+ * mask   [T, B, H], starts [T, B]: null pointers where there are none
+ * h, c   [T + 1, B, H]: the states, of which the first is given
+ * gates  [T, B, 4H]: i, f, c̃, o
+ * room   [B, H] to work in
+ */
+EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
+                                const float *u, const float *mask, const uint8_t *starts, float *h, float *c,
+                                float *gates, float *room, size begin, size end)
+{
+    size rows = end - begin, panels = (4 * H + PANEL - 1) / PANEL;
+    room += begin * H;
+    for (size t = 0; t < T; t++) {
+        const uint8_t *start = starts ? starts + t * B : 0;
+        const float *entered = h + (t * B + begin) * H; /* (1) */
+        if (start && memchr(start + begin, 1, rows)) {
+            memcpy(room, entered, rows * H * sizeof *room);
+            for (size b = begin; b < end; b++)
+                if (start[b]) memset(room + (b - begin) * H, 0, H * sizeof *room);
+            entered = room;
+        }
+        for (size b = begin; b < end; b++) {
+            float *z = gates + (t * B + b) * 4 * H;
+            const float *from = x + (ids ? ids[t * B + b] : t * B + b) * 4 * H;
+            for (size n = 0; n < 4 * H; n += LANES) {
+                vec given = load_some(from + n, 4 * H - n);
+                if (bias) given += load_some(bias + n, 4 * H - n);
+                store_some(z + n, given, 4 * H - n);
+            }
+        }
+        multiply(rows, 4 * H, H, entered, H, 1, u, gates + (t * B + begin) * 4 * H, 4 * H, 1, 0, panels); /* (2) */
+        for (size b = begin; b < end; b++) {
+            float *z = gates + (t * B + b) * 4 * H, *c_in = c + (t * B + b) * H, *c_out = c_in + B * H;
+            float *h_out = h + ((t + 1) * B + b) * H;
+            for (size n = 0; n < H; n += LANES) {
+                size left = H - n;
+                vec i = logistic(load_some(z + n, left)), f = logistic(load_some(z + H + n, left)); /* (3) */
+                vec candidate = hyperbolic_tangent(load_some(z + 2 * H + n, left));
+                vec o = logistic(load_some(z + 3 * H + n, left));
+                vec cell = i * candidate; /* (4) */
+                if (!(start && start[b])) cell += f * load_some(c_in + n, left);
+                vec out = o * hyperbolic_tangent(cell); /* (5) */
+                if (mask) out *= load_some(mask + (t * B + b) * H + n, left);
+                store_some(z + n, i, left);
+                store_some(z + H + n, f, left);
+                store_some(z + 2 * H + n, candidate, left);
+                store_some(z + 3 * H + n, o, left);
+                store_some(c_out + n, cell, left);
+                store_some(h_out + n, out, left);
+            }
+        }
+    }
+}
+
+/* Backward through all steps, for the rows `begin` to `end`: the gradient by each z.
+ *
+ * u_transposed  [4H, H] packed; c, gates, mask, starts as `lstm_forward` left them
+ * grad_h        [T, B, H], by the hidden states that came out; null is zero
+ * grad_z        [T, B, 4H], made here
+ * d_h, d_c      [B, H]: before, the gradients by the last states beyond grad_h; after, those by the first states
+ */
+EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *mask,
+                                 const uint8_t *starts, const float *c, const float *gates, const float *grad_h,
+                                 float *grad_z, float *d_h, float *d_c, size begin, size end)
+{
+    size panels = (H + PANEL - 1) / PANEL;
+    for (size t = T; t-- > 0;) {
+        const uint8_t *start = starts ? starts + t * B : 0;
+        for (size b = begin; b < end; b++) {
+            const float *gate = gates + (t * B + b) * 4 * H, *c_in = c + (t * B + b) * H, *c_out = c_in + B * H;
+            float *d_z = grad_z + (t * B + b) * 4 * H;
+            for (size n = 0; n < H; n += LANES) {
+                size left = H - n;
+                vec i = load_some(gate + n, left), f = load_some(gate + H + n, left);
+                vec candidate = load_some(gate + 2 * H + n, left), o = load_some(gate + 3 * H + n, left);
+                vec tanh_c = hyperbolic_tangent(load_some(c_out + n, left));
+                vec d_out = load_some(d_h + b * H + n, left), d_cell = load_some(d_c + b * H + n, left);
+                if (grad_h) d_out += load_some(grad_h + (t * B + b) * H + n, left);
+                if (mask) d_out *= load_some(mask + (t * B + b) * H + n, left); /* (5) */
+                d_cell += d_out * o * (1.0f - tanh_c * tanh_c);
+                vec entered = start && start[b] ? splat(0) : load_some(c_in + n, left); /* (4), (3) */
+                store_some(d_z + n, d_cell * candidate * i * (1.0f - i), left);
+                store_some(d_z + H + n, d_cell * entered * f * (1.0f - f), left);
+                store_some(d_z + 2 * H + n, d_cell * i * (1.0f - candidate * candidate), left);
+                store_some(d_z + 3 * H + n, d_out * tanh_c * o * (1.0f - o), left);
+                store_some(d_c + b * H + n, start && start[b] ? splat(0) : d_cell * f, left); /* (1) */
+            }
+        }
+        multiply(end - begin, H, 4 * H, grad_z + (t * B + begin) * 4 * H, 4 * H, 1, u_transposed, d_h + begin * H,
+                 H, 0, 0, panels); /* (2) */
+        for (size b = begin; start && b < end; b++)
+            if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
+    }
+}
+
+/* The gradients by the weights, from `lstm_backward`'s grad_z: of their 4H columns the panels `begin` to `end`, so
+ * that the sums do not depend on how many threads make them.
+ *
+ * h           [T + 1, B, H] as `lstm_forward` left it
+ * grad_u      [H, 4H]
+ * grad_input  [V, 4H] and grad_bias [4H], by what `ids` [T, B] were looked up in; null pointers where x was given
+ * room        [DEPTH, 4H] rounded up to whole panels
+ */
+EXPORT void NAMED(lstm_weights)(size T, size B, size H, size V, const int64_t *ids, const uint8_t *starts,
+                                const float *h, const float *grad_z, float *grad_u, float *grad_input,
+                                float *grad_bias, float *room, size begin, size end)
+{
+    size first = begin * PANEL, columns = SMALLER(end * PANEL, 4 * H) - first;
+    for (size v = 0; grad_input && v < V; v++) memset(grad_input + v * 4 * H + first, 0, columns * sizeof *grad_bias);
+    room += first * DEPTH;
+    for (size k = 0; k < T * B; k += DEPTH) {
+        size depth = SMALLER(DEPTH, T * B - k);
+        const float *d_z = grad_z + k * 4 * H + first;
+        /* Where a story starts, no hidden state entered. */
+        pack_panels(depth, columns, d_z, 4 * H, 1, starts ? starts + k : 0, 0, end - begin, room);
+        multiply(H, columns, depth, h + k * H, 1, H, room, grad_u + first, 4 * H, k > 0, 0, end - begin);
+        for (size row = 0; grad_input && row < depth; row++) {
+            float *sum = grad_input + ids[k + row] * 4 * H + first;
+            for (size n = 0; n < columns; n += LANES) {
+                vec more = load_some(d_z + row * 4 * H + n, columns - n);
+                store_some(sum + n, load_some(sum + n, columns - n) + more, columns - n);
+            }
+        }
+    }
+    for (size n = 0; grad_input && n < columns; n += LANES) {
+        vec sum = splat(0);
+        for (size v = 0; v < V; v++) sum += load_some(grad_input + v * 4 * H + first + n, columns - n);
+        store_some(grad_bias + first + n, sum, columns - n);
+    }
+}
+
+/* ---- The softmax layer -------------------------------------------------------------------------------------- */
+
+/* One row of logits [V]: returns -ln p of the target, and puts scale · (p - onehot(target)) in their place. */
+INLINE float softmax(size V, float *y, size target, float scale)
+{
+    float largest = y[0];
+    if (V >= LANES) {
+        vec most = load(y);
+        for (size n = LANES; n + LANES <= V; n += LANES) most = larger(most, load(y + n));
+        largest = largest_of(most);
+    }
+    for (size n = V / LANES * LANES; n < V; n++) largest = y[n] > largest ? y[n] : largest;
+    float at_target = y[target], sum = 0;
+    vec sums = splat(0);
+    for (size n = 0; n < V; n += LANES) {
+        vec e = exponential(load_some(y + n, V - n) - largest);
+        store_some(y + n, e, V - n);
+        if (V - n >= LANES) sums += e;
+    }
+    sum = sum_of(sums);
+    for (size n = V / LANES * LANES; n < V; n++) sum += y[n];
+    vec factor = splat(scale / sum);
+    for (size n = 0; n < V; n += LANES) store_some(y + n, load_some(y + n, V - n) * factor, V - n);
+    y[target] -= scale;
+    return largest - at_target + logf(sum);
+}
+
+/* Losses, and gradients of their sum / N, for the rows `begin` to `end` of N.
+ *
+ * hidden  [N, H]; weight [H, V] packed, weight_transposed [V, H] packed; bias [V]; targets [N], below zero is none
+ * losses  [N]
+ * grad_hidden [N, H], grad_weight [H, V], grad_bias [V]: the last two sums over these rows only;
+ *         null pointers where no gradients are wanted
+ * room    [2, DEPTH, V rounded up to whole vectors]
+ */
+EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, const float *weight,
+                                 const float *weight_transposed, const float *bias, const int64_t *targets,
+                                 float *losses, float *grad_hidden, float *grad_weight, float *grad_bias,
+                                 float *room, size begin, size end)
+{
+    size panels = (V + PANEL - 1) / PANEL, panels_h = (H + PANEL - 1) / PANEL;
+    float *logits = room, *packed = room + DEPTH * PADDED(V);
+    if (grad_bias) memset(grad_bias, 0, V * sizeof *grad_bias);
+    if (grad_weight && begin == end) memset(grad_weight, 0, H * V * sizeof *grad_weight);
+    /* A block of logits becomes its own gradient while it is in the cache. */
+    for (size n0 = begin; n0 < end; n0 += DEPTH) {
+        size rows = SMALLER(DEPTH, end - n0);
+        const float *h = hidden + n0 * H;
+        for (size row = 0; row < rows; row++) memcpy(logits + row * V, bias, V * sizeof *bias);
+        multiply(rows, V, H, h, H, 1, weight, logits, V, 1, 0, panels);
+        for (size row = 0; row < rows; row++) {
+            float *y = logits + row * V;
+            size target = targets[n0 + row];
+            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N);
+            if (target < 0) memset(y, 0, V * sizeof *y);
+            for (size v = 0; grad_bias && v < V; v += LANES)
+                store_some(grad_bias + v, load_some(grad_bias + v, V - v) + load_some(y + v, V - v), V - v);
+        }
+        if (!grad_hidden) continue;
+        multiply(rows, H, V, logits, V, 1, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h);
+        pack_panels(rows, V, logits, V, 1, 0, 0, panels, packed);
+        multiply(H, V, rows, h, 1, H, packed, grad_weight, V, n0 > begin, 0, panels);
+    }
+}
+
+#undef vec
+#undef ints
+#undef splat
+#undef load
+#undef store
+#undef load_some
+#undef store_some
+#undef sum_of
+#undef largest_of
+#undef smaller
+#undef larger
+#undef exponential
+#undef logistic
+#undef hyperbolic_tangent
+#undef block
+#undef block_of
+#undef pack_panels
+#undef multiply
+#undef softmax
+#undef INLINE
+#undef AS_INTS
+#undef AS_VEC
+#undef PANEL
+#undef CUT_OFF
+#undef PADDED
+#undef ISA
+#undef LANES
+#undef ROWS

@@ -1,0 +1,24 @@
+"""What pyproject.toml cannot say: the compiled kernel, without which the package works too, on PyTorch alone."""
+
+from __future__ import annotations
+
+import sys
+
+from setuptools import Extension, setup
+
+# No -march: native.c chooses the instruction set at run time. optional: no compiler is no error.
+flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-fvisibility=hidden"]
+setup(
+    ext_modules=[
+        Extension(
+            "grimmgen.kernels._native",
+            ["grimmgen/kernels/native.c"],
+            depends=["grimmgen/kernels/native_kernels.h"],
+            extra_compile_args=flags,
+            libraries=[] if sys.platform == "win32" else ["m"],
+            py_limited_api=True,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)
