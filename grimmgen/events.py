@@ -30,6 +30,7 @@ class Started:
         vocabulary_size: V.
         parameters: numbers that the model learns.
         device: where it runs.
+        kernel: what computes the cells there.
         updates: per epoch.
         step: updates done before, by a run that is resumed.
     """
@@ -44,6 +45,7 @@ class Started:
     vocabulary_size: int
     parameters: int
     device: str
+    kernel: str
     updates: int
     step: int
 

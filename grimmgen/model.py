@@ -180,6 +180,12 @@ class LanguageModel(nn.Module):
         """Where the weights are."""
         return self.output.bias.device
 
+    @property
+    def kernel(self) -> str:
+        """What computes the cells, in words."""
+        compiled = self.configuration.cell == "lstm"
+        return kernels.serving(self.device, self.output.bias.dtype) if compiled else "PyTorch"
+
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
         shape = (self.configuration.layers, rows, self.configuration.hidden)

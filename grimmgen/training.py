@@ -505,6 +505,7 @@ class _Loop:
             len(self._vocabulary),
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
+            self._model.kernel,
             self._updates,
             self._progress.step,
         )

@@ -304,7 +304,7 @@ def _introduce(event: Started, bars: Bars) -> None:
     )
     bars.line(
         f"{_CELLS[configuration.cell]}: {configuration.layers} × {configuration.hidden} units,"
-        f" {event.parameters:,} parameters, on {event.device}"
+        f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
     )
     if departures := configuration.departures():
         shown = ", ".join(f"{name} {value}" for name, value in departures.items())
