@@ -15,6 +15,7 @@ import typer
 
 from grimmgen.cli import options
 from grimmgen.configuration import Configuration, Initialisation
+from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Options that a resumed run has already; given together with --resume they would do nothing.
 _LIMITS = {"run", "resume", "epochs", "budget", "device", "json", "quiet"}
+# What the bars have hidden.
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 def train(
@@ -96,7 +99,10 @@ def train(
     idle = sorted(name for name, source in sources.items() if source == "COMMANDLINE" and name not in _LIMITS)
     if resume and idle:
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
-        raise typer.BadParameter(f"{names}: a resumed run keeps its options; only its limits can be changed")
+        raise UsageError(
+            f"{names} cannot be given with --resume",
+            "leave that out: a run keeps all its options but --epochs, --budget and --device",
+        )
     configuration = (
         None
         if resume
@@ -264,11 +270,13 @@ def _stopping(training: Training, received: list[int]) -> Iterator[None]:
     """Let the first signal end training after its step, and the second at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        # Not through the console, which the signal may have interrupted.
         if received:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), _SHOW_CURSOR)
             os._exit(128 + number)
         received.append(number)
         training.stop()
-        # Not through the console, which the signal may have interrupted.
         os.write(sys.stderr.fileno(), b"\nfinishing the step and saving; once more to leave at once\n")
 
     # Windows has no SIGHUP.
