@@ -187,6 +187,8 @@ def open_corpus(source: str) -> Corpus:
         tales = importlib.resources.files("grimmgen") / SAMPLER
         found = [Story(t.name[:-4], t) for t in tales.iterdir() if t.name.endswith(".txt")]
         return Corpus(SAMPLER, SAMPLER, tuple(sorted(found, key=lambda s: s.name)))
+    if not source:
+        raise UsageError("--corpus is empty", f"give {GRIMM}, {SAMPLER}, or the path of a text file or directory")
     path = Path(source)
     try:
         path = path.expanduser().resolve(strict=True)

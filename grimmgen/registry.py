@@ -86,8 +86,11 @@ class Run:
             value = files.read_json(path)
         except FileNotFoundError:
             raise IntegrityError(f"the run {self.name} has no run.json", self._remedy) from None
-        if not isinstance(value, dict) or type(value.get("format")) is not int or "corpus" not in value:
-            raise IntegrityError(f"{path} does not describe a run", self._remedy)
+        match value:
+            case {"format": int(), "corpus": {"name": str(), "source": str(), "split": dict()}}:
+                pass
+            case _:
+                raise IntegrityError(f"{path} does not describe a run", self._remedy)
         if value["format"] > _FORMAT:
             raise IntegrityError(f"{path} has the format {value['format']}", "upgrade grimmgen")
         return value

@@ -16,6 +16,10 @@ from typing import NamedTuple
 
 PROGRAM = [sys.executable, "-m", "grimmgen"]
 _PATIENCE = 60.0
+# Becomes the command that follows, with its terminal in control of it: Ctrl-C is a signal.
+_CONTROLLED = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
+)
 
 
 class Ran(NamedTuple):
@@ -55,30 +59,37 @@ def shell(command: str) -> Ran:
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
-def on_terminal(*command: str, keys: bytes = b"", until: bytes | None = None, columns: int = 80) -> Ran:
+def on_terminal(*command: str, keys: bytes = b"", after: bytes = b"", columns: int = 80) -> Ran:
     """Run a command with all its streams on a terminal; what the terminal shows is its `out`.
 
     Args:
         command: and its arguments.
-        keys: typed at once.
-        until: what has to appear for the test to go on; None waits for the command's end.
+        keys: typed once `after` has appeared.
+        after: see there; at once if it is empty.
         columns: the terminal's width.
     """
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {**os.environ, "TERM": "xterm-256color"}
-    process = subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _CONTROLLED, *command],
+        stdin=its,
+        stdout=its,
+        stderr=its,
+        env=environment,
+        start_new_session=True,
+    )
     os.close(its)
     shown = b""
     try:
-        os.write(ours, keys)
-        while until is None or until not in shown:
+        while True:
+            if keys and after in shown:
+                os.write(ours, keys)
+                keys = b""
             assert select.select([ours], [], [], _PATIENCE)[0], shown
             shown += os.read(ours, 1 << 16)
     except OSError:
         pass  # So Linux says that the last process has left the terminal.
     finally:
         os.close(ours)
-        if until is not None:
-            process.kill()
     return Ran(process.wait(_PATIENCE), shown.decode().replace("\r\n", "\n"), "")

@@ -93,6 +93,7 @@ def test_the_first_tab_and_the_next_complete_in_zsh(tmp_path: Path, reading: str
     ]
 
 
+@pytest.mark.slow
 def test_the_scripts_are_what_the_program_makes_and_a_stale_one_is_told(tmp_path: Path) -> None:
     generate = Path(shutil.copy(COMPLETIONS / "generate.py", tmp_path))
     assert answer(sys.executable, str(generate)).splitlines() == [f"wrote completions/{name}" for name in NAMES]

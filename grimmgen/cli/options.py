@@ -50,10 +50,12 @@ def duration(text: str) -> float:
     600.0
 
     Raises:
-        typer.BadParameter: it is none.
+        UsageError: it is none.
     """
+    from grimmgen.errors import UsageError
+
     number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "s")
     try:
         return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit.lower()]
     except (ValueError, KeyError):
-        raise typer.BadParameter(f"{text!r} is not a duration: give one like 30s, 10m or 1h") from None
+        raise UsageError(f"--budget {text!r} is not a duration", "give one like 30s, 10m or 1h") from None

@@ -23,6 +23,7 @@ from grimmgen.configuration import (
     Newlines,
     Schedule,
 )
+from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
@@ -37,6 +38,8 @@ _OTHERS = {"context", "preset", "corpus", "split", *_LIMITS} - {"epochs", "budge
 _RENAMED = {"init": "initialisation", "lr": "learning_rate"}
 
 _NETWORK, _LEARNING, _TEXT = "Network", "Learning", "Text"
+# What the bars have hidden.
+_SHOW_CURSOR = b"\x1b[?25h"
 
 
 def train(
@@ -184,7 +187,10 @@ def train(
     idle = sorted(name for name, source in sources.items() if source == "COMMANDLINE" and name not in _LIMITS)
     if resume and idle:
         names = ", ".join("--" + name.replace("_", "-") for name in idle)
-        raise typer.BadParameter(f"{names}: a resumed run keeps its options; only its limits can be changed")
+        raise UsageError(
+            f"{names} cannot be given with --resume",
+            "leave that out: a run keeps all its options but --epochs, --budget and --device",
+        )
     given = {name for name, source in sources.items() if source != "DEFAULT"}
     configuration = None if resume else _configuration(preset, context.params, given, seconds)
 
@@ -353,11 +359,13 @@ def _stopping(training: Training, received: list[int]) -> Iterator[None]:
     """Let the first signal end training after its step, and the second at once."""
 
     def stop(number: int, _: FrameType | None) -> None:
+        # Not through the console, which the signal may have interrupted.
         if received:
+            if sys.stderr.isatty():
+                os.write(sys.stderr.fileno(), _SHOW_CURSOR)
             os._exit(128 + number)
         received.append(number)
         training.stop()
-        # Not through the console, which the signal may have interrupted.
         os.write(sys.stderr.fileno(), b"\nfinishing the step and saving; once more to leave at once\n")
 
     # Windows has no SIGHUP.

@@ -1,0 +1,274 @@
+"""`grimmgen train`: what it prints where, what it refuses, and that a signal costs nothing."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grimmgen import registry
+from grimmgen.registry import Run
+from tests.program import PROGRAM, Ran, begin, on_terminal, shell
+
+Program = Callable[..., Ran]
+
+
+def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A log's events without what differs from run to run."""
+    return [{k: v for k, v in event.items() if k not in {"seconds", "run", "path"}} for event in log]
+
+
+# --- output ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_quiet_prints_the_result_alone(training: list[str], run: Program) -> None:
+    ran = run("train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1")
+    assert (ran.code, ran.err) == (0, "")
+    owl = registry.find("sly-owl")
+    best = owl.log()[-1]["best_perplexity"]
+    facts = [line.split(maxsplit=1) for line in ran.out.splitlines()]
+    assert re.fullmatch(r"1 \(111 updates in \d+:\d\d\)", facts.pop(1)[1])
+    assert facts == [
+        ["ended", "all epochs are done"],
+        ["validation", f"perplexity {best:.2f}, at epoch 1"],
+        ["run", "sly-owl"],
+        ["place", str(owl.path)],
+    ]
+
+
+def test_progress_goes_to_standard_error_the_result_and_a_sample_to_standard_output(
+    training: list[str], trained: Run, run: Program
+) -> None:
+    ran = run("train", "--run", "sly-owl", *training)
+    assert ran.code == 0
+    began, text, network, *lines = ran.err.splitlines()
+    assert began == "run sly-owl begun: tales, 22/5/3 stories for train/valid/test"
+    assert text == "text: 4,387 n-grams, vocabulary 76, 111 updates an epoch"
+    # [76, 32] and [8, 32], 32 biases; [8, 76] and 76 biases.
+    assert network == "LSTM: 1 × 8 units, 3,404 parameters, on cpu"
+    assert [re.sub(r"  \d+:\d\d$", "", line) for line in lines[:2]] == [
+        f"epoch {e['epoch']:3d}  training {e['training_perplexity']:6.2f}  validation {e['perplexity']:6.2f} ★"
+        f"  {e['bits_per_character']:.3f} bits/char"
+        for e in trained.log()
+        if e["event"] == "evaluated"
+    ]
+    assert lines[2:] == ["saved at update 222 with new best weights", 'next: grimmgen generate --seed "the king"']
+    assert "\n\nIt tells: " in ran.out
+
+
+def test_json_lines_tell_every_event(training: list[str], run: Program) -> None:
+    ran = run("train", "--json", *training)
+    assert (ran.code, ran.err) == (0, "")
+    events = [json.loads(line) for line in ran.out.splitlines()]
+    names = [event["event"] for event in events]
+    steps = ["stepped"] * 111
+    assert names == ["started", *steps, "evaluated", *steps, "evaluated", "saved", "finished"]
+    assert events[0]["configuration"]["hidden"] == 8
+    assert [event["step"] for event in events if event["event"] == "stepped"] == [*range(1, 223)]
+    assert events[-1]["reason"] == "epochs"
+
+
+def test_the_same_options_make_the_same_run(training: list[str], trained: Run, run: Program) -> None:
+    assert run("train", "--quiet", "--run", "sly-owl", *training).code == 0
+    owl = registry.find("sly-owl")
+    assert without_times(owl.log()) == without_times(trained.log())
+    assert owl.info()["corpus"] == trained.info()["corpus"]
+    assert owl.info()["configuration"] == trained.info()["configuration"]
+
+
+@pytest.mark.slow
+def test_a_reader_who_leaves_costs_nothing(training: list[str], trained: Run, run: Program) -> None:
+    # Fault 39: what was learnt until then is saved.
+    left = shell(f"grimmgen train --json --run sly-owl {' '.join(training)} | head -1")
+    assert (left.code, left.err, left.out.count("\n")) == (0, "", 1)
+    assert run("train", "--resume", "--quiet", "--run", "sly-owl").code == 0
+    assert without_times(registry.find("sly-owl").log()) == without_times(trained.log())
+
+
+# --- signals (fault 33) ----------------------------------------------------------------------------------
+
+
+def at_update(process: subprocess.Popen[bytes], step: int) -> None:
+    """Read the JSON lines until this update is done."""
+    assert process.stdout
+    for line in process.stdout:
+        if json.loads(line).get("step") == step:
+            return
+    raise AssertionError(f"it ended before update {step}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_saves_and_the_command_it_prints_goes_on_to_the_bit(
+    number: signal.Signals, code: int, training: list[str], trained: Run, run: Program
+) -> None:
+    with begin("train", "--json", "--run", "sly-owl", *training) as process:
+        at_update(process, 20)
+        process.send_signal(number)
+        assert process.stdout
+        assert process.stderr
+        *_, saved, finished = map(json.loads, process.stdout)
+        err = process.stderr.read().decode()
+    assert process.returncode == code
+    assert (finished["event"], finished["reason"]) == ("finished", "interrupted")
+    assert 20 <= saved["step"] == finished["step"] < 222
+    assert err == (
+        "\nfinishing the step and saving; once more to leave at once\n"
+        "go on with: grimmgen train --resume --run sly-owl\n"
+    )
+    ran = run(*err.splitlines()[-1].split()[4:])
+    assert ran.code == 0
+    assert ran.err.startswith(f"run sly-owl resumed at update {saved['step']}: tales, ")
+    owl = registry.find("sly-owl")
+    assert without_times(owl.log()) == without_times(trained.log())
+    assert owl.checkpoint().weights.keys() == trained.checkpoint().weights.keys()
+    for name, weight in owl.checkpoint().weights.items():
+        assert weight.tobytes() == trained.checkpoint().weights[name].tobytes()
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_terminal_stops_the_bars_and_tells_how_it_stands(training: list[str]) -> None:
+    train = [*PROGRAM, "train", "--run", "sly-owl", *training, "--epochs", "1000"]
+    ran = on_terminal(*train, keys=b"\x03", after=b"n-grams/s")
+    assert ran.code == 130
+    bars, _, result = ran.out.partition("finishing the step and saving; once more to leave at once\n")
+    # The cursor, hidden while the bars move, is shown again.
+    assert "\x1b[?25l" in bars
+    assert "\x1b[?25h" in result
+    assert "stopped by you" in result
+    assert "grimmgen train --resume --run sly-owl" in result
+    assert registry.find("sly-owl").last_path.exists()
+
+
+@pytest.mark.slow
+def test_a_second_signal_leaves_at_once(tales: Path) -> None:
+    # An update of so many units takes a second or more.
+    long = "--hidden 1500 --batch-size 64 --unroll 100 --min-count 1 --budget 60s"
+    with begin("train", "--json", "--run", "sly-owl", "--corpus", str(tales), *long.split()) as process:
+        assert process.stdout
+        assert process.stderr
+        assert json.loads(process.stdout.readline())["event"] == "started"
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr.readline() == b"\n"
+        assert process.stderr.readline() == b"finishing the step and saving; once more to leave at once\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == b""
+    assert process.returncode == 130
+    # Not even this much was saved: what is on the disk is whole or not there.
+    assert {p.name for p in registry.find("sly-owl").path.iterdir()} == {"run.json", "log.jsonl"}
+
+
+# --- resuming --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--hidden 16", "--hidden"),
+        ("--batch-size 8 --lr 0.1", "--batch-size, --lr"),
+        ("--corpus sampler", "--corpus"),
+        ("--no-reset-state", "--reset-state"),
+    ],
+)
+def test_a_resumed_run_keeps_its_options(options: str, named: str, trained: Run, run: Program) -> None:
+    before = {path.name: path.read_bytes() for path in trained.path.iterdir()}
+    ran = run("train", "--resume", *options.split())
+    remedy = "leave that out: a run keeps all its options but --epochs, --budget and --device"
+    assert ran == (2, "", f"error: {named} cannot be given with --resume: {remedy}\n")
+    assert {path.name: path.read_bytes() for path in trained.path.iterdir()} == before
+
+
+def test_a_limit_can_be_moved(trained: Run, run: Program) -> None:
+    ran = run("train", "--resume", "--epochs", "3", "--quiet")
+    assert ran.code == 0
+    assert [e["epoch"] for e in trained.log() if e["event"] == "evaluated"] == [1, 2, 3]
+    assert trained.configuration.epochs == 3
+
+
+@pytest.mark.slow
+def test_variables_are_for_every_run_and_do_not_stand_in_the_way_of_a_resume(
+    training: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIMMGEN_TRAIN_HIDDEN", "5")
+    monkeypatch.setenv("GRIMMGEN_TRAIN_LAYERS", "2")
+    monkeypatch.setenv("GRIMMGEN_TRAIN_EPOCHS", "3")
+    # What is typed goes before.
+    assert run("train", "--quiet", "--run", "sly-owl", *training, "--hidden", "4", "--epochs", "1").code == 0
+    owl = registry.find("sly-owl")
+    assert (owl.configuration.hidden, owl.configuration.layers, owl.configuration.epochs) == (4, 2, 1)
+    assert run("train", "--quiet", "--resume").code == 0
+    assert (owl.configuration.hidden, owl.configuration.layers, owl.configuration.epochs) == (4, 2, 3)
+
+
+# --- what is refused (fault 38) --------------------------------------------------------------------------
+
+BAD = {
+    "--corpus": "gone",
+    "--run": "../x -rf latest con a\nb a\x1bb x.safetensors " + 65 * "x",
+    "--hidden": "0 -1 x 1.5 nan 32769 9223372036854775808 " + 60 * "9",
+    "--layers": "0 -1 65",
+    "--dropout": "-0.1 1 1.1 nan inf 1e400",
+    "--init": "zeros",
+    "--batch-size": "0 -1 9223372036854775808 100000",
+    "--unroll": "0 -1 9223372036854775808",
+    "--lr": "0 -1 nan inf 1e400",
+    "--clip": "0 -1 nan inf",
+    "--decay-factor": "0 -1 1.1 nan",
+    "--decay-patience": "0 -1 1.5",
+    "--epochs": "0 -1 9223372036854775808",
+    "--budget": "0 -1 nan inf 1e400 1e400s 10x m 10m5",
+    "--ngram": "0 -1 9",
+    "--min-count": "0 -1 1000000",
+    "--split": "gone.json",
+    "--random-seed": "-1 9223372036854775808",
+    "--device": "gpu cuda:99",
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [(option, value) for option, values in BAD.items() for value in values.split(" ")]
+)
+def test_a_bad_value_is_refused_before_there_is_a_run(
+    option: str, value: str, training: list[str], run: Program, home: Path
+) -> None:
+    ran = run("train", *training, f"{option}={value}")
+    assert (ran.code, ran.out) == (2, "")
+    assert ran.err.startswith("error: ")
+    assert ran.err.count("\n") == 1
+    assert "\x1b" not in ran.err
+    words = {"--corpus": "corpus", "--run": "run", "--split": "split", "--min-count": "times"}
+    assert option in ran.err or words[option] in ran.err
+    assert not (home / "data" / "runs").exists()
+
+
+def test_every_option_of_train_has_a_bad_value_here_or_has_none() -> None:
+    from tests.test_cli import OPTIONS
+
+    without = {"--resume", "--reset-state", "--no-reset-state", "--keep-case"}
+    assert set(BAD) | without == set(OPTIONS["train"].split())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_cuda_where_there_is_none_is_refused(training: list[str], run: Program, home: Path) -> None:  # fault 37
+    for command in (["train", *training], ["eval", str(home)]):
+        ran = run(*command, "--device", "cuda")
+        message = "--device cuda: PyTorch finds no CUDA GPU here: give --device cpu or auto"
+        assert ran == (2, "", f"error: {message}\n")
+    assert not home.exists()
+
+
+def test_a_name_that_is_taken_is_refused(training: list[str], trained: Run, run: Program) -> None:
+    ran = run("train", "--run", "sly-fox", *training)
+    message = "there is a run sly-fox already: give another --run, or --resume to go on with it"
+    assert ran == (2, "", f"error: {message}\n")
+    assert registry.all_runs() == [trained]
