@@ -87,12 +87,12 @@ class Run:
         except FileNotFoundError:
             raise IntegrityError(f"the run {self.name} has no run.json", self._remedy) from None
         match value:
+            case {"format": int(newer)} if newer > _FORMAT:
+                raise IntegrityError(f"{path} has the format {newer}", "upgrade grimmgen")
             case {"format": int(), "corpus": {"name": str(), "source": str(), "split": dict()}}:
                 pass
             case _:
                 raise IntegrityError(f"{path} does not describe a run", self._remedy)
-        if value["format"] > _FORMAT:
-            raise IntegrityError(f"{path} has the format {value['format']}", "upgrade grimmgen")
         return value
 
     @property
