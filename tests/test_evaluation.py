@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
+from grimmgen.configuration import Cell
 from grimmgen.evaluation import EncodedStory, Evaluation, encode_stories, evaluate, evaluate_dynamically
 from grimmgen.model import LanguageModel
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 
-STORIES = {
-    "repetitive": "the hen and the king, " * 12,
-    "short": "a",
-    "unknown": "zzz, the 中 end",
-    "tale": TEXT * 3,
-}
+STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}
+# What differs between networks here is what there is to learn and to put back.
+SOME = ["lstm1", *(f"{cell}2-tied" for cell in get_args(Cell)), "mogrifier1-1-round"]
 
 
 def given(**options: Any) -> tuple[LanguageModel, list[EncodedStory]]:
@@ -34,7 +32,7 @@ def nats(evaluation: Evaluation) -> dict[str, float]:
     return {score.name: score.nats for score in evaluation.stories}
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", SOME)
 @pytest.mark.parametrize("segment", [5, 1000])
 def test_at_a_rate_of_zero_it_is_the_static_figure(network: str, segment: int) -> None:
     wet = {"dropout": 0.9, "weight_drop": 0.5}  # of which nobody who evaluates knows
@@ -46,7 +44,7 @@ def test_at_a_rate_of_zero_it_is_the_static_figure(network: str, segment: int) -
             assert getattr(dynamic, name) == getattr(static, name)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", SOME)
 def test_the_weights_are_as_they_were_to_the_bit(network: str) -> None:
     model, stories = given(**NETWORKS[network])
     before = model.weights()
@@ -65,10 +63,10 @@ def test_each_story_is_read_as_if_it_were_the_only_one() -> None:
 
 
 def test_what_repeats_itself_costs_less_and_each_segment_is_scored_before_it_is_learnt() -> None:
-    model, stories = given(reset_state=False, min_count=1)
-    static, dynamic = nats(evaluate(model, stories)), nats(evaluate_dynamically(model, stories, 0.02, 8))
-    spelt = stories[0].spelling.sum()
-    assert dynamic["repetitive"] - spelt < 0.7 * (static["repetitive"] - spelt)
+    model, stories = given(min_count=1)
+    assert not stories[0].spelling.any()
+    static, dynamic = nats(evaluate(model, stories)), nats(evaluate_dynamically(model, stories, 0.05, 4))
+    assert dynamic["repetitive"] < 0.7 * static["repetitive"]
     # A story of a single segment gives nothing to learn from before its end.
     assert dynamic["short"] == pytest.approx(static["short"], rel=1e-6)
     whole = nats(evaluate_dynamically(model, stories, 0.01, 1000))
