@@ -304,7 +304,7 @@ class _Loop:
                 raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
             began, read = time.monotonic(), 0
             for window in windows[progress.window :]:
-                self._update(window)
+                rate = self._update(window)
                 read += window.predictions
                 progress.seconds = time.monotonic() - self._clock
                 yield Stepped(
@@ -312,7 +312,7 @@ class _Loop:
                     progress.epoch + 1,
                     progress.window,
                     self._training_perplexity(),
-                    self._rate(),
+                    rate,
                     read / max(1e-9, time.monotonic() - began),
                     progress.seconds,
                 )
@@ -333,12 +333,13 @@ class _Loop:
         yield self._save()
         yield finished
 
-    def _update(self, window: Window) -> None:
-        progress, configuration = self._progress, self._configuration
+    def _update(self, window: Window) -> float:
+        """Learn from a window; returns the rate."""
+        progress, configuration, rate = self._progress, self._configuration, self._rate()
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
         for group in self._optimiser.param_groups:
-            group["lr"] = self._rate()
+            group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
         try:
             loss, state = self._model.loss(window, self._state, self._generator)
@@ -360,6 +361,7 @@ class _Loop:
         progress.window += 1
         progress.loss += mean * window.targets.size
         progress.predictions += window.predictions
+        return rate
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
 from grimmgen import registry
+from grimmgen.batches import epoch
 from grimmgen.checkpoint import Checkpoint
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
 from grimmgen.corpus import Corpus, open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation import encode_stories, evaluate
 from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Saved, Started, Stepped
 from grimmgen.model import LanguageModel
-from grimmgen.training import Plateau, Training
+from grimmgen.training import Plateau, Training, cosine
 
+# A run of three updates an epoch.
+TINY: dict[str, Any] = {"hidden": 6, "batch_size": 9, "unroll": 25, "min_count": 1}
 SMALL = Configuration(hidden=6, batch_size=4, unroll=10, epochs=3, min_count=1, dropout=0.3)
 
 
@@ -87,6 +90,34 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     return progress, {name: tensor.tobytes() for name, tensor in tensors.items()}
 
 
+def resumed_is_bit_equal(
+    corpus: Corpus, configuration: Configuration, stops: Iterable[int] | None = None
+) -> list[Event]:
+    """Stop after each of these updates (None: any), resume and compare; returns the events of the whole run."""
+    whole, events = trained(corpus, configuration)
+    steps = len(only(Stepped, events))
+    stepped = [(e.step, e.perplexity, e.rate) for e in only(Stepped, events)]
+    for stop in range(1, steps + 1) if stops is None else stops:
+        first = Training.begin(corpus, configuration)
+        seen: list[Event] = []
+        for event in first.events():
+            seen.append(event)
+            if isinstance(event, Stepped) and event.step == stop:
+                first.stop()
+        last = seen[-1]
+        assert isinstance(last, Finished)
+        # An update that is the last of all ends the run by itself.
+        assert last.reason == ("epochs" if stop == steps else "interrupted")
+        second = Training.resume(registry.find(first.run.name))
+        after = list(second.events())
+        assert [(e.step, e.perplexity, e.rate) for e in only(Stepped, seen + after)] == stepped
+        assert contents(first.run.last_path) == contents(whole.run.last_path)
+        best, right = Checkpoint.read(first.run.best_path), Checkpoint.read(whole.run.best_path)
+        assert all(np.array_equal(best.weights[name], right.weights[name]) for name in right.weights)
+        assert without_times(first.run.log()) == without_times(whole.run.log())
+    return events
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("reset_state", [True, False])
 def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus, reset_state: bool) -> None:
@@ -103,28 +134,46 @@ def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus,
             "unroll": 25,
         }
     )
+    assert only(RateDecayed, resumed_is_bit_equal(corpus, configuration))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_run_of_any_preset_is_bit_equal_when_resumed(corpus: Corpus, preset: str) -> None:
+    options = {**PRESETS[preset], **TINY, "epochs": 2}
+    options |= {name: 4 for name in ("embedding",) if PRESETS[preset].get(name)}
+    # Within an epoch, and at its end.
+    resumed_is_bit_equal(corpus, Configuration(**options), (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("cell", "mode"), [*zip(get_args(Cell), itertools.cycle(get_args(DropoutMode)), strict=False)]
+)
+def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell, mode: DropoutMode) -> None:
+    options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "tied": True, "phases": True}
+    options |= {"dropout": 0.3, "dropout_mode": mode, "input_dropout": 0.2, "weight_drop": 0.2, "epochs": 2}
+    options |= {"schedule": "cosine", "weight_decay": 0.1, "newlines": "space"}
+    resumed_is_bit_equal(corpus, Configuration(**options), (2,))
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_mogrifier_of_hardly_any_rounds_is_trained_and_resumed(corpus: Corpus, rounds: int) -> None:
+    configuration = Configuration(**TINY, cell="mogrifier", rounds=rounds, embedding=4, epochs=2)
+    resumed_is_bit_equal(corpus, configuration, (1,))
+
+
+@pytest.mark.parametrize("phases", [False, True])
+def test_a_listener_may_leave_after_the_last_update_of_an_epoch(corpus: Corpus, phases: bool) -> None:
+    configuration = Configuration(**TINY, epochs=2, phases=phases)
     whole, events = trained(corpus, configuration)
-    assert only(RateDecayed, events)
-    steps = len(only(Stepped, events))
-    stepped = [(e.step, e.perplexity) for e in only(Stepped, events)]
-    for stop in range(1, steps + 1):
+    edges = [one.step for one, other in itertools.pairwise(only(Stepped, events)) if one.epoch != other.epoch]
+    for edge in edges:
         first = Training.begin(corpus, configuration)
-        seen: list[Event] = []
-        for event in first.events():
-            seen.append(event)
-            if isinstance(event, Stepped) and event.step == stop:
-                first.stop()
-        last = seen[-1]
-        assert isinstance(last, Finished)
-        # An update that is the last of all ends the run by itself.
-        assert last.reason == ("epochs" if stop == steps else "interrupted")
-        second = Training.resume(registry.find(first.run.name))
-        after = list(second.events())
-        assert [(e.step, e.perplexity) for e in only(Stepped, seen + after)] == stepped
+        heard = first.events()
+        assert any(isinstance(event, Stepped) and event.step == edge for event in heard)
+        heard.close()  # type: ignore[attr-defined]
+        list(Training.resume(first.run).events())
         assert contents(first.run.last_path) == contents(whole.run.last_path)
-        best, right = Checkpoint.read(first.run.best_path), Checkpoint.read(whole.run.best_path)
-        assert all(np.array_equal(best.weights[name], right.weights[name]) for name in right.weights)
-        assert without_times(first.run.log()) == without_times(whole.run.log())
+    assert edges
 
 
 def test_a_listener_that_leaves_loses_nothing(corpus: Corpus) -> None:
@@ -202,6 +251,87 @@ def test_plateau_is_the_tutorials() -> None:
         schedule = schedule.after(perplexity, factor=0.5, patience=5)
         assert schedule == Plateau(0.001 * 0.5**gstep, minimum, decay_count)
     assert gstep == 2
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.02, 0.3, 1.0])
+def test_cosine_rises_over_the_warmup_then_falls_to_a_hundredth(warmup: float) -> None:
+    places = np.linspace(0.0, 1.0, 1001)
+    shares = np.array([cosine(float(place), warmup) for place in places])
+    assert shares.min() >= 0.01 - 1e-12
+    assert shares.max() == pytest.approx(1.0)
+    rising = places < warmup
+    assert shares[rising].tolist() == pytest.approx([max(0.01, p / warmup) for p in places[rising]])
+    right = [
+        0.01 + 0.99 * (1 + math.cos(math.pi * (p - warmup) / (1 - warmup))) / 2 for p in places if warmup <= p < 1
+    ]
+    assert shares[~rising][: len(right)].tolist() == pytest.approx(right)
+    assert (np.diff(shares[~rising]) <= 0).all()
+    assert warmup == 1.0 or shares[-1] == pytest.approx(0.01)
+
+
+def test_a_run_of_a_cosine_warms_up_and_ends_low_whatever_validation_says(corpus: Corpus) -> None:
+    options: dict[str, Any] = {"schedule": "cosine", "warmup": 0.25, "learning_rate": 0.02, "decay_patience": 1}
+    _, events = trained(corpus, Configuration(**{**TINY, **options}, epochs=8))
+    steps = len(only(Stepped, events))
+    rates = [e.rate for e in only(Stepped, events)]
+    assert rates == pytest.approx([0.02 * cosine(k / steps, 0.25) for k in range(steps)])
+    assert max(rates) == pytest.approx(0.02)
+    assert rates[0] == pytest.approx(0.0002)
+    assert rates[-1] < 0.0005
+    assert only(Evaluated, events)[-1].rate == pytest.approx(0.0002)
+    assert only(RateDecayed, events) == []
+    assert only(Finished, events)[0].reason == "epochs"
+
+
+def test_a_cosine_follows_the_budget_where_it_ends_sooner(corpus: Corpus) -> None:
+    options: dict[str, Any] = {"schedule": "cosine", "epochs": 10**6, "budget": 0.2, "learning_rate": 0.02}
+    _, events = trained(corpus, Configuration(**TINY, **options))
+    before = 0.0
+    for event in events:
+        if isinstance(event, Stepped):
+            assert event.rate == pytest.approx(0.02 * cosine(before / 0.2, 0.02), rel=1e-4)
+        if isinstance(event, Stepped | Evaluated):
+            before = event.seconds
+    assert only(Finished, events)[0].reason == "budget"
+
+
+def test_weight_decay_shrinks_the_weights_apart_from_the_gradient(corpus: Corpus) -> None:
+    # With dropout away, the first update differs by the decay alone: each weight by the same share.
+    stopped = []
+    for decay in (0.0, 0.5):
+        options: dict[str, Any] = {"weight_decay": decay, "learning_rate": 0.01, "initialisation": "xavier"}
+        training = Training.begin(corpus, Configuration(**TINY, **options))
+        for event in training.events():
+            if isinstance(event, Stepped):
+                training.stop()
+        stopped.append(Checkpoint.read(training.run.last_path).weights)
+    model = LanguageModel(training._configuration, len(training.run.checkpoint().vocabulary))
+    model.initialise()
+    for name, first in model.weights().items():
+        np.testing.assert_allclose(stopped[0][name] - stopped[1][name], first * 0.005, atol=1e-6)
+
+
+def test_weight_decay_keeps_weights_small_in_the_long_run(corpus: Corpus) -> None:
+    norms = []
+    for decay in (0.0, 2.0):
+        training, _ = trained(corpus, Configuration(**TINY, epochs=15, learning_rate=0.02, weight_decay=decay))
+        weights = Checkpoint.read(training.run.last_path).weights
+        norms.append(math.sqrt(sum(float((w**2).sum()) for w in weights.values())))
+    assert norms[1] < 0.7 * norms[0]
+
+
+def test_with_phases_the_vocabulary_is_of_both_cuts_and_evaluation_of_the_first(corpus: Corpus) -> None:
+    plain, _ = trained(corpus, Configuration(**TINY, epochs=1))
+    phased, events = trained(corpus, Configuration(**TINY, epochs=1, phases=True))
+    grams = [set(training.run.checkpoint().vocabulary.ngrams) for training in (plain, phased)]
+    assert grams[0] < grams[1]
+    started, *_ = only(Started, events)
+    texts = [story.read() for story in split_by_hash(corpus).parts["train"]]
+    assert started.ngrams == sum(math.ceil(len(text) / 2) for text in texts)
+    # One epoch reads each story cut in one of its ways, as drawn.
+    stories = [phased.run.checkpoint().vocabulary.encode_phases(text) for text in texts]
+    windows = epoch(stories, 9, 25, 0, 0)
+    assert len(only(Stepped, events)) == len(windows)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpoint(corpus: Corpus) -> None:
