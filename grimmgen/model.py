@@ -134,7 +134,9 @@ class LanguageModel(nn.Module):
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
             assert isinstance(layer, Layer)
-            mask = None if generator is None else self._dropout_mask((T, B, H), generator)
+            mask = None
+            if generator is not None:
+                mask = kernels.dropout_mask((T, B, H), self.configuration.dropout, self.device, generator)
             entered = (layer.recurrent_weight, state.h[depth], state.c[depth], mask, starts)
             if depth == 0:
                 hidden, c = kernels.lstm_look_up_window(inputs, layer.input_weight, layer.bias, *entered)
@@ -179,17 +181,6 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 weight.copy_(torch.from_numpy(weights[name]))
-
-    def _dropout_mask(self, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor | None:
-        # Four decisions a random number, each on 16 bits: four times as fast as a uniform number for each.
-        # The scale is that of the probability so rounded, so that the mask's mean is exactly 1.
-        kept = round((1.0 - self.configuration.dropout) * 65536)
-        if kept == 65536:
-            return None
-        count = math.prod(shape)
-        words = torch.empty(-(-count // 4), dtype=torch.int64, device=self.device)
-        bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
-        return (bits < kept - 32768).to(torch.float32).mul_(65536 / kept).view(shape)
 
     def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs = torch.from_numpy(window.inputs).to(self.device, torch.int64)
