@@ -330,3 +330,37 @@ def test_the_library_names_every_function_for_every_instruction_set() -> None:
     for instructions in INSTRUCTIONS:
         for name in ("pack", "lstm_forward", "lstm_backward", "lstm_weights", "cross_entropy"):
             assert hasattr(library, f"{name}_{instructions}")
+
+
+@built
+def test_backward_goes_once_and_says_so() -> None:
+    case = Case(2, 2, 3, masked=False, resets=False)
+    h, _ = case.made(INSTRUCTIONS[0])
+    torch.autograd.grad(h.sum(), case.float, retain_graph=True)
+    with pytest.raises(RuntimeError, match="goes backward once"):
+        torch.autograd.grad(h.sum(), case.float)
+
+
+@built
+@each_instruction_set
+def test_dropout_masks_are_fair_and_the_same_for_the_same_generator(instructions: str) -> None:
+    shape = (50, 64, 128)
+
+    def mask(seed: int, count: int, isa: str = instructions) -> Tensor:
+        torch.set_num_threads(count)
+        return native.dropout_mask(isa, shape, 0.2, torch.Generator().manual_seed(seed))
+
+    first, second = mask(1, 2), mask(2, 2)
+    assert torch.equal(first, mask(1, 1, INSTRUCTIONS[0]))
+    for made in (first, second):
+        assert made.unique().tolist() == [0.0, 1.25]  # type: ignore[no-untyped-call]
+        # Five standard deviations, for all elements and for each row and unit.
+        for elements, mean in (
+            (made.numel(), made.mean()),
+            (3200, made.mean(dim=(0, 1))),
+            (6400, made.mean((0, 2))),
+        ):
+            assert (mean - 1).abs().max() < 5 * 0.5 / elements**0.5
+    # Masks of two seeds, and neighbours in one mask, agree as often as chance has them agree: 0.68.
+    for a, b in ((first, second), (first[1:], first[:-1]), (first[..., 1:], first[..., :-1])):
+        assert abs((a == b).double().mean().item() - 0.68) < 5 * 0.47 / 400_000**0.5

@@ -9,6 +9,7 @@ GRIMMGEN_KERNEL forces one: `plain`, `native`, or an instruction set (`avx512`, 
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -97,6 +98,36 @@ def lstm_look_up_window(
     from torch.nn.functional import embedding
 
     return lstm_window(embedding(ids, input_weight + bias), recurrent_weight, h0, c0, mask, starts)
+
+
+def dropout_mask(
+    shape: tuple[int, ...], dropout: float, device: torch.device, generator: torch.Generator
+) -> Tensor | None:
+    """A float32 mask of zeros and of what makes its mean 1; None for no dropout.
+
+    The same for the same generator, on the same path and kind of device.
+
+    Args:
+        shape: of the mask.
+        dropout: the probability of a zero.
+        device: where the mask is to be.
+        generator: on that device.
+    """
+    import torch
+
+    # Four decisions a random number, each on 16 bits: four times as fast as a uniform number for each.
+    # The scale is that of the probability so rounded, so that the mask's mean is exactly 1.
+    kept = round((1.0 - dropout) * 65536)
+    if kept == 65536:
+        return None
+    if device.type == "cpu" and (instructions := _instructions()) is not None:
+        from grimmgen.kernels import native
+
+        return native.dropout_mask(instructions, shape, dropout, generator)
+    count = math.prod(shape)
+    words = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
+    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
+    return (bits < kept - 32768).to(torch.float32).mul_(65536 / kept).view(shape)
 
 
 def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:

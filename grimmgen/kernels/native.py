@@ -140,7 +140,7 @@ def _forward(
     room = x.new_empty(B, H)
     given = (T, B, H, x, ids, bias, u, mask, starts, h, c, gates, room)
     _run(f"lstm_forward_{instructions}", [(*given, *share) for share in _shares(B)])
-    ctx.instructions, ctx.shape = instructions, (T, B, H)
+    ctx.instructions, ctx.shape, ctx.done = instructions, (T, B, H), False
     ctx.save_for_backward(recurrent_weight, ids, mask, starts, h, c, gates)
     ctx.set_materialize_grads(False)
     return h[1:], c[T]
@@ -154,9 +154,14 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
         grad_h = grad_h.contiguous()
     d_h = h.new_zeros(B, H)
     d_c = h.new_zeros(B, H) if grad_c is None else grad_c.clone(memory_format=torch.contiguous_format)
-    grad_z = torch.empty_like(gates)
     u = _pack(ctx.instructions, recurrent_weight.t())
-    rows = (T, B, H, u, mask, starts, c, gates, grad_h, grad_z, d_h, d_c)
+    # What was saved makes room for the gradients.
+    if ctx.done:
+        raise RuntimeError(
+            "the compiled kernel goes backward once; GRIMMGEN_KERNEL=plain goes as often as you like"
+        )
+    ctx.done, grad_z = True, gates
+    rows = (T, B, H, u, mask, starts, c, grad_z, grad_h, d_h, d_c)
     _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
@@ -185,6 +190,24 @@ class CrossEntropy(torch.autograd.Function):
         return None, *(saved if grad.item() == 1.0 else (made * grad for made in saved)), None
 
 
+def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
+    """A dropout mask with the scale in it; the same for the same generator, whatever computes it.
+
+    Args:
+        instructions: the instruction set.
+        shape: of the mask.
+        dropout: the probability of a zero, to within 2⁻³².
+        generator: gives the seed.
+    """
+    mask = torch.empty(shape)
+    threshold = min(round((1.0 - dropout) * 2**32), 2**32 - 1)
+    scale = torch.tensor(2**32 / max(1, threshold))
+    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    given = (seed, threshold, scale, mask)
+    _run(f"dropout_mask_{instructions}", [(*given, *share) for share in _shares(mask.numel())])
+    return mask
+
+
 def negative_log_likelihood(
     instructions: str, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
 ) -> Tensor:
@@ -201,7 +224,7 @@ def _cross_entropy(
     assert not N or int(targets.max()) < V
     losses = hidden.new_empty(N)
     shares = _shares(N)
-    room = hidden.new_empty(len(shares), 2, _DEPTH, V + _WIDTH[instructions])
+    room = hidden.new_empty(len(shares), _DEPTH, V + _WIDTH[instructions])
     by_hidden: Tensor | None = None
     by_weight: Sequence[Tensor | None] = [None] * len(shares)
     by_bias: Sequence[Tensor | None] = [None] * len(shares)

@@ -15,6 +15,7 @@
 #define store NAMED(store)
 #define load_some NAMED(load_some)
 #define store_some NAMED(store_some)
+#define add_to NAMED(add_to)
 #define sum_of NAMED(sum_of)
 #define largest_of NAMED(largest_of)
 #define smaller NAMED(smaller)
@@ -26,6 +27,7 @@
 #define block_of NAMED(block_of)
 #define pack_panels NAMED(pack_panels)
 #define multiply NAMED(multiply)
+#define multiply_transposed NAMED(multiply_transposed)
 #define softmax NAMED(softmax)
 
 #if LANES == 1
@@ -68,6 +70,13 @@ INLINE void store_some(float *p, vec v, size count)
     float lanes[LANES];
     store(lanes, v);
     for (size i = 0; i < count; i++) p[i] = lanes[i];
+}
+
+/* sum += more */
+INLINE void add_to(float *sum, const float *more, size count)
+{
+    for (size n = 0; n < count; n += LANES)
+        store_some(sum + n, load_some(sum + n, count - n) + load_some(more + n, count - n), count - n);
 }
 
 INLINE float sum_of(vec v)
@@ -165,9 +174,10 @@ EXPORT void NAMED(pack)(size K, size N, const float *b, size down, size right, f
 }
 
 /* c += a b for `rows` rows and `vectors` vectors of columns; both are constants wherever this is inlined, so that
- * the accumulators are registers. a[m · a_row + k · a_step]; c has c_row floats a row and `columns` to be written. */
+ * the accumulators are registers. a[m · a_row + k · a_step]; b and c have b_row and c_row floats a row, and of c
+ * `columns` are written. */
 INLINE void block(const int rows, const int vectors, size depth, const float *a, size a_row, size a_step,
-                  const float *b, float *c, size c_row, size columns, int add)
+                  const float *b, size b_row, float *c, size c_row, size columns, int add)
 {
     vec sum[ROWS][4];
     _Pragma("GCC unroll 8")
@@ -175,7 +185,7 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
         _Pragma("GCC unroll 4")
         for (int v = 0; v < vectors; v++)
             sum[m][v] = add ? load_some(c + m * c_row + v * LANES, columns - v * LANES) : splat(0);
-    for (size k = 0; k < depth; k++, a += a_step, b += vectors * LANES) {
+    for (size k = 0; k < depth; k++, a += a_step, b += b_row) {
         vec right[4];
         _Pragma("GCC unroll 4")
         for (int v = 0; v < vectors; v++) right[v] = load(b + v * LANES);
@@ -194,9 +204,9 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
 }
 
 static void block_of(int rows, int vectors, size depth, const float *a, size a_row, size a_step, const float *b,
-                     float *c, size c_row, size columns, int add)
+                     size b_row, float *c, size c_row, size columns, int add)
 {
-#define CASE(m, v) case 4 * (m) + (v): block(m, v, depth, a, a_row, a_step, b, c, c_row, columns, add); return;
+#define CASE(m, v) case 4 * (m) + (v): block(m, v, depth, a, a_row, a_step, b, b_row, c, c_row, columns, add); return;
 #define CASES(m) CASE(m, 1) CASE(m, 2) CASE(m, 3) CASE(m, 4)
     switch (4 * rows + vectors) {
     CASES(1) CASES(2)
@@ -225,10 +235,22 @@ static void multiply(size M, size N, size K, const float *a, size a_row, size a_
             for (size i = 0; i < blocks; i++) {
                 size m = M * i / blocks, rows = M * (i + 1) / blocks - m;
                 block_of((int)rows, (int)(PADDED(columns) / LANES), depth, a + m * a_row + k0 * a_step, a_row,
-                         a_step, b, c + m * c_row + n0, c_row, columns, add || k0);
+                         a_step, b, PADDED(columns), c + m * c_row + n0, c_row, columns, add || k0);
             }
         }
     }
+}
+
+/* c = aᵀ b, or c += aᵀ b where `add`, for no more than DEPTH rows of a [K, M] and of b, which is not packed, but whose
+ * rows have room for PADDED(N) floats. */
+static void multiply_transposed(size M, size N, size K, const float *a, const float *b, float *c, int add)
+{
+    for (size n = 0; n < N; n += PANEL)
+        for (size m = 0; m < M; m += ROWS) {
+            size columns = SMALLER(PANEL, N - n);
+            block_of((int)SMALLER(ROWS, M - m), (int)(PADDED(columns) / LANES), K, a + m, 1, M, b + n, PADDED(N),
+                     c + m * N + n, N, columns, add);
+        }
 }
 
 /* ---- The window of the LSTM --------------------------------------------------------------------------------- */
@@ -290,23 +312,24 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
     }
 }
 
-/* Backward through all steps, for the rows `begin` to `end`: the gradient by each z.
+/* Backward through all steps, for the rows `begin` to `end`: the gradient by each z, in the place of the gates, which
+ * saves much of what goes to and from memory.
  *
- * u_transposed  [4H, H] packed; c, gates, mask, starts as `lstm_forward` left them
+ * u_transposed  [4H, H] packed; c, mask, starts as `lstm_forward` left them
+ * gates         [T, B, 4H]: before, the gates; after, the gradients by z
  * grad_h        [T, B, H], by the hidden states that came out; null is zero
- * grad_z        [T, B, 4H], made here
  * d_h, d_c      [B, H]: before, the gradients by the last states beyond grad_h; after, those by the first states
  */
 EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *mask,
-                                 const uint8_t *starts, const float *c, const float *gates, const float *grad_h,
-                                 float *grad_z, float *d_h, float *d_c, size begin, size end)
+                                 const uint8_t *starts, const float *c, float *gates, const float *grad_h, float *d_h,
+                                 float *d_c, size begin, size end)
 {
     size panels = (H + PANEL - 1) / PANEL;
     for (size t = T; t-- > 0;) {
         const uint8_t *start = starts ? starts + t * B : 0;
         for (size b = begin; b < end; b++) {
-            const float *gate = gates + (t * B + b) * 4 * H, *c_in = c + (t * B + b) * H, *c_out = c_in + B * H;
-            float *d_z = grad_z + (t * B + b) * 4 * H;
+            const float *c_in = c + (t * B + b) * H, *c_out = c_in + B * H;
+            float *gate = gates + (t * B + b) * 4 * H, *d_z = gate;
             for (size n = 0; n < H; n += LANES) {
                 size left = H - n;
                 vec i = load_some(gate + n, left), f = load_some(gate + H + n, left);
@@ -324,8 +347,8 @@ EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transpos
                 store_some(d_c + b * H + n, start && start[b] ? splat(0) : d_cell * f, left); /* (1) */
             }
         }
-        multiply(end - begin, H, 4 * H, grad_z + (t * B + begin) * 4 * H, 4 * H, 1, u_transposed, d_h + begin * H,
-                 H, 0, 0, panels); /* (2) */
+        multiply(end - begin, H, 4 * H, gates + (t * B + begin) * 4 * H, 4 * H, 1, u_transposed, d_h + begin * H, H,
+                 0, 0, panels); /* (2) */
         for (size b = begin; start && b < end; b++)
             if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
     }
@@ -352,25 +375,34 @@ EXPORT void NAMED(lstm_weights)(size T, size B, size H, size V, const int64_t *i
         /* Where a story starts, no hidden state entered. */
         pack_panels(depth, columns, d_z, 4 * H, 1, starts ? starts + k : 0, 0, end - begin, room);
         multiply(H, columns, depth, h + k * H, 1, H, room, grad_u + first, 4 * H, k > 0, 0, end - begin);
-        for (size row = 0; grad_input && row < depth; row++) {
-            float *sum = grad_input + ids[k + row] * 4 * H + first;
-            for (size n = 0; n < columns; n += LANES) {
-                vec more = load_some(d_z + row * 4 * H + n, columns - n);
-                store_some(sum + n, load_some(sum + n, columns - n) + more, columns - n);
-            }
-        }
+        for (size row = 0; grad_input && row < depth; row++)
+            add_to(grad_input + ids[k + row] * 4 * H + first, d_z + row * 4 * H, columns);
     }
-    for (size n = 0; grad_input && n < columns; n += LANES) {
-        vec sum = splat(0);
-        for (size v = 0; v < V; v++) sum += load_some(grad_input + v * 4 * H + first + n, columns - n);
-        store_some(grad_bias + first + n, sum, columns - n);
+    if (grad_input) memset(grad_bias + first, 0, columns * sizeof *grad_bias);
+    for (size v = 0; grad_input && v < V; v++) add_to(grad_bias + first, grad_input + v * 4 * H + first, columns);
+}
+
+/* The dropout mask of a window, elements `begin` to `end`: `scale` with the probability threshold / 2³², else zero.
+ * Each is decided by a number of its own, a hash of its index and the seed (the mixing steps are Wellons' lowbias32),
+ * and so does not depend on threads or vectors. */
+EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, float *mask, size begin, size end)
+{
+    const uint32_t low = (uint32_t)seed, high = (uint32_t)((uint64_t)seed >> 32), below = (uint32_t)threshold;
+    const float kept = *scale;
+    for (size n = begin; n < end; n++) {
+        uint32_t x = (uint32_t)n ^ low;
+        x = (x ^ x >> 16) * 0x7feb352du;
+        x = (x ^ x >> 15 ^ high) * 0x846ca68bu;
+        x = (x ^ x >> 16) * 0x7feb352du;
+        x = (x ^ x >> 15) * 0x846ca68bu;
+        mask[n] = (x ^ x >> 16) < below ? kept : 0.0f;
     }
 }
 
 /* ---- The softmax layer -------------------------------------------------------------------------------------- */
 
 /* One row of logits [V]: returns -ln p of the target, and puts scale · (p - onehot(target)) in their place. */
-INLINE float softmax(size V, float *y, size target, float scale)
+static float softmax(size V, float *y, size target, float scale)
 {
     float largest = y[0];
     if (V >= LANES) {
@@ -399,8 +431,8 @@ INLINE float softmax(size V, float *y, size target, float scale)
  * hidden  [N, H]; weight [H, V] packed, weight_transposed [V, H] packed; bias [V]; targets [N], below zero is none
  * losses  [N]
  * grad_hidden [N, H], grad_weight [H, V], grad_bias [V]: the last two sums over these rows only;
- *         null pointers where no gradients are wanted
- * room    [2, DEPTH, V rounded up to whole vectors]
+ *             null pointers where no gradients are wanted
+ * room        [DEPTH, V rounded up to whole vectors]
  */
 EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, const float *weight,
                                  const float *weight_transposed, const float *bias, const int64_t *targets,
@@ -408,27 +440,24 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
                                  float *room, size begin, size end)
 {
     size panels = (V + PANEL - 1) / PANEL, panels_h = (H + PANEL - 1) / PANEL;
-    float *logits = room, *packed = room + DEPTH * PADDED(V);
+    size width = PADDED(V);
     if (grad_bias) memset(grad_bias, 0, V * sizeof *grad_bias);
-    if (grad_weight && begin == end) memset(grad_weight, 0, H * V * sizeof *grad_weight);
     /* A block of logits becomes its own gradient while it is in the cache. */
     for (size n0 = begin; n0 < end; n0 += DEPTH) {
         size rows = SMALLER(DEPTH, end - n0);
         const float *h = hidden + n0 * H;
-        for (size row = 0; row < rows; row++) memcpy(logits + row * V, bias, V * sizeof *bias);
-        multiply(rows, V, H, h, H, 1, weight, logits, V, 1, 0, panels);
+        for (size row = 0; row < rows; row++) memcpy(room + row * width, bias, V * sizeof *bias);
+        multiply(rows, V, H, h, H, 1, weight, room, width, 1, 0, panels);
         for (size row = 0; row < rows; row++) {
-            float *y = logits + row * V;
+            float *y = room + row * width;
             size target = targets[n0 + row];
             losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N);
             if (target < 0) memset(y, 0, V * sizeof *y);
-            for (size v = 0; grad_bias && v < V; v += LANES)
-                store_some(grad_bias + v, load_some(grad_bias + v, V - v) + load_some(y + v, V - v), V - v);
+            if (grad_bias) add_to(grad_bias, y, V);
         }
         if (!grad_hidden) continue;
-        multiply(rows, H, V, logits, V, 1, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h);
-        pack_panels(rows, V, logits, V, 1, 0, 0, panels, packed);
-        multiply(H, V, rows, h, 1, H, packed, grad_weight, V, n0 > begin, 0, panels);
+        multiply(rows, H, V, room, width, 1, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h);
+        multiply_transposed(H, V, rows, h, room, grad_weight, n0 > begin);
     }
 }
 
@@ -439,6 +468,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef store
 #undef load_some
 #undef store_some
+#undef add_to
 #undef sum_of
 #undef largest_of
 #undef smaller
@@ -450,6 +480,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef block_of
 #undef pack_panels
 #undef multiply
+#undef multiply_transposed
 #undef softmax
 #undef INLINE
 #undef AS_INTS
