@@ -10,7 +10,6 @@ stories, optimisers or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np

@@ -83,7 +83,7 @@ class Run:
         """
         path = self.path / "run.json"
         try:
-            value = files.read_json(path)
+            value: dict[str, Any] = files.read_json(path)
         except FileNotFoundError:
             raise IntegrityError(f"the run {self.name} has no run.json", self._remedy) from None
         match value:

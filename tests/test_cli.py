@@ -29,11 +29,12 @@ Program = Callable[..., Ran]
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
-    "vocab": "--corpus --ngram --min-count --keep-case --split --top",
-    "train": "--corpus --run --resume --hidden --layers --dropout --init --batch-size --unroll --lr --clip"
-    " --decay-factor --decay-patience --epochs --budget --reset-state --no-reset-state --ngram --min-count"
-    " --keep-case --split --random-seed --device",
-    "eval": "--run --split --device",
+    "vocab": "--corpus --ngram --min-count --keep-case --newlines --phases --no-phases --split --top",
+    "train": "--corpus --run --resume --preset --epochs --budget --random-seed --device --cell --rounds --hidden"
+    " --layers --embedding --tied --untied --init --reset-state --no-reset-state --batch-size --unroll --lr --clip"
+    " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --decay-factor"
+    " --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
+    "eval": "--run --split --dynamic --device",
     "generate": "--run --seed --length --top-k --temperature --random-seed --state",
     "runs": "",
     "runs list": "",
@@ -403,8 +404,9 @@ def test_runs_survives_a_run_that_is_described_in_another_way(
 ) -> None:
     (trained.path / "run.json").write_text(json.dumps({**trained.info(), **change}))
     assert run("runs", "list").code == 0
-    message = "the run sly-fox is not described as it should be: remove it with `grimmgen runs rm sly-fox`"
-    assert error(run("runs", "show")) == (3, message)
+    code, message = error(run("runs", "show"))
+    assert code == 3
+    assert message.endswith((": remove it with `grimmgen runs rm sly-fox`", ": train anew"))
 
 
 def test_runs_show(trained: Run, run: Program) -> None:
@@ -413,7 +415,9 @@ def test_runs_show(trained: Run, run: Program) -> None:
     facts = dict(line.split(maxsplit=1) for line in ran.out.splitlines()[:8])
     assert facts["place"] == str(trained.path)
     assert facts["state"] == "epochs"
-    assert facts["options"].startswith("hidden 8, layers 1, dropout 0.2,")
+    assert facts["options"] == (
+        "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9, else the tutorial's"
+    )
     assert [line.split()[:2] for line in ran.out.splitlines()[11:-1]] == [["1", "111"], ["2", "222"]]
     shown = json.loads(run("runs", "show", "--json").out)
     assert shown["info"] == trained.info()

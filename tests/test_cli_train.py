@@ -50,11 +50,12 @@ def test_progress_goes_to_standard_error_the_result_and_a_sample_to_standard_out
 ) -> None:
     ran = run("train", "--run", "sly-owl", *training)
     assert ran.code == 0
-    began, text, network, *lines = ran.err.splitlines()
+    began, text, network, unlike, *lines = ran.err.splitlines()
     assert began == "run sly-owl begun: tales, 22/5/3 stories for train/valid/test"
     assert text == "text: 4,387 n-grams, vocabulary 76, 111 updates an epoch"
     # [76, 32] and [8, 32], 32 biases; [8, 76] and 76 biases.
-    assert network == "LSTM: 1 × 8 units, 3,404 parameters, on cpu"
+    assert network.startswith("LSTM: 1 × 8 units, 3,404 parameters, on cpu (")
+    assert unlike.startswith("unlike the tutorial: hidden 8, ")
     assert [re.sub(r"  \d+:\d\d$", "", line) for line in lines[:2]] == [
         f"epoch {e['epoch']:3d}  training {e['training_perplexity']:6.2f}  validation {e['perplexity']:6.2f} ★"
         f"  {e['bits_per_character']:.3f} bits/char"
@@ -215,6 +216,17 @@ def test_variables_are_for_every_run_and_do_not_stand_in_the_way_of_a_resume(
 BAD = {
     "--corpus": "gone",
     "--run": "../x -rf latest con a\nb a\x1bb x.safetensors " + 65 * "x",
+    "--preset": "best",
+    "--cell": "rnn",
+    "--rounds": "-1 21",
+    "--embedding": "-1 32769",
+    "--input-dropout": "-0.1 0.5 1 nan",
+    "--weight-drop": "-0.1 1 nan",
+    "--weight-decay": "-1 nan inf",
+    "--dropout-mode": "none",
+    "--schedule": "linear",
+    "--warmup": "-0.1 1.1 nan",
+    "--newlines": "drop",
     "--hidden": "0 -1 x 1.5 nan 32769 9223372036854775808 " + 60 * "9",
     "--layers": "0 -1 65",
     "--dropout": "-0.1 1 1.1 nan inf 1e400",
@@ -254,7 +266,8 @@ def test_a_bad_value_is_refused_before_there_is_a_run(
 def test_every_option_of_train_has_a_bad_value_here_or_has_none() -> None:
     from tests.test_cli import OPTIONS
 
-    without = {"--resume", "--reset-state", "--no-reset-state", "--keep-case"}
+    without = {"--resume", "--reset-state", "--no-reset-state", "--keep-case", "--phases", "--no-phases"}
+    without |= {"--tied", "--untied"}
     assert set(BAD) | without == set(OPTIONS["train"].split())
 
 

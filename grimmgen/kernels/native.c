@@ -99,6 +99,13 @@ EXPORT const char *instruction_sets(void)
 #endif
 }
 
+/* Of the signatures above; native.py calls no other. A library of another version is one that an editable install has
+ * left behind, and would compute nonsense without a word. */
+EXPORT int version(void)
+{
+    return 1;
+}
+
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */
 EXPORT void *PyInit__native(void)
 {

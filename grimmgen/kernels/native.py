@@ -28,6 +28,8 @@ from torch import Tensor
 
 # As in native.c: the inner dimension of a product is done this many at a time.
 _DEPTH = 128
+# As in native.c: of the functions' signatures.
+_VERSION = 1
 
 
 @functools.cache
@@ -37,9 +39,12 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
     if not paths:
         return None, "the package was installed without a C compiler"
     try:
-        return ctypes.CDLL(str(paths[0])), ""
+        library = ctypes.CDLL(str(paths[0]))
     except OSError as error:
         return None, f"{paths[0]} cannot be loaded: {error}"
+    if not hasattr(library, "version") or library.version() != _VERSION:
+        return None, "the compiled kernel is of another version: install the package again"
+    return library, ""
 
 
 def instruction_sets() -> list[str]:
