@@ -416,7 +416,8 @@ def test_runs_show(trained: Run, run: Program) -> None:
     assert facts["place"] == str(trained.path)
     assert facts["state"] == "epochs"
     assert facts["options"] == (
-        "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9, else the tutorial's"
+        "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9,"
+        " else the tutorial's"
     )
     assert [line.split()[:2] for line in ran.out.splitlines()[11:-1]] == [["1", "111"], ["2", "222"]]
     shown = json.loads(run("runs", "show", "--json").out)
