@@ -13,11 +13,12 @@ the weight gradients of the softmax layer in another order, and changes nothing 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -271,9 +272,37 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     return packed
 
 
+# How many threads `one_thread_for_pytorch` has taken from PyTorch; zero outside of it.
+_taken = 0
+
+
+def thread_count() -> int:
+    """How many threads the kernel uses: as many as PyTorch was told to."""
+    return _taken or torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def one_thread_for_pytorch() -> Iterator[None]:
+    """Within it PyTorch's own operations run on the calling thread, the kernel on as many as before.
+
+    A thread of PyTorch's that has done its part of an operation turns in circles for some milliseconds, to
+    be there for the next one; meanwhile it takes half a core from the kernel. The operations beside the kernel are
+    too small to be worth that.
+    """
+    global _taken
+    before = _taken, torch.get_num_threads()
+    _taken = thread_count()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _taken = before[0]
+        torch.set_num_threads(before[1])
+
+
 def _shares(total: int) -> list[tuple[int, int]]:
     """The range of `total` cut into one for each thread, as evenly as can be; none is empty."""
-    threads = torch.get_num_threads()
+    threads = thread_count()
     bounds = [total * i // threads for i in range(threads + 1)]
     return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
