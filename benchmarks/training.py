@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from grimmgen import kernels
 from grimmgen.batches import Window
 from grimmgen.configuration import Configuration
 from grimmgen.model import LanguageModel
@@ -39,11 +40,12 @@ def ours(window: Window, vocabulary_size: int, hidden: int) -> Callable[[], floa
     def update() -> float:
         nonlocal state
         optimiser.zero_grad(set_to_none=True)
-        loss, state = model.loss(window, state, generator)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), configuration.clip)
-        optimiser.step()
-        return loss.item()
+        with kernels.alone(model.device):
+            loss, state = model.loss(window, state, generator)
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(model.parameters(), configuration.clip)
+            optimiser.step()
+            return loss.item()
 
     return update
 

@@ -8,6 +8,7 @@ resumed ends bit-equal to one that never stopped.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import platform
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grimmgen import registry
+from grimmgen import kernels, registry
 from grimmgen.batches import Window, epoch, window_count
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, parameter_count
@@ -341,10 +342,13 @@ class _Loop:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
+        # Further layers have a product with their input, which is PyTorch's.
+        alone = kernels.alone(self._model.device) if configuration.layers == 1 else contextlib.nullcontext()
         try:
-            loss, state = self._model.loss(window, self._state, self._generator)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
+            with alone:
+                loss, state = self._model.loss(window, self._state, self._generator)
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
         except torch.OutOfMemoryError as error:
             raise GrimmgenError(
                 f"the device is out of memory at update {progress.step + 1}", "lower --batch-size or --unroll"
@@ -355,7 +359,8 @@ class _Loop:
                 f"the loss is no longer finite at update {progress.step + 1}, the last good checkpoint stays",
                 f"train anew with --lr {configuration.learning_rate / 10:g}",
             )
-        self._optimiser.step()
+        with kernels.alone(self._model.device):
+            self._optimiser.step()
         self._state = state
         progress.step += 1
         progress.window += 1

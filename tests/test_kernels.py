@@ -333,6 +333,20 @@ def test_the_library_names_every_function_for_every_instruction_set() -> None:
 
 
 @built
+def test_the_kernel_may_have_all_threads_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIMMGEN_KERNEL", "native")
+    torch.set_num_threads(3)
+    for _ in range(2):
+        with kernels.alone(torch.device("cpu")), kernels.alone(torch.device("cpu")):
+            assert torch.get_num_threads() == 1
+            assert kernels.serving().endswith("3 threads")
+        assert torch.get_num_threads() == 3
+    monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
+    with kernels.alone(torch.device("cpu")):
+        assert torch.get_num_threads() == 3
+
+
+@built
 def test_backward_goes_once_and_says_so() -> None:
     case = Case(2, 2, 3, masked=False, resets=False)
     h, _ = case.made(INSTRUCTIONS[0])

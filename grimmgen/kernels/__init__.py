@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from grimmgen.errors import UsageError
@@ -40,10 +41,19 @@ def serving(device: torch.device | None = None, dtype: torch.dtype | None = None
         return f"PyTorch (the native kernel is for float32, this is {str(dtype).removeprefix('torch.')})"
     instructions = _instructions()
     if instructions is not None:
-        threads = torch.get_num_threads()
+        threads = native.thread_count()
         return f"native {_NAMES[instructions]}, {threads} thread{'s' if threads != 1 else ''}"
     _, reason = native.load()
     return f"PyTorch ({reason})" if reason else "PyTorch"
+
+
+def alone(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which nothing large is left to PyTorch: the compiled kernel gets all threads."""
+    if device.type == "cpu" and _instructions() is not None:
+        from grimmgen.kernels import native
+
+        return native.one_thread_for_pytorch()
+    return nullcontext()
 
 
 def lstm_window(

@@ -13,11 +13,12 @@ the weight gradients of the softmax layer in another order, and changes nothing 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -276,30 +277,76 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     return packed
 
 
+# How many threads `one_thread_for_pytorch` has taken from PyTorch; zero outside of it.
+_taken = 0
+
+
+def thread_count() -> int:
+    """How many threads the kernel uses: as many as PyTorch was told to."""
+    return _taken or torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def one_thread_for_pytorch() -> Iterator[None]:
+    """Within it PyTorch's own operations run on the calling thread, the kernel on as many as before.
+
+    A thread of PyTorch's that has done its part of an operation turns in circles for some milliseconds, to
+    be there for the next one; meanwhile it takes half a core from the kernel. The operations beside the kernel are
+    too small to be worth that.
+    """
+    global _taken
+    before = _taken, torch.get_num_threads()
+    _taken = thread_count()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        _taken = before[0]
+        torch.set_num_threads(before[1])
+
+
 def _shares(total: int) -> list[tuple[int, int]]:
     """The range of `total` cut into one for each thread, as evenly as can be; none is empty."""
-    threads = torch.get_num_threads()
+    threads = thread_count()
     bounds = [total * i // threads for i in range(threads + 1)]
     return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
 
-def _run(name: str, calls: Sequence[tuple[int | Tensor | None, ...]]) -> None:
-    """Call a function of the library with each of these arguments, all at the same time."""
+# What the functions of native_kernels.h take before `begin` and `end`: n a number, p a pointer.
+_TAKES = {
+    "pack": "nnpnnp",
+    "lstm_forward": "nnn" + 10 * "p",
+    "lstm_backward": "nnn" + 8 * "p",
+    "lstm_weights": "nnnn" + 8 * "p",
+    "dropout_mask": "nnpp",
+    "cross_entropy": "nnn" + 10 * "p",
+}
+_Argument = int | Tensor | None
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., None]:
     library, _ = load()
-    function = getattr(library, name)
+    function: Any = getattr(library, name)
+    kinds = _TAKES[name.rpartition("_")[0]] + "nn"
+    function.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in kinds]
     function.restype = None
-    ready = [functools.partial(function, *map(_as_c, arguments)) for arguments in calls]
-    others = [_workers().submit(call) for call in ready[1:]]
-    for call in ready[:1]:
-        call()
+    return function  # type: ignore[no-any-return]
+
+
+def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
+    """Call a function of the library with each of these arguments, all at the same time."""
+    function = _function(name)
+    others = [_workers().submit(_call, function, arguments) for arguments in calls[1:]]
+    for arguments in calls[:1]:
+        _call(function, arguments)
     for other in others:
         other.result()
 
 
-def _as_c(argument: int | Tensor | None) -> ctypes.c_int64 | ctypes.c_void_p:
-    if isinstance(argument, int):
-        return ctypes.c_int64(argument)
-    return ctypes.c_void_p(None if argument is None else argument.data_ptr())
+def _call(function: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
+    # `arguments` keeps the tensors alive until the function is done, even if who waits for it is interrupted.
+    function(*[given.data_ptr() if isinstance(given, Tensor) else given for given in arguments])
 
 
 @functools.cache
