@@ -10,6 +10,7 @@ stories, optimisers or files.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
@@ -38,6 +39,11 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA GPU here", "give --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    result: Tensor = Affine.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return result
 
 
 class State(NamedTuple):
@@ -70,6 +76,7 @@ class Layer(nn.Module):
         c: Tensor,
         mask: Tensor | None,
         starts: Tensor | None,
+        table: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Run through a window.
 
@@ -80,6 +87,7 @@ class Layer(nn.Module):
             c: cell state before, [B, H]; a GRU has none and hands it on.
             mask: dropout mask of what the next step receives, [T, B, H].
             starts: true where the state is put to zero, [T, B].
+            table: what each n-gram adds to the gates, [V, GH], for ids; None is the input weight.
 
         Returns:
             The hidden states [T, B, H], and the cell state after, [B, H].
@@ -91,15 +99,16 @@ class Layer(nn.Module):
                 below, self.input_weight, self.bias, recurrent_weight, q, r, h, c, mask, starts
             )
             return mogrified
+        table = self.input_weight if table is None else table
         if self.cell == "lstm" and below.dim() == 2:
             entered = (recurrent_weight, h, c, mask, starts)
-            return kernels.lstm_look_up_window(below, self.input_weight, self.bias, *entered)
+            return kernels.lstm_look_up_window(below, table, self.bias, *entered)
         if below.dim() == 2:
             # One-hot times a matrix is a look-up of its rows.
-            x = nn.functional.embedding(below, self.input_weight + self.bias)  # [T, B, GH]
+            x = nn.functional.embedding(below, table + self.bias)  # [T, B, GH]
         else:
             rows = below.reshape(T * B, -1)
-            x = Affine.apply(rows, self.input_weight, self.bias).view(T, B, -1)  # type: ignore[no-untyped-call]
+            x = _affine(rows, self.input_weight, self.bias).view(T, B, -1)
         match self.cell:
             case "gru":
                 bias = self.get_parameter("recurrent_bias")
@@ -185,6 +194,12 @@ class LanguageModel(nn.Module):
         compiled = self.configuration.cell == "lstm"
         return kernels.serving(self.device, self.output.bias.dtype) if compiled else "PyTorch"
 
+    def left_alone(self) -> AbstractContextManager[None]:
+        """A context for training steps: the compiled kernel gets all threads if it does all that is large."""
+        options = self.configuration
+        small = options.cell == "lstm" and options.layers == 1 and options.input_dropout == 0.0
+        return kernels.alone(self.device) if small else nullcontext()
+
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
         shape = (self.configuration.layers, rows, self.configuration.hidden)
@@ -208,11 +223,16 @@ class LanguageModel(nn.Module):
         options = self.configuration
         H, E = options.hidden, options.embedding
         # What goes up to the first layer: [T, B], or [T, B, E]; to the others [T, B, H].
-        below = inputs
+        below, table = inputs, None
         if self.embedding is not None:
-            below = nn.functional.embedding(inputs, self.embedding)
-            if (mask := self._output_mask((T, B, E), options.input_dropout, generator)) is not None:
-                below = below * mask
+            mask = self._output_mask((T, B, E), options.input_dropout, generator)
+            if mask is None and options.cell != "mogrifier":
+                # The product of all n-grams' embeddings is smaller than that of all of the window's.
+                table = _affine(self.embedding, self.layers[0].get_parameter("input_weight"))
+            else:
+                below = nn.functional.embedding(inputs, self.embedding)
+                if mask is not None:
+                    below = below * mask
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
             recurrent_weight: Tensor = layer.get_parameter("recurrent_weight")
@@ -221,7 +241,8 @@ class LanguageModel(nn.Module):
             fed_back = None
             if options.dropout_mode == "tutorial":
                 fed_back = self._mask((T, B, H), options.dropout, generator)
-            hidden, c = layer(below, recurrent_weight, state.h[depth], state.c[depth], fed_back, starts)
+            hidden, c = layer(below, recurrent_weight, state.h[depth], state.c[depth], fed_back, starts, table)
+            table = None
             last_h.append(hidden[-1])
             last_c.append(c)
             below = hidden
@@ -263,11 +284,10 @@ class LanguageModel(nn.Module):
                 weight.copy_(torch.from_numpy(weights[name]))
 
     def _output(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the softmax layer multiplies: rows [T·B, H or E], its weight [H or E, V], its bias [V]."""
+        """What the softmax layer multiplies: rows [T·B, H], its weight [H, V], its bias [V]."""
         rows = hidden.reshape(-1, hidden.shape[2])
         if self.embedding is not None and self.configuration.tied:
-            rows = Affine.apply(rows, self.output.projection, None)  # type: ignore[no-untyped-call]
-            return rows, self.embedding.t(), self.output.bias
+            return rows, _affine(self.output.projection, self.embedding.t()), self.output.bias
         return rows, self.output.weight, self.output.bias
 
     def _output_mask(

@@ -8,7 +8,6 @@ resumed ends bit-equal to one that never stopped.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import platform
@@ -342,10 +341,8 @@ class _Loop:
         for group in self._optimiser.param_groups:
             group["lr"] = rate
         self._optimiser.zero_grad(set_to_none=True)
-        # Further layers have a product with their input, which is PyTorch's.
-        alone = kernels.alone(self._model.device) if configuration.layers == 1 else contextlib.nullcontext()
         try:
-            with alone:
+            with self._model.left_alone():
                 loss, state = self._model.loss(window, self._state, self._generator)
                 loss.backward()  # type: ignore[no-untyped-call]
                 norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
