@@ -273,7 +273,10 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     packed = matrix.new_empty(K * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
-    _run(f"pack_{instructions}", [(*given, *share) for share in _shares(_panels(instructions, N))])
+    panels = _panels(instructions, N)
+    # To wake another thread takes longer than to pack a small matrix.
+    shares = _shares(panels) if K * N > 2**18 else [(0, panels)]
+    _run(f"pack_{instructions}", [(*given, *share) for share in shares])
     return packed
 
 
