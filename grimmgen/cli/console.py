@@ -85,6 +85,7 @@ def table(
     title: str = "",
     right: Sequence[str] = (),
     marked: int | None = None,
+    dispensable: Sequence[str] = (),
 ) -> None:
     """A table, on standard output.
 
@@ -94,15 +95,24 @@ def table(
         title: above it.
         right: the columns that are flush right.
         marked: the row that stands out.
+        dispensable: the columns that are left out where a terminal is too narrow, the first to go first.
     """
+    grid = [[safe(str(cell)) for cell in row] for row in rows]
+    width = {c: max(len(c), *(len(row[i]) for row in grid), 0) for i, c in enumerate(columns)}
+    console = _console(sys.stdout)
+    shown = list(columns)
+    for column in dispensable:
+        # Three columns of space and rule between two cells.
+        if sum(width[c] + 3 for c in shown) - 1 > console.width:
+            shown.remove(column)
     made = Table(box=rich.box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
-    for column in columns:
+    for column in shown:
         flush = "right" if column in right else "left"
         made.add_column(Text(column), justify=flush, overflow="fold")  # type: ignore[arg-type]
-    for number, row in enumerate(rows):
-        cells = (Text(safe(str(cell))) for cell in row)
+    for number, row in enumerate(grid):
+        cells = (Text(cell) for column, cell in zip(columns, row, strict=True) if column in shown)
         made.add_row(*cells, style="bold" if number == marked else None)
-    _console(sys.stdout).print(made)
+    console.print(made)
 
 
 def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from grimmgen.evaluation import Evaluation, Score
 
 
+_DISPENSABLE = ["<unk>", "characters", "n-grams"]
+
+
 def evaluate(
     files: Annotated[
         list[Path] | None, options.argument(metavar="FILE", help="Texts to read; else stories of the run.")
@@ -96,14 +99,15 @@ def evaluate(
         rows = [
             [place, name, *_cells(s.total, d.total if d else None)] for place, (name, s, d) in enumerate(ranked, 1)
         ]
-        console.table(["", "run", *heads], rows, right=heads, marked=0)
+        console.table(["", "run", *heads], rows, right=heads, marked=0, dispensable=_DISPENSABLE)
         return
     name, static, adapted = ranked[0]
     rows = [[s.name, *_cells(s, a)] for s, a in _pairs(static, adapted)]
     if len(rows) > 1:
         rows.append(["all", *_cells(static.total, adapted.total if adapted else None)])
     what = "" if files else f", {split} stories"
-    console.table(["story", *heads], rows, title=f"{name}{what}", right=heads, marked=len(rows) - 1)
+    title = f"{name}{what}"
+    console.table(["story", *heads], rows, title, right=heads, marked=len(rows) - 1, dispensable=_DISPENSABLE)
 
 
 def _own_stories(name: str, asked: str | None, part: options.Part) -> list[Story]:

@@ -56,7 +56,12 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
         ]
         for r in runs
     ]
-    console.table(heads, rows, right=["epochs", "perplexity", "bits/char", "age", "size"])
+    console.table(
+        heads,
+        rows,
+        right=["epochs", "perplexity", "bits/char", "age", "size"],
+        dispensable=["size", "cell", "", "units", "bits/char", "corpus", "epochs", "age"],
+    )
 
 
 @app.command("show")
@@ -110,7 +115,8 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         # The first and the last ones tell enough; --json has them all.
         shown = rows if len(rows) <= 24 else [*rows[:6], ["…"] * len(heads), *rows[-17:]]
         marked = shown.index(rows[best]) if best is not None and rows[best] in shown else None
-        console.table(heads, shown, right=heads, marked=marked)
+        dispensable = ["update", "time", "bits/char", "rate", "training"]
+        console.table(heads, shown, right=heads, marked=marked, dispensable=dispensable)
 
 
 @app.command("path")

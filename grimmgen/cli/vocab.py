@@ -101,7 +101,13 @@ def vocab(
     names = {1: "unigrams", 2: "bigrams", 3: "trigrams"}
     grams = names.get(ngram, f"{ngram}-grams")
     heads = ["part", "stories", "characters", grams, "distinct", "<unk>"]
-    console.table(heads, rows, title=f"{opened.name}: {grams} that do not overlap", right=heads[1:])
+    console.table(
+        heads,
+        rows,
+        title=f"{opened.name}: {grams} that do not overlap",
+        right=heads[1:],
+        dispensable=["characters", "stories"],
+    )
     console.out(
         f"vocabulary: {len(vocabulary)} = {len(ranked)} {grams} seen {min_count} times or more in the training"
         " stories, <unk> for the rest, <end> for a story's end"
