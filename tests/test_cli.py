@@ -454,6 +454,22 @@ def test_runs_rm_asks_on_a_terminal(trained: Run, answer: str, code: int) -> Non
     assert (ran.code, trained.path.exists()) == (code, code != 0)
 
 
+@pytest.mark.parametrize(
+    ("columns", "heads"),
+    [
+        (100, ["run", "corpus", "cell", "units", "epochs", "perplexity", "bits/char", "age", "size"]),
+        (40, ["run", "epochs", "perplexity", "age"]),
+    ],
+)
+def test_a_table_leaves_out_what_a_narrow_terminal_has_no_room_for(
+    trained: Run, columns: int, heads: list[str]
+) -> None:
+    lines = on_terminal(*PROGRAM, "runs", "list", columns=columns).out.splitlines()
+    shown = next(line for line in lines if "perplexity" in line)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", shown).split() == heads
+    assert any(trained.name in line for line in lines)
+
+
 def test_tables_fit_a_narrow_terminal(trained: Run) -> None:
     ran = on_terminal(*PROGRAM, "runs", "show", columns=48)
     lines = re.sub("\x1b\\[[0-9;]*m", "", ran.out).splitlines()
