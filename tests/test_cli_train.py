@@ -285,3 +285,36 @@ def test_a_name_that_is_taken_is_refused(training: list[str], trained: Run, run:
     message = "there is a run sly-fox already: give another --run, or --resume to go on with it"
     assert ran == (2, "", f"error: {message}\n")
     assert registry.all_runs() == [trained]
+
+
+# --- presets ---------------------------------------------------------------------------------------------
+
+
+def test_single_options_go_over_a_preset() -> None:
+    from grimmgen.cli.train import _configuration
+    from grimmgen.configuration import PRESETS, Configuration
+
+    values = {
+        "hidden": 32,
+        "lr": 0.5,
+        "init": "normal",
+        "keep_case": True,
+        "epochs": 7,
+        "layers": 9,
+        "corpus": "x",
+    }
+    made = _configuration("strong", values, {"hidden", "lr", "init", "keep_case", "epochs", "corpus"}, None)
+    given = {"hidden": 32, "learning_rate": 0.5, "initialisation": "normal", "lower": False, "epochs": 7}
+    assert made == Configuration(**{**PRESETS["strong"], **given})
+    assert _configuration("tutorial", values, set(), None) == Configuration()
+
+
+def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_before() -> None:
+    from grimmgen.cli.train import _configuration
+    from grimmgen.configuration import PRESETS
+
+    values = {"budget": "11m", "epochs": 7}
+    assert _configuration("strong", values, {"budget"}, 660.0).epochs > 10**6
+    assert _configuration("strong", values, {"budget", "epochs"}, 660.0).epochs == 7
+    assert _configuration("strong", values, set(), None).epochs == PRESETS["strong"]["epochs"]
+    assert _configuration("tutorial", values, {"budget"}, 660.0).epochs == 180

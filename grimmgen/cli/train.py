@@ -38,6 +38,7 @@ _OTHERS = {"context", "preset", "corpus", "split", *_LIMITS} - {"epochs", "budge
 _RENAMED = {"init": "initialisation", "lr": "learning_rate"}
 
 _NETWORK, _LEARNING, _TEXT = "Network", "Learning", "Text"
+_AS_MANY_AS_TIME_ALLOWS = 1 << 20
 # What the bars have hidden.
 _SHOW_CURSOR = b"\x1b[?25h"
 
@@ -229,7 +230,7 @@ def _configuration(preset: str, values: Mapping[str, Any], given: set[str], budg
                 chosen["budget"] = budget
                 # A rate that anneals to the end of the budget is not to meet the end of the epochs before.
                 if chosen.get("schedule") == "cosine" and "epochs" not in given:
-                    chosen["epochs"] = 1 << 20
+                    chosen["epochs"] = _AS_MANY_AS_TIME_ALLOWS
             case _:
                 chosen[_RENAMED.get(name, name)] = values[name]
     return Configuration(**chosen)
@@ -242,7 +243,7 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
 
     valid, rate, epoch_bar, update_bar = "", "", 0, 0
     configuration: Configuration | None = None
-    begun = 0.0
+    timed = False
     for event in events:
         if json:
             console.json_line(event_to_json(event))
@@ -251,17 +252,21 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
                 configuration, updates = event.configuration, event.updates
                 _introduce(event, bars)
                 done = event.step // updates
-                epoch_bar = bars.add("epoch ", configuration.epochs, done)
+                timed = configuration.epochs == _AS_MANY_AS_TIME_ALLOWS
+                if timed:
+                    epoch_bar = bars.add("second", int(configuration.budget or 0))
+                else:
+                    epoch_bar = bars.add("epoch ", configuration.epochs, done)
                 update_bar = bars.add("update", updates, event.step - done * updates)
                 rate = f"rate {configuration.learning_rate:g}"
             case Stepped() if bars.live and configuration is not None:
-                begun = begun or event.seconds
                 progress = event.step / (configuration.epochs * updates)
                 if configuration.budget is not None:
                     progress = max(progress, event.seconds / configuration.budget)
                 left = event.seconds / max(progress, 1e-9) - event.seconds
                 perplexity = f"ppl {event.perplexity:.2f}"
-                bars.update(epoch_bar, event.epoch - 1, f"{perplexity}{valid}", perplexity)
+                so_far = int(event.seconds) if timed else event.epoch - 1
+                bars.update(epoch_bar, so_far, f"{perplexity}{valid}", perplexity)
                 bars.update(
                     update_bar,
                     event.update,
@@ -312,7 +317,10 @@ def _introduce(event: Started, bars: Bars) -> None:
         f"{_CELLS[configuration.cell]}: {configuration.layers} × {configuration.hidden} units,"
         f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
     )
-    if departures := configuration.departures():
+    departures = configuration.departures()
+    if configuration.epochs == _AS_MANY_AS_TIME_ALLOWS:
+        del departures["epochs"]
+    if departures:
         shown = ", ".join(f"{name} {value}" for name, value in departures.items())
         bars.line(f"unlike the tutorial: {shown}", "dim")
 
