@@ -318,3 +318,20 @@ def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_bef
     assert _configuration("strong", values, {"budget", "epochs"}, 660.0).epochs == 7
     assert _configuration("strong", values, set(), None).epochs == PRESETS["strong"]["epochs"]
     assert _configuration("tutorial", values, {"budget"}, 660.0).epochs == 180
+
+
+# --- signals that are ignored ----------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+def test_a_signal_that_was_ignored_stays_ignored() -> None:  # as nohup does
+    from grimmgen.cli.train import _stopping
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stopping(None, []):  # type: ignore[arg-type]
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert callable(signal.getsignal(signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -378,7 +378,9 @@ def _stopping(training: Training, received: list[int]) -> Iterator[None]:
 
     # Windows has no SIGHUP.
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    # What is ignored stays ignored: that is how nohup, and a shell's background, keep a run from being stopped.
+    heeded = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:
