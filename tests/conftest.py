@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,8 +18,8 @@ from tests.program import Ran
 # The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A suite begun in a shell's background, or under nohup, would hand on that these are ignored, and the programs that
-# tests stop would not stop.
+# A suite begun in a shell's background, or under nohup, would hand on that these are ignored, and the programs
+# that tests stop would not stop.
 for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
