@@ -238,8 +238,11 @@ def _prepare(configuration: Configuration, split: Split, vocabulary: Vocabulary 
             configuration.newlines,
             configuration.phases,
         )
-    phases = configuration.ngram if configuration.phases else 1
-    training = [vocabulary.encode_phases(text)[:phases] for text in texts if text]
+    training = [
+        vocabulary.encode_phases(text) if configuration.phases else [vocabulary.encode(text)]
+        for text in texts
+        if text
+    ]
     validation = encode_stories(((s.name, s.read()) for s in split.parts["valid"]), vocabulary)
     ngrams = sum(len(ways[0]) + 1 for ways in training)
     if configuration.batch_size > ngrams:
