@@ -24,7 +24,7 @@ PACKAGE = Path(grimmgen.__file__).parent
 # floor of their own; a module more has to be given its place here.
 FLOORS = [
     "errors",
-    "paths files configuration",
+    "paths files configuration kernels.library",
     "vocabulary downloads events cells.products",
     "batches corpus decoding cells.lstm",
     "cells",

@@ -15,10 +15,10 @@ from torch import Tensor
 from grimmgen import kernels
 from grimmgen.cells import lstm, softmax
 from grimmgen.errors import UsageError
-from grimmgen.kernels import native
+from grimmgen.kernels import library, native
 
-INSTRUCTIONS = native.instruction_sets()
-built = pytest.mark.skipif(not INSTRUCTIONS, reason=f"there is no compiled kernel: {native.load()[1]}")
+INSTRUCTIONS = library.instruction_sets()
+built = pytest.mark.skipif(not INSTRUCTIONS, reason=f"there is no compiled kernel: {library.load()[1]}")
 each_instruction_set = pytest.mark.parametrize("instructions", INSTRUCTIONS or ["none"])
 SIZES = [1, 7, 100, 129]
 BATCHES = [1, 3, 64]
@@ -288,10 +288,10 @@ def test_an_unknown_path_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_the_library_the_plain_path_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library, reason = right = native.load.__wrapped__(tmp_path)
-    assert library is None
+    loaded, reason = right = library.load.__wrapped__(tmp_path)
+    assert loaded is None
     assert reason == "the package was installed without a C compiler"
-    monkeypatch.setattr(native, "load", lambda: right)
+    monkeypatch.setattr(library, "load", lambda: right)
     monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
     assert kernels.serving() == f"PyTorch ({reason})"
     use(torch.float32)
@@ -302,8 +302,8 @@ def test_without_the_library_the_plain_path_serves(tmp_path: Path, monkeypatch: 
 
 def test_a_library_that_cannot_be_loaded_is_said_so(tmp_path: Path) -> None:
     (tmp_path / f"_native{EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
-    library, reason = native.load.__wrapped__(tmp_path)
-    assert library is None
+    loaded, reason = library.load.__wrapped__(tmp_path)
+    assert loaded is None
     assert "cannot be loaded" in reason
 
 
@@ -325,11 +325,11 @@ def test_a_sabotaged_kernel_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatc
 
 @built
 def test_the_library_names_every_function_for_every_instruction_set() -> None:
-    library, _ = native.load()
-    assert isinstance(library, ctypes.CDLL)
+    loaded, _ = library.load()
+    assert isinstance(loaded, ctypes.CDLL)
     for instructions in INSTRUCTIONS:
         for name in ("pack", "lstm_forward", "lstm_backward", "lstm_weights", "cross_entropy"):
-            assert hasattr(library, f"{name}_{instructions}")
+            assert hasattr(loaded, f"{name}_{instructions}")
 
 
 @built

@@ -33,7 +33,7 @@ def serving(device: torch.device | None = None, dtype: torch.dtype | None = None
     """
     import torch
 
-    from grimmgen.kernels import native
+    from grimmgen.kernels import library, native
 
     if device is not None and device.type != "cpu":
         return "PyTorch"
@@ -43,7 +43,7 @@ def serving(device: torch.device | None = None, dtype: torch.dtype | None = None
     if instructions is not None:
         threads = native.thread_count()
         return f"native {_NAMES[instructions]}, {threads} thread{'s' if threads != 1 else ''}"
-    _, reason = native.load()
+    _, reason = library.load()
     return f"PyTorch ({reason})" if reason else "PyTorch"
 
 
@@ -176,15 +176,15 @@ def _serving(tensor: Tensor) -> str | None:
 
 
 def _instructions() -> str | None:
-    from grimmgen.kernels import native
+    from grimmgen.kernels import library
 
     forced = os.environ.get("GRIMMGEN_KERNEL", "")
     if forced == "plain":
         return None
-    had = native.instruction_sets()
+    had = library.instruction_sets()
     if forced in {"", "native"} or forced in had:
         if forced and not had:
-            raise UsageError(f"GRIMMGEN_KERNEL={forced}: {native.load()[1]}", "set it to plain, or not at all")
+            raise UsageError(f"GRIMMGEN_KERNEL={forced}: {library.load()[1]}", "set it to plain, or not at all")
         return forced if forced in had else next(iter(had), None)
     raise UsageError(
         f"GRIMMGEN_KERNEL={forced} is not to be had here", f"set it to plain{''.join(f', {name}' for name in had)}"

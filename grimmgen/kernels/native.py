@@ -1,9 +1,8 @@
-"""The compiled kernel for a CPU: loads it, and gives its functions the signatures of the plain ones.
+"""The compiled kernel for a CPU, in training: gives its functions the signatures of the plain ones.
 
-The kernel (`native.c`) is part of the package where a C compiler was there to build it; where it is not, `load`
-says why, and the plain path serves. It is called through ctypes, which releases the interpreter's lock, from a few
-threads of our own: each does its share of a window's rows (or of a gradient's columns) through all of its steps,
-and they meet when the window is done. Which OpenMP PyTorch has loaded does not matter.
+The kernel (`native.c`, loaded by `library.py`) is called from a few threads of our own: each does its share of a
+window's rows (or of a gradient's columns) through all of its steps, and they meet when the window is done. Which
+OpenMP PyTorch has loaded does not matter.
 
 Results are the same at every run with the same number of threads (`torch.set_num_threads`); another number sums
 the weight gradients of the softmax layer in another order, and changes nothing else.
@@ -14,48 +13,20 @@ the weight gradients of the softmax layer in another order, and changes nothing 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from grimmgen.kernels.library import function
+
 # As in native.c: the inner dimension of a product is done this many at a time.
 _DEPTH = 128
-# As in native.c: of the functions' signatures.
-_VERSION = 1
-
-
-@functools.cache
-def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
-    """The compiled library, and an empty reason; or None, and why there is none."""
-    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").exists()]
-    if not paths:
-        return None, "the package was installed without a C compiler"
-    try:
-        library = ctypes.CDLL(str(paths[0]))
-    except OSError as error:
-        return None, f"{paths[0]} cannot be loaded: {error}"
-    if not hasattr(library, "version") or library.version() != _VERSION:
-        return None, "the compiled kernel is of another version: install the package again"
-    return library, ""
-
-
-def instruction_sets() -> list[str]:
-    """Those that the library and this machine have, the fastest first; none where there is no library."""
-    library, _ = load()
-    if library is None:
-        return []
-    library.instruction_sets.restype = ctypes.c_char_p
-    names: bytes = library.instruction_sets()
-    return names.decode().split()
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -330,29 +301,19 @@ _TAKES = {
 _Argument = int | Tensor | None
 
 
-@functools.cache
-def _function(name: str) -> Callable[..., None]:
-    library, _ = load()
-    function: Any = getattr(library, name)
-    kinds = _TAKES[name.rpartition("_")[0]] + "nn"
-    function.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in kinds]
-    function.restype = None
-    return function  # type: ignore[no-any-return]
-
-
 def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
     """Call a function of the library with each of these arguments, all at the same time."""
-    function = _function(name)
-    others = [_workers().submit(_call, function, arguments) for arguments in calls[1:]]
+    called = function(name, _TAKES[name.rpartition("_")[0]] + "nn")
+    others = [_workers().submit(_call, called, arguments) for arguments in calls[1:]]
     for arguments in calls[:1]:
-        _call(function, arguments)
+        _call(called, arguments)
     for other in others:
         other.result()
 
 
-def _call(function: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
+def _call(called: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
     # `arguments` keeps the tensors alive until the function is done, even if who waits for it is interrupted.
-    function(*[given.data_ptr() if isinstance(given, Tensor) else given for given in arguments])
+    called(*[given.data_ptr() if isinstance(given, Tensor) else given for given in arguments])
 
 
 @functools.cache
