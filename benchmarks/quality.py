@@ -4,14 +4,15 @@
     python benchmarks/quality.py --split split.json --budget 11m --seeds 0 1 2 --dynamic strong nn.LSTM PPMd
     python benchmarks/quality.py --split split.json --epochs 60 --part valid tutorial tutorial,phases=true
 
-A contender is a preset, with options of `grimmgen.configuration.Configuration` after commas where it departs from
-it; or a rival: `nn.LSTM`, a plain script (512 units, an embedding of 256 tied to the output, dropout 0.5, Adam with a
-cosine) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's autocast; `PPMd` (`pip install pyppmd`), a
-classical compressor, primed with the training stories and given each story alone.
+A contender is a preset, with options of `grimmgen.configuration.Configuration` after commas where it departs
+from it; or a rival: `nn.LSTM`, a plain script (512 units, an embedding of 256 tied to the output, dropout 0.5,
+Adam with a cosine) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's autocast; `PPMd` (`pip install
+pyppmd`), a classical compressor, primed with the training stories and given each story alone.
 
-All learn from the same training stories and are judged on the same whole stories: the validation stories (`--part
-valid`) while anything is still to be chosen, the test stories afterwards. `--out FILE` adds a line of JSON for each
-run; `--table FILE…` prints the table of such files and runs nothing. benchmarks/README.md is made of these tables.
+All learn from the same training stories and are judged on the same whole stories: the validation stories
+(`--part valid`) while anything is still to be chosen, the test stories afterwards. `--out FILE` adds a line of
+JSON for each run; `--table FILE…` prints the table of such files and runs nothing. benchmarks/README.md is made
+of these tables.
 """
 
 from __future__ import annotations
