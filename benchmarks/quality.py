@@ -36,7 +36,8 @@ from grimmgen.batches import Window, epoch
 from grimmgen.cli.options import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.corpus import Corpus, Part, Split, open_corpus, split_by_file, split_by_hash
-from grimmgen.evaluation import Evaluation, encode_stories, evaluate, evaluate_dynamically
+from grimmgen.dynamic import evaluate_dynamically
+from grimmgen.evaluation import Evaluation, encode_stories, evaluate
 from grimmgen.events import Finished
 from grimmgen.model import LanguageModel
 from grimmgen.training import Training, cosine

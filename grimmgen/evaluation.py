@@ -10,11 +10,10 @@ Bits per character are all bits, those of `<end>` and of spelling what `<unk>` h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from grimmgen.batches import NO_TARGET, together
@@ -131,51 +130,11 @@ def evaluate(model: LanguageModel, stories: Sequence[EncodedStory]) -> Evaluatio
             losses, state = model.losses(window, state)
             assert not losses[window.targets == NO_TARGET].any()
             nats[rows] += losses.sum(axis=0)
-    return Evaluation(tuple(_score(story, float(n)) for story, n in zip(stories, nats, strict=True)))
+    return Evaluation(tuple(score_of(story, float(n)) for story, n in zip(stories, nats, strict=True)))
 
 
-def evaluate_dynamically(
-    model: LanguageModel,
-    stories: Sequence[EncodedStory],
-    rate: float = 0.0003,
-    segment: int = 32,
-    told: Callable[[int], None] | None = None,
-) -> Evaluation:
-    """Score each story by a model that learns from it as it reads it (Krause et al., arXiv 1709.07432).
-
-    A segment is scored with what was learnt from the segments before it, then learnt from in one step of Adam.
-    Each story begins with the trained weights anew: none profits from another.
-
-    Args:
-        model: its weights are as they were afterwards.
-        stories: at least one, none of them empty.
-        rate: Adam's.
-        segment: n-grams scored, then learnt from.
-        told: told how many stories are done.
-    """
-    trained = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    scores = []
-    for story in stories:
-        optimiser = torch.optim.Adam(model.parameters(), rate, fused=True)
-        state, nats = model.zero_state(1), 0.0
-        for window in together([story.ids], segment):
-            losses, _ = model.losses(window, state)
-            nats += float(losses.sum())
-            optimiser.zero_grad(set_to_none=True)
-            loss, state = model.loss(window, state, None)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), model.configuration.clip)
-            optimiser.step()
-        scores.append(_score(story, nats))
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(trained[name])
-        if told:
-            told(len(scores))
-    return Evaluation(tuple(scores))
-
-
-def _score(story: EncodedStory, nats: float) -> Score:
+def score_of(story: EncodedStory, nats: float) -> Score:
+    """The score of a story whose n-grams and end cost the network so many nats."""
     return Score(
         story.name,
         nats + float(story.spelling.sum()),

@@ -270,6 +270,11 @@ class LanguageModel(nn.Module):
         losses = kernels.negative_log_likelihood(*self._output(hidden), targets.reshape(-1))
         return losses.view(inputs.shape).double().cpu().numpy(), after
 
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits of the next n-gram, [T, B, V], from the last layer's hidden states [T, B, H]."""
+        rows, weight, bias = self._output(hidden)
+        return (rows @ weight + bias).view(*hidden.shape[:2], -1)
+
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """A copy of the weights, named and shaped as `weight_shapes` says."""
         return {name: weight.detach().cpu().numpy().copy() for name, weight in self.named_parameters()}

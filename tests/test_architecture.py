@@ -33,7 +33,7 @@ FLOORS = [
     "model checkpoint",
     "registry",
     "evaluation generation",
-    "training",
+    "training dynamic",
     "api",
     "cli.console cli.options",
     "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",

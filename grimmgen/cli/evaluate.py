@@ -46,8 +46,9 @@ def evaluate(
     from grimmgen import registry
     from grimmgen.cli import console
     from grimmgen.corpus import Story
+    from grimmgen.dynamic import evaluate_dynamically
     from grimmgen.errors import UsageError
-    from grimmgen.evaluation import encode_stories, evaluate_dynamically
+    from grimmgen.evaluation import encode_stories
     from grimmgen.evaluation import evaluate as score
     from grimmgen.model import LanguageModel, choose_device
 
