@@ -5,9 +5,9 @@ After each segment the weights θ, in training θ₀, take a step against its gr
     θ  ←  θ  -  rate · g / (r + damping · r̄)  +  decay · (θ₀ - θ)
 
 where r is how large a weight's gradients usually are, the root of the mean of their squares over many segments, and r̄
-the mean of r over all weights: what usually hardly moves moves little. Krause et al. take r from the training text. Here the
-model tells that text itself, each n-gram drawn with its probability (which makes r² the diagonal of the Fisher
-information): a checkpoint is enough to be judged, and on the tales it does as well.
+the mean of r over all weights: what usually hardly moves moves little. Krause et al. take r from the training text.
+Here the model tells that text itself, each n-gram drawn with its probability (which makes r² the diagonal of the
+Fisher information): a checkpoint is enough to be judged, and on the tales it does as well.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def evaluate_dynamically(
 ) -> Evaluation:
     """Score each story by a model that learns from it as it reads it.
 
-    A segment is scored with what was learnt from the segments before it, then learnt from. Each story begins with the
-    trained weights anew: none profits from another. The defaults were chosen on the validation stories of the tales.
+    A segment is scored with what was learnt from the segments before it, then learnt from. Each story begins with
+    the trained weights anew: none profits from another. The defaults were chosen on validation stories of the tales.
 
     Args:
         model: its weights are as they were afterwards.
@@ -54,7 +54,7 @@ def evaluate_dynamically(
     trained = [weight.detach().clone() for weight in weights.values()]
     sizes = usual_gradients(model, segment)
     mean = sum(float(size.sum()) for size in sizes) / sum(size.numel() for size in sizes)
-    # A model whose gradients are all zero has nothing to learn; the smallest float keeps that from dividing by zero.
+    # A model whose gradients are all zero has nothing to learn, and is not to be divided by zero.
     rates = [rate / (size + max(damping * mean, 1e-30)) for size in sizes]
     scores = []
     try:

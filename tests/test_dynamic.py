@@ -98,8 +98,8 @@ def test_it_is_krause_s_step_on_the_segments_of_a_story_one_after_the_other() ->
         with torch.no_grad():
             for weight, start, size in zip(twin.parameters(), model.parameters(), sizes, strict=True):
                 assert weight.grad is not None
-                weight -= rate * weight.grad / (size + damping * mean)
-                weight += decay * (start - weight)
+                weight.sub_(rate * weight.grad / (size + damping * mean))
+                weight.add_(decay * (start - weight))
         state = type(state)(after.h.detach(), after.c.detach())
     made = evaluate_dynamically(model, [story], rate, decay, damping, segment=7).stories[0]
     assert made.nats == pytest.approx(right + float(story.spelling.sum()), rel=1e-4)
