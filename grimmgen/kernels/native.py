@@ -149,7 +149,10 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
     shares = _shares(panels)
     rooms = [h.new_empty(_CHUNK, H + (end - begin) * 4 * _WIDTH[ctx.instructions]) for begin, end in shares]
     columns = (T, B, H, V, ids, starts, h, grad_z, grad_u, grad_input, grad_bias)
-    _run(f"lstm_weights_{ctx.instructions}", [(*columns, room, *share) for room, share in zip(rooms, shares, strict=True)])
+    _run(
+        f"lstm_weights_{ctx.instructions}",
+        [(*columns, room, *share) for room, share in zip(rooms, shares, strict=True)],
+    )
     return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
 
 
