@@ -23,7 +23,6 @@ from grimmgen.batches import Window
 from grimmgen.cells.gru import GRUWindow
 from grimmgen.cells.mogrifier import MogrifierWindow
 from grimmgen.cells.peephole import PeepholeWindow
-from grimmgen.cells.products import Affine
 from grimmgen.configuration import GATES, Configuration, Products, layer_shapes, weight_shapes
 from grimmgen.errors import UsageError
 
@@ -39,11 +38,6 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA GPU here", "give --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, precision: Products) -> Tensor:
-    result: Tensor = Affine.apply(x, weight, bias, precision)  # type: ignore[no-untyped-call]
-    return result
 
 
 class State(NamedTuple):
@@ -110,7 +104,7 @@ class Layer(nn.Module):
             x = nn.functional.embedding(below, table + self.bias)  # [T, B, GH]
         else:
             rows = below.reshape(T * B, -1)
-            x = _affine(rows, self.input_weight, self.bias, precision).view(T, B, -1)
+            x = kernels.affine(rows, self.input_weight, self.bias, precision).view(T, B, -1)
         match self.cell:
             case "gru":
                 given = (x, recurrent_weight, self.get_parameter("recurrent_bias"), h, mask, starts, precision)
@@ -200,9 +194,7 @@ class LanguageModel(nn.Module):
 
     def left_alone(self) -> AbstractContextManager[None]:
         """A context for training steps: the compiled kernel gets all threads if it does all that is large."""
-        options = self.configuration
-        small = options.cell == "lstm" and options.layers == 1 and options.input_dropout == 0.0
-        return kernels.alone(self.device) if small else nullcontext()
+        return kernels.alone(self.device) if self.configuration.cell == "lstm" else nullcontext()
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
@@ -238,7 +230,9 @@ class LanguageModel(nn.Module):
             mask = self._output_mask((T, B, E), options.input_dropout, generator)
             if mask is None and options.cell != "mogrifier":
                 # The product of all n-grams' embeddings is smaller than that of all of the window's.
-                table = _affine(self.embedding, self.layers[0].get_parameter("input_weight"), None, precision)
+                table = kernels.affine(
+                    self.embedding, self.layers[0].get_parameter("input_weight"), None, precision
+                )
             else:
                 below = nn.functional.embedding(inputs, self.embedding)
                 if mask is not None:
@@ -309,7 +303,11 @@ class LanguageModel(nn.Module):
         """What the softmax layer multiplies: rows [T·B, H], its weight [H, V], its bias [V]."""
         rows = hidden.reshape(-1, hidden.shape[2])
         if self.embedding is not None and self.configuration.tied:
-            return rows, _affine(self.output.projection, self.embedding.t(), None, precision), self.output.bias
+            return (
+                rows,
+                kernels.affine(self.output.projection, self.embedding.t(), None, precision),
+                self.output.bias,
+            )
         return rows, self.output.weight, self.output.bias
 
     def _output_mask(

@@ -140,7 +140,7 @@ def test_masks_and_resets_with_bfloat16_products(masked: bool, resets: bool) -> 
 
 
 @rounds
-@pytest.mark.parametrize("wrong", ["lstm_backward", "lstm_weights", "nothing rounded"])
+@pytest.mark.parametrize("wrong", ["lstm_backward", "weights", "nothing rounded"])
 def test_a_sabotaged_kernel_of_bfloat16_products_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if wrong == "nothing rounded":
         with pytest.raises(AssertionError):
@@ -423,7 +423,7 @@ def sabotage(wrong: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @built
-@pytest.mark.parametrize("wrong", ["lstm_backward", "lstm_weights"])
+@pytest.mark.parametrize("wrong", ["lstm_backward", "weights"])
 def test_a_sabotaged_kernel_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sabotage(wrong, 1.0001, monkeypatch)
     with pytest.raises(AssertionError):
@@ -435,7 +435,7 @@ def test_the_library_names_every_function_for_every_instruction_set() -> None:
     loaded, _ = library.load()
     assert isinstance(loaded, ctypes.CDLL)
     for instructions in INSTRUCTIONS + ROUNDING:
-        for name in ("pack", "lstm_forward", "lstm_backward", "lstm_weights", "cross_entropy"):
+        for name in ("pack", "lstm_forward", "lstm_backward", "weights", "affine", "cross_entropy"):
             assert hasattr(loaded, f"{name}_{instructions}")
 
 

@@ -148,6 +148,19 @@ def lstm_look_up_window(
     return lstm_window(x, recurrent_weight, h0, c0, mask, starts, precision)
 
 
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None, precision: Products = "fp32") -> Tensor:
+    """The rows x [N, K] times the weight [K, M], plus the bias [M] if there is one: [N, M]."""
+    if (instructions := _serving(x, precision)) is not None:
+        from grimmgen.kernels import native
+
+        result: Tensor = native.Affine.apply(instructions, x, weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        from grimmgen.cells import products
+
+        result = products.Affine.apply(x, weight, bias, precision)  # type: ignore[no-untyped-call]
+    return result
+
+
 def dropout_mask(
     shape: tuple[int, ...], dropout: float, device: torch.device, generator: torch.Generator
 ) -> Tensor | None:

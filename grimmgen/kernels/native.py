@@ -145,15 +145,59 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
     _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
-    panels = _panels(ctx.instructions, 4 * H)
-    shares = _shares(panels)
-    rooms = [h.new_empty(_CHUNK, H + (end - begin) * 4 * _WIDTH[ctx.instructions]) for begin, end in shares]
-    columns = (T, B, H, V, ids, starts, h, grad_z, grad_u, grad_input, grad_bias)
-    _run(
-        f"lstm_weights_{ctx.instructions}",
-        [(*columns, room, *share) for room, share in zip(rooms, shares, strict=True)],
-    )
+    _weights(ctx.instructions, ids, starts, h[:T].view(T * B, H), grad_z, grad_u, grad_input, grad_bias)
     return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
+
+
+def _weights(
+    instructions: str,
+    ids: Tensor | None,
+    skip: Tensor | None,
+    x: Tensor,
+    grad: Tensor,
+    grad_weight: Tensor,
+    grad_input: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Fill in the gradients by the weights of a product, and of a look-up added to it; see native_kernels.h."""
+    (N, K), M = x.shape, grad_weight.shape[1]
+    V = 0 if grad_input is None else len(grad_input)
+    shares = _shares(_panels(instructions, M))
+    rooms = [x.new_empty(_CHUNK, K + (end - begin) * 4 * _WIDTH[instructions]) for begin, end in shares]
+    given = (N, K, M, V, ids, skip, x, grad, grad_weight, grad_input, grad_bias)
+    parts = zip(rooms, shares, strict=True)
+    _run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
+
+
+class Affine(torch.autograd.Function):
+    """`grimmgen.cells.products.Affine`, compiled; the first argument is the instruction set."""
+
+    @staticmethod
+    def forward(ctx: Any, instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.instructions, ctx.has_bias = instructions, bias is not None
+        return _product(instructions, x, weight, None if bias is None else bias.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = _product(ctx.instructions, grad, weight.t(), None) if ctx.needs_input_grad[1] else None
+        grad_weight = x.new_empty(weight.shape)
+        grad_bias = x.new_empty(weight.shape[1]) if ctx.has_bias else None
+        _weights(ctx.instructions, None, None, x, grad, grad_weight, None, grad_bias)
+        return None, grad_x, grad_weight, grad_bias
+
+
+def _product(instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    (N, K), M = x.shape, weight.shape[1]
+    y = x.new_empty(N, M)
+    shares = _shares(N)
+    given = (N, K, M, x, _pack(instructions, weight), bias, y)
+    parts = zip(x.new_empty(len(shares), _BLOCK, K), shares, strict=True)
+    _run(f"affine_{instructions}", [(*given, room, *share) for room, share in parts])
+    return y
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -299,7 +343,8 @@ _TAKES = {
     "pack": "nnpnnp",
     "lstm_forward": "nnn" + 10 * "p",
     "lstm_backward": "nnn" + 9 * "p",
-    "lstm_weights": "nnnn" + 8 * "p",
+    "affine": "nnn" + 5 * "p",
+    "weights": "nnnn" + 8 * "p",
     "dropout_mask": "nnpp",
     "cross_entropy": "nnn" + 10 * "p",
 }

@@ -421,32 +421,52 @@ EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transpos
     }
 }
 
-/* The gradients by the weights, from `lstm_backward`'s grad_z: of their 4H columns the panels `begin` to `end`, so
- * that the sums do not depend on how many threads make them.
+/* ---- Layers that are no cells -------------------------------------------------------------------------------- */
+
+/* y = x W + b for the rows `begin` to `end`.
  *
- * h           [T + 1, B, H] as `lstm_forward` left it
- * grad_u      [H, 4H]
- * grad_input  [V, 4H] and grad_bias [4H], by what `ids` [T, B] were looked up in; null pointers where x was given
- * room        [CHUNK, H + the columns rounded up to whole vectors], for these columns alone
+ * x [N, K]; weight [K, M] packed; bias [M], a null pointer where there is none; y [N, M]
+ * room [BLOCK, K]
  */
-EXPORT void NAMED(lstm_weights)(size T, size B, size H, size V, const int64_t *ids, const uint8_t *starts,
-                                const float *h, const float *grad_z, float *grad_u, float *grad_input,
-                                float *grad_bias, float *room, size begin, size end)
+EXPORT void NAMED(affine)(size N, size K, size M, const float *x, const float *weight, const float *bias, float *y,
+                          float *room, size begin, size end)
 {
-    size first = begin * PANEL, columns = SMALLER(end * PANEL, 4 * H) - first;
-    for (size v = 0; grad_input && v < V; v++) memset(grad_input + v * 4 * H + first, 0, columns * sizeof *grad_bias);
-    float *packed = room + CHUNK * H;
-    for (size k = 0; k < T * B; k += CHUNK) {
-        size depth = SMALLER(CHUNK, T * B - k);
-        const float *d_z = grad_z + k * 4 * H + first;
-        /* Where a story starts, no hidden state entered. */
-        pack_panels(depth, columns, d_z, 4 * H, 1, starts ? starts + k : 0, 0, end - begin, packed);
-        multiply_columns(H, columns, depth, h + k * H, packed, grad_u + first, 4 * H, k > 0, 0, end - begin, room);
-        for (size row = 0; grad_input && row < depth; row++)
-            add_to(grad_input + ids[k + row] * 4 * H + first, d_z + row * 4 * H, columns);
+    (void)N;
+    for (size n = begin; n < end; n += BLOCK) {
+        size rows = SMALLER(BLOCK, end - n);
+        for (size row = 0; bias && row < rows; row++) memcpy(y + (n + row) * M, bias, M * sizeof *bias);
+        multiply_rows(rows, M, K, x + n * K, K, 0, weight, y + n * M, M, bias != 0, 0, (M + PANEL - 1) / PANEL, room);
     }
-    if (grad_input) memset(grad_bias + first, 0, columns * sizeof *grad_bias);
-    for (size v = 0; grad_input && v < V; v++) add_to(grad_bias + first, grad_input + v * 4 * H + first, columns);
+}
+
+/* The gradients by the weights of y = x W + b, from those by y: of their M columns the panels `begin` to `end`, so that
+ * the sums do not depend on how many threads make them. For the recurrent weights, x are the hidden states that
+ * entered, and y what they add to the gates.
+ *
+ * x           [N, K], its rows with `skip` [N] (where a story starts) count as zeros; a null pointer skips none
+ * grad        [N, M] by y
+ * grad_weight [K, M] and grad_bias [M]
+ * grad_input  [V, M] by what `ids` [N] were looked up in, to be added to y; null pointers where there is no such thing
+ * room        [CHUNK, K + the columns rounded up to whole vectors], for these columns alone
+ */
+EXPORT void NAMED(weights)(size N, size K, size M, size V, const int64_t *ids, const uint8_t *skip, const float *x,
+                           const float *grad, float *grad_weight, float *grad_input, float *grad_bias, float *room,
+                           size begin, size end)
+{
+    size first = begin * PANEL, columns = SMALLER(end * PANEL, M) - first;
+    float *packed = room + CHUNK * K;
+    for (size v = 0; grad_input && v < V; v++) memset(grad_input + v * M + first, 0, columns * sizeof *grad_input);
+    if (grad_bias) memset(grad_bias + first, 0, columns * sizeof *grad_bias);
+    for (size n = 0; n < N; n += CHUNK) {
+        size rows = SMALLER(CHUNK, N - n);
+        const float *d_y = grad + n * M + first;
+        pack_panels(rows, columns, d_y, M, 1, skip ? skip + n : 0, 0, end - begin, packed);
+        multiply_columns(K, columns, rows, x + n * K, packed, grad_weight + first, M, n > 0, 0, end - begin, room);
+        for (size row = 0; row < rows; row++)
+            if (grad_input) add_to(grad_input + ids[n + row] * M + first, d_y + row * M, columns);
+            else if (grad_bias) add_to(grad_bias + first, d_y + row * M, columns);
+    }
+    for (size v = 0; grad_input && v < V; v++) add_to(grad_bias + first, grad_input + v * M + first, columns);
 }
 
 /* The dropout mask of a window, elements `begin` to `end`: `scale` with the probability threshold / 2³², else zero.
