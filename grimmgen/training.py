@@ -271,6 +271,7 @@ class _Loop:
             weight_decay=configuration.weight_decay,
             fused=True,
         )
+        self._precision = kernels.resolve_precision(configuration, training._device)
         self._generator = torch.Generator(training._device)
         self._best: Checkpoint | None = None  # new and not yet on the disk
         checkpoint = training._checkpoint
@@ -346,7 +347,7 @@ class _Loop:
         self._optimiser.zero_grad(set_to_none=True)
         try:
             with self._model.left_alone():
-                loss, state = self._model.loss(window, self._state, self._generator)
+                loss, state = self._model.loss(window, self._state, self._generator, self._precision)
                 loss.backward()  # type: ignore[no-untyped-call]
                 norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
         except torch.OutOfMemoryError as error:
@@ -512,7 +513,7 @@ class _Loop:
             len(self._vocabulary),
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
-            self._model.kernel,
+            self._model.kernel(self._precision),
             self._updates,
             self._progress.step,
         )

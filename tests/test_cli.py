@@ -32,8 +32,8 @@ OPTIONS = {
     "vocab": "--corpus --ngram --min-count --keep-case --newlines --phases --no-phases --split --top",
     "train": "--corpus --run --resume --preset --epochs --budget --random-seed --device --cell --rounds --hidden"
     " --layers --embedding --tied --untied --init --reset-state --no-reset-state --batch-size --unroll --lr --clip"
-    " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --decay-factor"
-    " --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
+    " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --precision"
+    " --decay-factor --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
     "eval": "--run --split --dynamic --device",
     "generate": "--run --seed --length --top-k --temperature --random-seed --state",
     "runs": "",

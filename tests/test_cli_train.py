@@ -225,6 +225,7 @@ BAD = {
     "--weight-decay": "-1 nan inf",
     "--dropout-mode": "none",
     "--schedule": "linear",
+    "--precision": "fp16",
     "--warmup": "-0.1 1.1 nan",
     "--newlines": "drop",
     "--hidden": "0 -1 x 1.5 nan 32769 9223372036854775808 " + 60 * "9",

@@ -155,6 +155,17 @@ def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell,
     resumed_is_bit_equal(corpus, Configuration(**options), (2,))
 
 
+@pytest.mark.parametrize("cell", get_args(Cell))
+def test_a_run_of_bfloat16_products_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell) -> None:
+    options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "epochs": 2}
+    resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (1, 3))
+    _, exact = trained(corpus, Configuration(**options, precision="fp32"))
+    _, rounded = trained(corpus, Configuration(**options, precision="bf16"))
+    ours, theirs = ([event.perplexity for event in only(Stepped, events)] for events in (rounded, exact))
+    assert ours != theirs
+    assert np.allclose(ours, theirs, rtol=0.01)
+
+
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_a_mogrifier_of_hardly_any_rounds_is_trained_and_resumed(corpus: Corpus, rounds: int) -> None:
     configuration = Configuration(**TINY, cell="mogrifier", rounds=rounds, embedding=4, epochs=2)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 1
+_VERSION = 2
 
 
 @functools.cache
@@ -32,14 +32,18 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
     return library, ""
 
 
-def instruction_sets() -> list[str]:
-    """Those that the library and this machine have, the fastest first; none where there is no library."""
+def instruction_sets(precision: str = "fp32") -> list[str]:
+    """Those that the library and this machine have, the fastest first; none where there is no library.
+
+    Args:
+        precision: of their products. A set for bfloat16 is called as the one it adds to, with `bf16` at the end.
+    """
     library, _ = load()
     if library is None:
         return []
     library.instruction_sets.restype = ctypes.c_char_p
     names: bytes = library.instruction_sets()
-    return names.decode().split()
+    return [name for name in names.decode().split() if name.endswith("bf16") == (precision == "bf16")]
 
 
 @functools.cache

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from grimmgen.kernels.library import function
 
-# As in native.c: the inner dimension of a product is done this many at a time.
-_DEPTH = 128
+# As in native.c.
+_CHUNK, _BLOCK = 256, 128
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -134,21 +134,70 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
     d_h = h.new_zeros(B, H)
     d_c = h.new_zeros(B, H) if grad_c is None else grad_c.clone(memory_format=torch.contiguous_format)
     u = _pack(ctx.instructions, recurrent_weight.t())
+    room = h.new_empty(B, 4 * H)
     # What was saved makes room for the gradients.
     if ctx.done:
         raise RuntimeError(
             "the compiled kernel goes backward once; GRIMMGEN_KERNEL=plain goes as often as you like"
         )
     ctx.done, grad_z = True, gates
-    rows = (T, B, H, u, mask, starts, c, grad_z, grad_h, d_h, d_c)
+    rows = (T, B, H, u, mask, starts, c, grad_z, grad_h, d_h, d_c, room)
     _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
-    panels = _panels(ctx.instructions, 4 * H)
-    room = h.new_empty(_DEPTH, panels * _WIDTH[ctx.instructions] * 4)
-    columns = (T, B, H, V, ids, starts, h, grad_z, grad_u, grad_input, grad_bias, room)
-    _run(f"lstm_weights_{ctx.instructions}", [(*columns, *share) for share in _shares(panels)])
+    _weights(ctx.instructions, ids, starts, h[:T].view(T * B, H), grad_z, grad_u, grad_input, grad_bias)
     return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
+
+
+def _weights(
+    instructions: str,
+    ids: Tensor | None,
+    skip: Tensor | None,
+    x: Tensor,
+    grad: Tensor,
+    grad_weight: Tensor,
+    grad_input: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Fill in the gradients by the weights of a product, and of a look-up added to it; see native_kernels.h."""
+    (N, K), M = x.shape, grad_weight.shape[1]
+    V = 0 if grad_input is None else len(grad_input)
+    shares = _shares(_panels(instructions, M))
+    rooms = [x.new_empty(_CHUNK, K + (end - begin) * 4 * _WIDTH[instructions]) for begin, end in shares]
+    given = (N, K, M, V, ids, skip, x, grad, grad_weight, grad_input, grad_bias)
+    parts = zip(rooms, shares, strict=True)
+    _run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
+
+
+class Affine(torch.autograd.Function):
+    """`grimmgen.cells.products.Affine`, compiled; the first argument is the instruction set."""
+
+    @staticmethod
+    def forward(ctx: Any, instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.instructions, ctx.has_bias = instructions, bias is not None
+        return _product(instructions, x, weight, None if bias is None else bias.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = _product(ctx.instructions, grad, weight.t(), None) if ctx.needs_input_grad[1] else None
+        grad_weight = x.new_empty(weight.shape)
+        grad_bias = x.new_empty(weight.shape[1]) if ctx.has_bias else None
+        _weights(ctx.instructions, None, None, x, grad, grad_weight, None, grad_bias)
+        return None, grad_x, grad_weight, grad_bias
+
+
+def _product(instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    (N, K), M = x.shape, weight.shape[1]
+    y = x.new_empty(N, M)
+    shares = _shares(N)
+    given = (N, K, M, x, _pack(instructions, weight), bias, y)
+    parts = zip(x.new_empty(len(shares), _BLOCK, K), shares, strict=True)
+    _run(f"affine_{instructions}", [(*given, room, *share) for room, share in parts])
+    return y
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -204,7 +253,7 @@ def _cross_entropy(
         raise IndexError(f"a target is not within the vocabulary of {V}")
     losses = hidden.new_empty(N)
     shares = _shares(N)
-    room = hidden.new_empty(len(shares), _DEPTH, V + _WIDTH[instructions])
+    room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + _WIDTH[instructions]) + max(H, V))
     by_hidden: Tensor | None = None
     by_weight: Sequence[Tensor | None] = [None] * len(shares)
     by_bias: Sequence[Tensor | None] = [None] * len(shares)
@@ -233,7 +282,7 @@ def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
 
 
 # The floats of a vector.
-_WIDTH = {"avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
+_WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 
 
 def _panels(instructions: str, columns: int) -> int:
@@ -244,7 +293,7 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     """The right factor of a product, in the order in which the kernel reads it."""
     K, N = matrix.shape
     width = _WIDTH[instructions]
-    packed = matrix.new_empty(K * -(-N // width) * width)
+    packed = matrix.new_empty(-(-K // (2 if instructions.endswith("bf16") else 1)) * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
     panels = _panels(instructions, N)
@@ -293,8 +342,9 @@ def _shares(total: int) -> list[tuple[int, int]]:
 _TAKES = {
     "pack": "nnpnnp",
     "lstm_forward": "nnn" + 10 * "p",
-    "lstm_backward": "nnn" + 8 * "p",
-    "lstm_weights": "nnnn" + 8 * "p",
+    "lstm_backward": "nnn" + 9 * "p",
+    "affine": "nnn" + 5 * "p",
+    "weights": "nnnn" + 8 * "p",
     "dropout_mask": "nnpp",
     "cross_entropy": "nnn" + 10 * "p",
 }
