@@ -4,10 +4,10 @@ After each segment the weights θ, in training θ₀, take a step against its gr
 
     θ  ←  θ  -  rate · g / (r + damping · r̄)  +  decay · (θ₀ - θ)
 
-where r is how large a weight's gradients usually are, the root of the mean of their squares over many segments, and r̄
-the mean of r over all weights: what usually hardly moves moves little. Krause et al. take r from the training text.
-Here the model tells that text itself, each n-gram drawn with its probability (which makes r² the diagonal of the
-Fisher information): a checkpoint is enough to be judged, and on the tales it does as well.
+where r is how large a weight's gradients usually are, the root of the mean of their squares over many segments,
+and r̄ the mean of r over all weights: what usually hardly moves moves little. Krause et al. take r from the
+training text. Here the model tells that text itself, each n-gram drawn with its probability (which makes r² the
+diagonal of the Fisher information): a checkpoint is enough to be judged, and on the tales it does as well.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ def evaluate_dynamically(
 ) -> Evaluation:
     """Score each story by a model that learns from it as it reads it.
 
-    A segment is scored with what was learnt from the segments before it, then learnt from. Each story begins with
-    the trained weights anew: none profits from another. The defaults were chosen on validation stories of the tales.
+    A segment is scored with what was learnt from the segments before it, then learnt from. Each story begins
+    with the trained weights anew: none profits from another. The defaults were chosen on the tales' validation
+    stories.
 
     Args:
         model: its weights are as they were afterwards.
