@@ -38,7 +38,7 @@ from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.corpus import Corpus, Part, Split, open_corpus, split_by_file, split_by_hash
 from grimmgen.dynamic import evaluate_dynamically
 from grimmgen.evaluation import Evaluation, encode_stories, evaluate
-from grimmgen.events import Finished
+from grimmgen.events import Finished, Started
 from grimmgen.model import LanguageModel
 from grimmgen.training import Training, cosine
 from grimmgen.vocabulary import Vocabulary, normalise
@@ -117,7 +117,9 @@ def ours(name: str, task: Task) -> Figures:
         except json.JSONDecodeError:
             options[option] = value
     training = Training.begin(task.corpus, Configuration(**options), task.split)
-    finished = next(event for event in training.events() if isinstance(event, Finished))
+    events = training.events()
+    started = next(event for event in events if isinstance(event, Started))
+    finished = next(event for event in events if isinstance(event, Finished))
     checkpoint = training.run.checkpoint()
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
@@ -129,7 +131,7 @@ def ours(name: str, task: Task) -> Figures:
         "epochs": finished.epoch,
         "updates": finished.step,
         "seconds": finished.seconds,
-        "computed": model.kernel,
+        "computed": started.kernel,
     }
 
 
