@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     # What tells a story needs no PyTorch, and imports this package.
     import torch
     from torch import Tensor
+
+    from grimmgen.configuration import Configuration
+    from grimmgen.kernels.stepping import Floats, Stepper
 
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
@@ -108,6 +112,17 @@ def lstm_look_up_window(
     from torch.nn.functional import embedding
 
     return lstm_window(embedding(ids, input_weight + bias), recurrent_weight, h0, c0, mask, starts)
+
+
+def stepper(configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> Stepper:
+    """What tells, on the CPU; takes what `grimmgen.kernels.stepping.Stepper` takes."""
+    from grimmgen.kernels.stepping import NativeStepper, Stepper
+
+    instructions = _instructions()
+    # The rounds of a mogrifier are small products one after the other, in which NumPy loses little.
+    if instructions is None or configuration.cell == "mogrifier":
+        return Stepper(configuration, weights, h, c)
+    return NativeStepper(instructions, configuration, weights, h, c)
 
 
 def dropout_mask(

@@ -103,7 +103,7 @@ EXPORT const char *instruction_sets(void)
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 1;
+    return 100;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

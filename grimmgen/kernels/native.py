@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grimmgen.kernels.library import function
+from grimmgen.kernels.library import WIDTH, function
 
 # As in native.c: the inner dimension of a product is done this many at a time.
 _DEPTH = 128
@@ -145,7 +145,7 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
     panels = _panels(ctx.instructions, 4 * H)
-    room = h.new_empty(_DEPTH, panels * _WIDTH[ctx.instructions] * 4)
+    room = h.new_empty(_DEPTH, panels * WIDTH[ctx.instructions] * 4)
     columns = (T, B, H, V, ids, starts, h, grad_z, grad_u, grad_input, grad_bias, room)
     _run(f"lstm_weights_{ctx.instructions}", [(*columns, *share) for share in _shares(panels)])
     return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
@@ -204,7 +204,7 @@ def _cross_entropy(
         raise IndexError(f"a target is not within the vocabulary of {V}")
     losses = hidden.new_empty(N)
     shares = _shares(N)
-    room = hidden.new_empty(len(shares), _DEPTH, V + _WIDTH[instructions])
+    room = hidden.new_empty(len(shares), _DEPTH, V + WIDTH[instructions])
     by_hidden: Tensor | None = None
     by_weight: Sequence[Tensor | None] = [None] * len(shares)
     by_bias: Sequence[Tensor | None] = [None] * len(shares)
@@ -232,18 +232,14 @@ def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
     return torch.zeros_like(like) if total is None else total
 
 
-# The floats of a vector.
-_WIDTH = {"avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
-
-
 def _panels(instructions: str, columns: int) -> int:
-    return -(-columns // (4 * _WIDTH[instructions]))
+    return -(-columns // (4 * WIDTH[instructions]))
 
 
 def _pack(instructions: str, matrix: Tensor) -> Tensor:
     """The right factor of a product, in the order in which the kernel reads it."""
     K, N = matrix.shape
-    width = _WIDTH[instructions]
+    width = WIDTH[instructions]
     packed = matrix.new_empty(K * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)

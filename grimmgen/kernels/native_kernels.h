@@ -461,6 +461,8 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
     }
 }
 
+#include "native_steps.h"
+
 #undef vec
 #undef ints
 #undef splat
