@@ -26,6 +26,7 @@ typedef struct {
     float *gates;                /* [2, B, G]: room to work in */
     float *best;                 /* [V]: likewise */
     double *sums;                /* [V]: likewise */
+    size *ids;                   /* [V]: likewise */
 } network;
 
 #endif
@@ -38,6 +39,8 @@ typedef struct {
 #define read_one NAMED(read_one)
 #define predict NAMED(predict)
 #define sink NAMED(sink)
+#define any NAMED(any)
+#define next_from NAMED(next_from)
 #define draw NAMED(draw)
 
 /* ---- Steps -------------------------------------------------------------------------------------------------- */
@@ -175,35 +178,66 @@ static void sink(size k, float *heap, size n)
     heap[n] = value;
 }
 
+#if LANES == 1
+INLINE int any(ints found) { return found; }
+#else
+INLINE int any(ints found)
+{
+    int32_t lanes[LANES], whether = 0;
+    memcpy(lanes, &found, sizeof lanes);
+    for (int n = 0; n < LANES; n++) whether |= lanes[n];
+    return whether;
+}
+#endif
+
+/* The first n from `begin` on with y[n] ≥ bound, or V. Most numbers are passed over a panel at a time. */
+INLINE size next_from(size V, const float *y, size begin, float bound)
+{
+    for (size n = begin; n < V; n++) {
+        for (; n + PANEL <= V; n += PANEL) {
+            ints found = (load(y + n) >= bound) | (load(y + n + LANES) >= bound) |
+                         (load(y + n + 2 * LANES) >= bound) | (load(y + n + 3 * LANES) >= bound);
+            if (any(found)) break;
+        }
+        for (size end = SMALLER(n + PANEL, V); n < end; n++)
+            if (y[n] >= bound) return n;
+        n--;
+    }
+    return V;
+}
+
 /* An id, drawn with a random number from 0 to 1 among the k best logits y [V] at a temperature: `temper`, `top_k` and
  * `draw` of decoding.py. The k best are the same before the temperature as after it. */
-static size draw(size V, const float *y, size k, double temperature, double number, float *best, double *sums)
+static size draw(const network *net, const float *y, size k, double temperature, double number)
 {
+    size V = net->V, *ids = net->ids, equals = 0, count = 0;
+    float *best = net->best, largest = -INFINITY, least;
+    double *sums = net->sums, sum = 0;
     if (temperature == 0) { k = 1; temperature = 1; }
     if (k < 1 || k > V) k = V;
     memcpy(best, y, k * sizeof *best);
     if (k < V) {
         for (size n = k / 2; n-- > 0;) sink(k, best, n);
-        for (size n = k; n < V; n++)
+        for (size n = k; (n = next_from(V, y, n, best[0])) < V; n++)
             if (y[n] > best[0]) {
                 best[0] = y[n];
                 sink(k, best, 0);
             }
     }
     /* Of those that equal the least of the best, the first ones are taken. */
-    float least = k < V ? best[0] : -INFINITY, largest = best[0];
-    size equals = 0;
+    least = k < V ? best[0] : -INFINITY;
     for (size n = 0; n < k; n++) {
         if (best[n] > largest) largest = best[n];
         equals += best[n] == least;
     }
-    double sum = 0;
-    for (size n = 0; n < V; n++) {
-        if (y[n] > least || (y[n] == least && equals-- > 0)) sum += exp((float)((y[n] - largest) / temperature));
-        sums[n] = sum;
-    }
-    for (size n = 0; n < V; n++)
-        if (sums[n] > number * sum) return n;
+    for (size n = 0; (n = next_from(V, y, n, least)) < V; n++)
+        if (y[n] > least || equals-- > 0) {
+            sum += exp((float)((y[n] - largest) / temperature));
+            ids[count] = n;
+            sums[count++] = sum;
+        }
+    for (size n = 0; n < count; n++)
+        if (sums[n] > number * sum) return ids[n];
     return V - 1;
 }
 
@@ -218,12 +252,12 @@ static size draw(size V, const float *y, size k, double temperature, double numb
 EXPORT void NAMED(tell)(const network *net, size N, const double *numbers, size k, const double *temperature,
                         const int64_t *never, size nevers, size end, uint8_t *ended, int64_t *ids)
 {
-    size B = net->B, V = net->V;
+    size B = net->B;
     for (size t = 0; t < N; t++, numbers += B, ids += B) {
         for (size b = 0; b < B; b++) {
-            float *y = net->logits + b * V;
+            float *y = net->logits + b * net->V;
             for (size n = 0; n < nevers; n++) y[never[n]] = -INFINITY;
-            ids[b] = ended[b] ? end : draw(V, y, k, *temperature, numbers[b], net->best, net->sums);
+            ids[b] = ended[b] ? end : draw(net, y, k, *temperature, numbers[b]);
             ended[b] = ids[b] == end;
         }
         if (memchr(ended, 0, B)) {
@@ -241,5 +275,7 @@ EXPORT void NAMED(tell)(const network *net, size N, const double *numbers, size 
 #undef read_one
 #undef predict
 #undef sink
+#undef any
+#undef next_from
 #undef draw
 #undef ABREAST

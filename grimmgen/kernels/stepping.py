@@ -194,6 +194,7 @@ class NativeStepper(Stepper):
             gates=self._keep(np.empty((2, B, G), np.float32)),
             best=self._keep(np.empty(V, np.float32)),
             sums=self._keep(np.empty(V, np.float64)),
+            ids=self._keep(np.empty(V, np.int64)),
         )
 
     def _keep(self, array: NDArray[Any]) -> int:
@@ -247,7 +248,7 @@ class _Network(ctypes.Structure):
         *((name, ctypes.c_int64) for name in "cell L B H V".split()),
         *(
             (n, ctypes.c_void_p)
-            for n in "table layers output_weight output_bias h c logits gates best sums".split()
+            for n in "table layers output_weight output_bias h c logits gates best sums ids".split()
         ),
     )
 
