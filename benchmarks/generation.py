@@ -2,11 +2,12 @@
 
     python benchmarks/generation.py
 
-Ours is what `grimmgen.load(…).generate(…)` does, text and all: an LSTM of the tutorial's size, the best three drawn
-in proportion; it runs twice, on the compiled kernel and on NumPy. The rival is the loop as one would write it, without
-gradients: `nn.Embedding`, one step, `nn.Linear`, `topk`, `multinomial`; its step is one of `nn.LSTMCell`, which is
-several times as fast for one step as `nn.LSTM`, shown too. All run in turn, so that a busy machine slows each;
-printed are medians, quartiles, and how many times as fast as `nn.LSTMCell` each is (the median, round by round).
+Ours is what `grimmgen.load(…).generate(…)` does, text and all: an LSTM of the tutorial's size, the best three
+drawn in proportion; it runs twice, on the compiled kernel and on NumPy. The rival is the loop as one would write
+it, without gradients: `nn.Embedding`, one step, `nn.Linear`, `topk`, `multinomial`. Its step is that of
+`nn.LSTMCell`, which for one story is several times as fast as `nn.LSTM`, shown too. All run in turn,
+so that a busy machine slows each; printed are medians, quartiles, and how many times as fast as `nn.LSTMCell` each
+is (the median, round by round).
 
 The floor, for one story, is the time in which as many bytes as the weights that a step needs are moved by a copy.
 """
