@@ -140,7 +140,7 @@ class Storyteller:
             # No n-gram that the model may tell begins so: it is read as one it does not know.
             ids.append(UNKNOWN)
             begun = ""
-        logits = stepper.read(np.repeat(np.array(ids)[:, None], stories, axis=1))
+        logits = stepper.read(np.broadcast_to(np.array(ids)[:, None], (len(ids), stories)))
         left = [options.length] * stories
         if begun:
             # A story ends only where it could have ended: not within an n-gram that the prompt began.
@@ -173,11 +173,11 @@ class Storyteller:
                 0 if last == END else rest - len(piece)
                 for rest, piece, last in zip(left, pieces, told[-1].tolist(), strict=True)
             ]
-            if any(pieces):
-                yield pieces
             # The first piece at once, then more at a time, as long as it does not become a wait.
             if time.perf_counter() - began < _WAIT:
                 at_once = min(2 * at_once, _MOST_AT_ONCE)
+            if any(pieces):
+                yield pieces
 
     def _stepper(self, generators: Sequence[np.random.Generator], state: InitialState) -> Stepper:
         configuration = self.checkpoint.configuration

@@ -2,8 +2,8 @@
 
 Which path serves: the compiled kernel for float32 on a CPU, with the fastest instruction set that the machine has;
 PyTorch's operations for all else, and where the package was installed without a compiler. For telling, which waits
-for no PyTorch, NumPy takes their place. The environment variable GRIMMGEN_KERNEL forces one: `plain`, `native`, or an
-instruction set (`avx512`, `avx2`, `portable`, `scalar`).
+for no PyTorch, NumPy takes their place. The environment variable GRIMMGEN_KERNEL forces one: `plain`, `native`, or
+an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
 
     T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
 """

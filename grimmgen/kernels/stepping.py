@@ -38,8 +38,6 @@ class Stepper:
         logits: of what may follow the n-grams read last, [B, V]; zeros before there are any.
     """
 
-    logits: Floats
-
     def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> None:
         self._cell = configuration.cell
         self.h, self.c = h, c
@@ -118,7 +116,7 @@ class Stepper:
         return ids
 
     def _rows(self, ids: ArrayLike) -> Ids:
-        rows = np.ascontiguousarray(ids, np.int64)
+        rows = np.asarray(ids, np.int64)
         assert rows.shape[1:] == self._ended.shape
         self._check(rows)
         return rows
@@ -207,7 +205,7 @@ class NativeStepper(Stepper):
         self._ended[:] = False
         # A few at a time, so that Ctrl-C need not wait for the end of a prompt.
         for begin in range(0, len(rows), _AT_ONCE):
-            part = rows[begin : begin + _AT_ONCE]
+            part = np.ascontiguousarray(rows[begin : begin + _AT_ONCE])
             self._read(ctypes.byref(self._network), len(part), part.ctypes.data)
         return self.logits.copy()
 
@@ -244,6 +242,8 @@ _AT_ONCE = 1024
 class _Network(ctypes.Structure):
     """`network` of native_steps.h."""
 
+    # So that a name that is not among the fields is an error.
+    __slots__ = ()
     _fields_ = (
         *((name, ctypes.c_int64) for name in "cell L B H V".split()),
         *(
