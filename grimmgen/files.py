@@ -18,8 +18,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from grimmgen.errors import GrimmgenError, IntegrityError
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
@@ -115,6 +113,9 @@ def locked(
     Raises:
         GrimmgenError: still held by another process after `timeout` seconds.
     """
+    # Here, since what only reads locks nothing, and need not wait for it.
+    import filelock
+
     holder = path.with_name(path.name + ".pid")
     lock = filelock.FileLock(path, timeout=0)
     deadline = time.monotonic() + timeout

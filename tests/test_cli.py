@@ -35,7 +35,7 @@ OPTIONS = {
     " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --precision"
     " --decay-factor --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
     "eval": "--run --split --dynamic --device",
-    "generate": "--run --seed --length --top-k --temperature --random-seed --state",
+    "generate": "--run --seed --length --top-k --temperature --random-seed --stories --state",
     "runs": "",
     "runs list": "",
     "runs show": "",

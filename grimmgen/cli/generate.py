@@ -21,6 +21,9 @@ def generate(
     random_seed: Annotated[
         int | None, options.option(help="Makes the story the same again.", show_default="a new one")
     ] = None,
+    stories: Annotated[
+        int, options.option(help="Tell so many, each with a random seed one higher than that of the one before.")
+    ] = 1,
     state: Annotated[
         Literal["random", "zeros"],
         options.option(help="What the network begins with: a little noise as in the tutorial, or zeros."),
@@ -29,6 +32,8 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Tell a story with a trained model: the text goes to standard output as it is made, all else elsewhere.
+
+    Several stories are told side by side, and come when all are complete, with an empty line between them.
 
     Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
     """
@@ -55,23 +60,29 @@ def generate(
     if not quiet and (unseen := teller.vocabulary.unseen(seed)):
         shown = " ".join(repr(character) for character in unseen[:20]) + (" …" if len(unseen) > 20 else "")
         console.warn(f"the model has never seen {shown}: it reads <unk> there and goes on")
-    pieces = teller.tell(seed, chosen)
-    if json:
-        console.document(
-            {
-                "run": name,
-                "prompt": teller.vocabulary.normalise(seed),
-                "text": "".join(pieces),
-                "length": chosen.length,
-                "top_k": chosen.top_k,
-                "temperature": chosen.temperature,
-                "random_seed": chosen.random_seed,
-                "state": chosen.state,
-            }
-        )
-        return
-    for piece in pieces:
-        console.write(piece)
-    console.write("\n")
+    if stories == 1 and not json:
+        for piece in teller.tell(seed, chosen):
+            console.write(piece)
+        console.write("\n")
+    else:
+        told = teller.tell_several(seed, chosen, stories)
+        if json:
+            documents = [
+                {
+                    "run": name,
+                    "prompt": teller.vocabulary.normalise(seed),
+                    "text": text,
+                    "length": chosen.length,
+                    "top_k": chosen.top_k,
+                    "temperature": chosen.temperature,
+                    "random_seed": chosen.random_seed + number,
+                    "state": chosen.state,
+                }
+                for number, text in enumerate(told)
+            ]
+            console.document(documents if stories > 1 else documents[0])
+            return
+        console.write("\n".join(f"{text}\n" for text in told))
     if random_seed is None and not quiet and sys.stderr.isatty():
-        console.hint(f"--random-seed {chosen.random_seed}", f"{name} tells the same again with")
+        several = f" --stories {stories}" if stories > 1 else ""
+        console.hint(f"--random-seed {chosen.random_seed}{several}", f"{name} tells the same again with")

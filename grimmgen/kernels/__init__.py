@@ -2,8 +2,9 @@
 
 Which path serves: the compiled kernel for float32 weights on a CPU, with the fastest instruction set that the
 machine has; PyTorch's operations for all else, where the package was installed without a compiler, and for
-products of bfloat16 where the machine has no instructions for them. The environment variable GRIMMGEN_KERNEL
-forces one: `plain`, `native`, or an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
+products of bfloat16 where the machine has no instructions for them. For telling, which waits for no PyTorch, NumPy
+takes their place. The environment variable GRIMMGEN_KERNEL forces one: `plain`, `native`, or an instruction set
+(`avx512`, `avx2`, `portable`, `scalar`).
 
     T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     # What tells a story needs no PyTorch, and imports this package.
     import torch
     from torch import Tensor
+
+    from grimmgen.kernels.stepping import Floats, Stepper
 
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
@@ -159,6 +163,17 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor | None, precision: Products =
 
         result = products.Affine.apply(x, weight, bias, precision)  # type: ignore[no-untyped-call]
     return result
+
+
+def stepper(configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> Stepper:
+    """What tells, on the CPU; takes what `grimmgen.kernels.stepping.Stepper` takes."""
+    from grimmgen.kernels.stepping import NativeStepper, Stepper
+
+    instructions = _instructions()
+    # The rounds of a mogrifier are small products one after the other, in which NumPy loses little.
+    if instructions is None or configuration.cell == "mogrifier":
+        return Stepper(configuration, weights, h, c)
+    return NativeStepper(instructions, configuration, weights, h, c)
 
 
 def dropout_mask(

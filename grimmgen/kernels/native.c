@@ -1,11 +1,11 @@
-/* The equations of grimmgen.cells for a CPU: the window of the LSTM and the softmax layer, in float32, and again with
- * products of bfloat16.
+/* The equations of grimmgen.cells for a CPU: for training the window of the LSTM and the softmax layer, in float32, and
+ * again with products of bfloat16; for telling one step of every cell but the mogrifier, in float32.
  *
- * native_kernels.h has them once; it is compiled here for each instruction set, under names that end in the
- * set's, and grimmgen/kernels/native.py asks `instruction_sets` which of them this machine can run. Everything is
- * called through ctypes, on plain pointers: no header of Python, NumPy or PyTorch is needed, and no version of
- * theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads some of
- * the rows or columns, and room to work in.
+ * native_kernels.h and native_steps.h have them once; they are compiled here for each instruction set, under names that
+ * end in the set's, and grimmgen/kernels/library.py asks `instruction_sets` which of them this machine can run.
+ * Everything is called through ctypes, on plain pointers: no header of Python, NumPy or PyTorch is needed, and no
+ * version of theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads
+ * some of the rows or columns, and room to work in.
  */
 #include <math.h>
 #include <stdint.h>
@@ -136,11 +136,11 @@ EXPORT const char *instruction_sets(void)
 #endif
 }
 
-/* Of the signatures above; native.py calls no other. A library of another version is one that an editable install has
+/* Of the signatures above; library.py loads no other. A library of another version is one that an editable install has
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 2;
+    return 3;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grimmgen.kernels.library import function
+from grimmgen.kernels.library import WIDTH, function
 
 # As in native.c.
 _CHUNK, _BLOCK = 256, 128
@@ -163,7 +163,7 @@ def _weights(
     (N, K), M = x.shape, grad_weight.shape[1]
     V = 0 if grad_input is None else len(grad_input)
     shares = _shares(_panels(instructions, M))
-    rooms = [x.new_empty(_CHUNK, K + (end - begin) * 4 * _WIDTH[instructions]) for begin, end in shares]
+    rooms = [x.new_empty(_CHUNK, K + (end - begin) * 4 * WIDTH[instructions]) for begin, end in shares]
     given = (N, K, M, V, ids, skip, x, grad, grad_weight, grad_input, grad_bias)
     parts = zip(rooms, shares, strict=True)
     _run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
@@ -253,7 +253,7 @@ def _cross_entropy(
         raise IndexError(f"a target is not within the vocabulary of {V}")
     losses = hidden.new_empty(N)
     shares = _shares(N)
-    room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + _WIDTH[instructions]) + max(H, V))
+    room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + WIDTH[instructions]) + max(H, V))
     by_hidden: Tensor | None = None
     by_weight: Sequence[Tensor | None] = [None] * len(shares)
     by_bias: Sequence[Tensor | None] = [None] * len(shares)
@@ -281,18 +281,14 @@ def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
     return torch.zeros_like(like) if total is None else total
 
 
-# The floats of a vector.
-_WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
-
-
 def _panels(instructions: str, columns: int) -> int:
-    return -(-columns // (4 * _WIDTH[instructions]))
+    return -(-columns // (4 * WIDTH[instructions]))
 
 
 def _pack(instructions: str, matrix: Tensor) -> Tensor:
     """The right factor of a product, in the order in which the kernel reads it."""
     K, N = matrix.shape
-    width = _WIDTH[instructions]
+    width = WIDTH[instructions]
     packed = matrix.new_empty(-(-K // (2 if instructions.endswith("bf16") else 1)) * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)

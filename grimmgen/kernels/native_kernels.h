@@ -550,6 +550,11 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
     }
 }
 
+/* bfloat16 has no equations of its own for telling: one step reads the weights once, and is not about products. */
+#if WORD == 1
+#include "native_steps.h"
+#endif
+
 #undef vec
 #undef ints
 #undef splat
