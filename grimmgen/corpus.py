@@ -123,10 +123,10 @@ class Story:
             content = self.content()
             try:
                 content.decode()
-                file, encoding = io.BytesIO(content), "utf-8"
+                encoding = "utf-8"
             except UnicodeDecodeError:
-                file, encoding = io.BytesIO(content), "latin-1"
-            yield from self._decoded(file, encoding)
+                encoding = "latin-1"
+            yield from self._decoded(io.BytesIO(content), encoding)
             return
         self._check(self.digest() if self.sha256 else None)
         with self._opened() as file:
