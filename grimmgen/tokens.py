@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen import files, paths
+from grimmgen.batches import IdSequence
 from grimmgen.configuration import Configuration, Newlines
 from grimmgen.corpus import Story
 from grimmgen.errors import IntegrityError
@@ -58,14 +59,6 @@ class Text(Protocol):
 
     def pieces(self) -> Iterable[str]:
         """The text."""
-
-
-class IdSequence(Protocol):
-    """Ids that are read a slice at a time."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, cut: slice, /) -> NDArray[Any]: ...
 
 
 # --- folding -------------------------------------------------------------------------------------------------
