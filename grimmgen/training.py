@@ -9,6 +9,7 @@ resumed ends bit-equal to one that never stopped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
 import shlex
@@ -232,6 +233,11 @@ class _Prepared:
 def _prepare(configuration: Configuration, split: Split) -> _Prepared:
     encoded = tokens.encode_stories(split.parts["train"], configuration)
     vocabulary, training = encoded.vocabulary, encoded.stories
+    if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
+        raise UsageError(
+            "the text is so short that none is left to validate with",
+            "give more text",
+        )
     validation = encode_stories(
         ((story.name, story.pieces()) for story in split.parts["valid"]), vocabulary, _VALIDATION
     )
@@ -501,6 +507,7 @@ class _Loop:
             self._training._split.by_story,
             sum(len(ways[0]) for ways in self._stories),
             len(self._vocabulary),
+            self._vocabulary.unknown,
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
             self._model.kernel,

@@ -115,6 +115,8 @@ class Vocabulary:
         Raises:
             UsageError: nothing is kept.
         """
+        if not len(counted.keys):
+            raise UsageError("the training stories are empty", "give more text")
         kept = counted.counts >= min_count
         if not kept.any():
             raise UsageError(
@@ -144,6 +146,13 @@ class Vocabulary:
     def __len__(self) -> int:
         """V: the n-grams and the two special tokens."""
         return len(self.ngrams) + len(SPECIALS)
+
+    @property
+    def unknown(self) -> float:
+        """The share of the training stories' n-grams that `<unk>` hides, from 0 to 1."""
+        # Every n-gram has n places, the empty ones counted too.
+        hidden = sum(count for _, count in self.hidden) // self.ngram
+        return hidden / (hidden + sum(self.counts))
 
     def normalise(self, text: str) -> str:
         """The text as this vocabulary's network sees it."""

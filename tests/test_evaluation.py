@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, get_args
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from grimmgen import evaluation
 from grimmgen.configuration import Cell
 from grimmgen.evaluation import EncodedStory, Evaluation, encode_stories, evaluate, evaluate_dynamically
 from grimmgen.model import LanguageModel
@@ -98,6 +100,54 @@ def test_it_is_adam_on_the_segments_of_a_story_one_after_the_other() -> None:
     made = evaluate_dynamically(model, [story], 0.01, 7).stories[0]
     assert made.nats == pytest.approx(right + story.spelling, rel=1e-4)
     assert made.bits_per_character == pytest.approx(made.nats / math.log(2) / len(STORIES["repetitive"]))
+
+
+def test_a_long_story_is_read_in_parts_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, stories = given()
+    whole = evaluate(model, stories)
+    longest = max(len(story.ids) for story in stories) + 1
+    monkeypatch.setattr(evaluation, "_PART", longest)
+    assert evaluate(model, stories) == whole
+    monkeypatch.setattr(evaluation, "_PART", 25)
+    parted = evaluate(model, stories)
+    for story, score, right in zip(stories, parted.stories, whole.stories, strict=True):
+        assert (score.predictions, score.characters) == (right.predictions, right.characters)
+        assert (
+            score.nats == right.nats if len(story.ids) < 25 else score.nats == pytest.approx(right.nats, rel=0.02)
+        )
+    # A part is read as training reads a row: from the n-gram before it on, remembering nothing.
+    story = stories[0]
+    count = -(-(len(story.ids) + 1) // 25)
+    assert count > 2
+    targets, inputs = [*story.ids.tolist(), 1], [1, *story.ids.tolist()]
+    nats = 0.0
+    for begin, end in itertools.pairwise(len(targets) * k // count for k in range(count + 1)):
+        hidden, _ = model(torch.tensor(inputs[begin:end])[:, None], model.zero_state(1), None)
+        rows, weight, bias = model._output(hidden)
+        loss = torch.nn.functional.cross_entropy(
+            rows @ weight + bias, torch.tensor(targets[begin:end]), reduction="sum"
+        )
+        nats += loss.item()
+    assert parted.stories[0].nats == pytest.approx(nats + story.spelling, rel=1e-5)
+
+
+def test_a_text_in_pieces_is_the_text_and_what_is_beyond_the_most_is_left_out() -> None:
+    configuration = tiny_configuration()
+    vocabulary = tiny_vocabulary(configuration)
+    text = "the king, zzz, and the thin hen" * 3
+    whole = EncodedStory.of("tale", text, vocabulary)
+    ids, costs, characters = vocabulary.encode_with_costs(text)
+    assert whole.ids.tolist() == ids.tolist()
+    assert whole.spelling == pytest.approx(costs.sum())
+    pieces = EncodedStory.of("tale", [text[i : i + 5] for i in range(0, len(text), 5)], vocabulary)
+    assert pieces.ids.tolist() == ids.tolist()
+    assert pieces.spelling == pytest.approx(whole.spelling)
+    assert pieces.characters == whole.characters == characters
+    part = EncodedStory.of("tale", [text[i : i + 5] for i in range(0, len(text), 5)], vocabulary, 8)
+    assert 8 <= len(part.ids) < 12
+    assert part.ids.tolist() == ids[: len(part.ids)].tolist()
+    some = encode_stories([("a", ""), ("b", text), ("c", text)], vocabulary, len(ids))
+    assert [story.name for story in some] == ["b"]
 
 
 def test_who_waits_is_told_how_many_stories_are_done() -> None:
