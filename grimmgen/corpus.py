@@ -38,7 +38,7 @@ _SIZES = range(200, 1 << 20)
 _LOCK_TIMEOUT = 600.0
 _MANIFEST = "manifest.json"
 # What is read at a time, in bytes: little enough to stay in a processor's cache while it is worked on.
-_PIECE = 1 << 18
+_PIECE = 1 << 17
 # A file of this size or more is hashed once, for as long as its size and times stay what they were.
 _LARGE = 1 << 24
 _DIGESTS: dict[tuple[object, ...], str] = {}

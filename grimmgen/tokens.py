@@ -107,8 +107,7 @@ def fold(text: str, lower: bool, newlines: Newlines) -> Codes:
     """The characters of the normalised text, as integers as narrow as they may be."""
     if text.isascii():
         return np.frombuffer(normalise(text, lower, newlines).encode(), np.uint8)
-    if "\r" in text:
-        text = text.replace("\r\n", "\n")
+    text = text.replace("\r\n", "\n")
     # Beyond U+FFFF are pairs of surrogates, which do not stand alone.
     codes = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2")
     folded = _folds(lower, newlines).take(codes)

@@ -41,7 +41,8 @@ def normalise(text: str, lower: bool, newlines: Newlines = "keep") -> str:
     >>> normalise("The\r\nKing", lower=True), normalise("The\r\nKing", lower=True, newlines="space")
     ('the\nking', 'the king')
     """
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
     if newlines == "space":
         text = text.replace("\n", " ")
     if lower:
