@@ -163,6 +163,10 @@ class Story:
             block = file.read(min(_PIECE, end - at))
             if not block:
                 raise IntegrityError(f"{self.path} has changed", self._remedy)
+            if at + len(block) < end:
+                # To the last word's beginning, where there is one: pieces of words would have to be put together.
+                block = block[: block.rfind(b" ") + 1] or block
+                file.seek(at + len(block))
             waiting = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=at + len(block) == end)

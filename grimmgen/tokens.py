@@ -51,6 +51,7 @@ _MAGIC = b"grimmids"
 # Keys counted at a time: enough to make up for adding a whole table of counts.
 _AT_ONCE = 1 << 17
 _FINAL_SIGMA = "\u03a3"
+_SPACES = (" ", "\n")
 _NOT_ALONE = 0xFFFF
 
 
@@ -68,10 +69,12 @@ def seam(text: str, start: int = 1) -> int:
     """The last place, from `start` on, where a text can be cut so that both sides are normalised apart; else 0.
 
     There, nothing reaches across: no line end of two characters, no letter that is composed with its neighbour,
-    and no sigma that would have to look beyond to know whether it ends a word.
+    and no sigma that would have to look beyond to know whether it ends a word. The end of a text is such a place
+    where it is a space, whatever follows.
     """
-    for at in range(len(text) - 1, start - 1, -1):
-        if _stands_alone(text[at - 1]) and _stands_alone(text[at]):
+    for at in range(len(text), start - 1, -1):
+        before, after = text[at - 1 : at], text[at : at + 1]
+        if before in _SPACES or (after and _stands_alone(before) and _stands_alone(after)):
             return at
     return 0
 
@@ -79,7 +82,7 @@ def seam(text: str, start: int = 1) -> int:
 def _stands_alone(character: str) -> bool:
     # Letters of these kinds neither join what stands before them (but for Hangul's vowels and finals) nor are
     # passed over in search of a word's end.
-    return character in " \n" or (
+    return (
         unicodedata.category(character) in {"Lu", "Ll", "Lo", "Nd"}
         and not "\u1100" <= character <= "\u11ff"
         and character != _FINAL_SIGMA
@@ -107,7 +110,8 @@ def fold(text: str, lower: bool, newlines: Newlines) -> Codes:
     """The characters of the normalised text, as integers as narrow as they may be."""
     if text.isascii():
         return np.frombuffer(normalise(text, lower, newlines).encode(), np.uint8)
-    text = text.replace("\r\n", "\n")
+    if "\r" in text:
+        text = text.replace("\r\n", "\n")
     # Beyond U+FFFF are pairs of surrogates, which do not stand alone.
     codes = np.frombuffer(text.encode("utf-16-le", "surrogatepass"), "<u2")
     folded = _folds(lower, newlines).take(codes)
@@ -188,7 +192,7 @@ def _alphabet(texts: Iterable[Text], lower: bool, newlines: Newlines) -> str:
             if codes.dtype == np.uint8:
                 # Quicker than looking each one up: what is known goes, and hardly ever is anything left.
                 narrow += bytes(set(codes.tobytes().translate(None, narrow)))
-            else:
+            elif not wide.take(codes).all():
                 wide[codes] = True
     wide[list(narrow)] = True
     return "".join(map(chr, np.flatnonzero(wide)))
