@@ -22,11 +22,12 @@ from grimmgen.vocabulary import Vocabulary, code_points, normalise
 
 # What is folded, composed, looked at in its neighbourhood, joined or easily lost; letters of one to four bytes.
 ODD = "ab AB.'\0\r\n\t\u2028\ufeffe\u0301\u0327\u0130\u03a3\u03a3\u1e9e\u212b\u1100\u1161\u11a8\U0001f469\u200d"
-ODD += "中文。é“"
+ODD += ":^`中文。é“"
 TEXTS = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=40)
 NEWLINES: st.SearchStrategy[Newlines] = st.sampled_from(["keep", "space"])
 # A busy machine is no failure.
 patiently = settings(deadline=None)
+thoroughly = settings(deadline=None, max_examples=400)
 
 
 @dataclass
@@ -87,7 +88,7 @@ def test_what_comes_in_pieces_is_counted_and_encoded_as_the_whole(
             assert np.concatenate(parts).tolist() == right.tolist()
 
 
-@patiently
+@thoroughly
 @given(TEXTS, st.booleans(), NEWLINES, st.data())
 def test_a_text_may_be_cut_at_a_seam(text: str, lower: bool, newlines: Newlines, data: st.DataObject) -> None:
     start = data.draw(st.integers(1, max(1, len(text))))
@@ -97,8 +98,10 @@ def test_a_text_may_be_cut_at_a_seam(text: str, lower: bool, newlines: Newlines,
     assert sides == normalise(text, lower, newlines)
 
 
-@patiently
+@thoroughly
 @given(TEXTS, st.booleans(), NEWLINES)
+@example("é\r\r\n", True, "keep")
+@example("\u1100\r\r\n", True, "keep")
 def test_folding_is_normalising(text: str, lower: bool, newlines: Newlines) -> None:
     assert tokens.fold(text, lower, newlines).tolist() == code_points(normalise(text, lower, newlines)).tolist()
 
@@ -116,6 +119,7 @@ def test_seams_are_found_in_every_script() -> None:
         assert tokens.seam(text), text
     assert not tokens.seam("\u1100\u1161\u11a8")
     assert not tokens.seam("a\u03a3")
+    assert all(tokens.seam(text) for text in ("1,2,3", "\0\0", "=====", "word \u0301"[:5]))
 
 
 @pytest.mark.parametrize("lower", [True, False])
