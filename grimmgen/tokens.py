@@ -375,26 +375,32 @@ def _open(path: Path) -> Encoded:
         FileNotFoundError: there is no such file.
         IntegrityError: it is not what was written.
     """
+    damaged = IntegrityError(f"{path} is no file of ids", "remove it")
     with files.explained(f"cannot read {path}", missing_ok=True), path.open("rb") as file:
-        # Never of length zero, which cannot be mapped: it would not have its last sixteen bytes.
-        if path.stat().st_size < 16:
-            raise IntegrityError(f"{path} is no file of ids", "remove it")
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    end = len(mapped) - 16 - int.from_bytes(mapped[-16:-8], "little")
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise damaged from None  # it is empty
     try:
-        about = json.loads(mapped[max(0, end) : -16])
-        vocabulary = Vocabulary.from_json(about["vocabulary"])
-        ways, lengths, kind = int(about["ways"]), list(map(int, about["lengths"])), narrow(vocabulary)
-    except (ValueError, KeyError, TypeError):
-        raise IntegrityError(f"{path} is no file of ids", "remove it") from None
+        return _decoded(mapped)
+    except (ValueError, KeyError, IndexError, TypeError, IntegrityError):
+        # Windows would not replace a file that is mapped.
+        mapped.close()
+        raise damaged from None
+
+
+def _decoded(mapped: mmap.mmap) -> Encoded:
+    """The vocabulary and the stories of a file of ids; one of several errors where it is none."""
+    end = len(mapped) - 16 - int.from_bytes(mapped[-16:-8], "little")
+    about = json.loads(mapped[max(0, end) : -16])
+    vocabulary = Vocabulary.from_json(about["vocabulary"])
+    ways, lengths, kind = int(about["ways"]), list(map(int, about["lengths"])), narrow(vocabulary)
     every = _Ids(mapped, kind, 0, sum(lengths))
+    if mapped[-8:] != _MAGIC or end != len(every) * np.dtype(kind).itemsize:
+        raise ValueError
     # A damaged id would lead beyond the end of the weights.
-    if (
-        mapped[-8:] != _MAGIC
-        or end != len(every) * np.dtype(kind).itemsize
-        or any(every[at : at + (1 << 20)].max() >= len(vocabulary) for at in range(0, len(every), 1 << 20))
-    ):
-        raise IntegrityError(f"{path} is no file of ids", "remove it")
+    if any(every[at : at + (1 << 20)].max() >= len(vocabulary) for at in range(0, len(every), 1 << 20)):
+        raise ValueError
     firsts = np.cumsum([0, *lengths]).tolist()
     stories: list[list[IdSequence]] = [
         [_Ids(mapped, kind, firsts[i], lengths[i]) for i in range(story, story + ways)]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,11 +241,27 @@ def test_a_damaged_file_of_ids_is_made_anew(text: Path) -> None:
 
 
 @pytest.mark.usefixtures("large")
+def test_of_two_at_once_one_writes_and_the_other_waits(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = tokens._write, []
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.2)
+        written.append(arguments[0])
+        write(*arguments)
+
+    monkeypatch.setattr(tokens, "_write", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: ids(encoded(text, Configuration())), range(2))
+    assert one == other
+    assert len(written) == 1
+
+
+@pytest.mark.usefixtures("large")
 def test_a_text_that_changes_while_it_is_read_is_noticed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = tokens._write
 
-    def disturbed(*arguments: object) -> None:
-        write(*arguments)  # type: ignore[arg-type]
+    def disturbed(*arguments: Any) -> None:
+        write(*arguments)
         text.write_text("Another tale. " * 100, encoding="utf-8")
 
     monkeypatch.setattr(tokens, "_write", disturbed)
