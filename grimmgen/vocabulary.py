@@ -364,6 +364,8 @@ class Keys:
 
     def of(self, codes: Codes) -> NDArray[Any]:
         """The keys of a normalised text's n-grams, [⌈characters / n⌉]."""
+        if self.ngram == 2 and codes.dtype == np.uint8 and len(codes) % 2 == 0:
+            return self._pairs.take(codes.view(np.uint16))
         ranks = self._ranks.take(codes, mode="clip")
         if missing := -len(ranks) % self.ngram:
             ranks = np.concatenate([ranks, np.zeros(missing, ranks.dtype)])
@@ -372,6 +374,11 @@ class Keys:
             keys *= self.base
             keys += ranks[digit :: self.ngram]
         return keys
+
+    @cached_property
+    def _pairs(self) -> NDArray[Any]:
+        """The keys of all pairs of bytes, by what two bytes side by side are as one integer: most bigrams' way."""
+        return self.of(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).astype(np.uint16))
 
     def ranks(self, keys: NDArray[Any]) -> Iterable[_Integers]:
         """The ranks of each key's characters: those of the first characters, [len(keys)], and so on."""
