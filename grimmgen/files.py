@@ -16,7 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grimmgen.errors import GrimmgenError, IntegrityError
 
@@ -24,7 +24,14 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Give `path` this content, or leave it as it was.
+    """Give `path` this content, or leave it as it was; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` where the block ends well.
 
     A temporary file in the same directory is written and flushed to the disk, then renamed over `path`, then
     the directory is flushed, in this order: after a power cut the name leads to the old or the new content.
@@ -37,7 +44,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     with explained(f"cannot write {path}"):
         try:
             with temporary.open("xb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

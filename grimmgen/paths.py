@@ -16,7 +16,7 @@ from grimmgen.errors import UsageError
 
 
 def cache_directory() -> Path:
-    """The directory of what can be made again: fetched corpora."""
+    """The directory of what can be made again: fetched corpora, the ids of large texts."""
     return _directory("cache", platformdirs.user_cache_path)
 
 
@@ -28,6 +28,11 @@ def data_directory() -> Path:
 def corpus_directory(name: str) -> Path:
     """The cached corpus of that name."""
     return cache_directory() / "corpora" / name
+
+
+def tokens_directory() -> Path:
+    """The ids of large texts, a file a text and a way to encode it."""
+    return cache_directory() / "tokens"
 
 
 def runs_directory() -> Path:

@@ -9,6 +9,7 @@ resumed ends bit-equal to one that never stopped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
 import shlex
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from grimmgen import kernels, registry
-from grimmgen.batches import Window, epoch, window_count
+from grimmgen import kernels, registry, tokens
+from grimmgen.batches import IdSequence, Window, epoch, window_count
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
@@ -32,11 +33,13 @@ from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
 from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Reason, Saved, Started, Stepped, event_to_json
 from grimmgen.model import LanguageModel, State, choose_device
 from grimmgen.registry import Run
-from grimmgen.vocabulary import Ids, Vocabulary
+from grimmgen.vocabulary import Vocabulary
 
 # Training has converged when the rate has been decayed to less than this share of where it began.
 LOWEST_RATE = 0.01
 _SAVE_SECONDS = 30.0
+# N-grams of the validation stories that are read after each epoch, at most: so many settle the third digit.
+_VALIDATION = 1 << 21
 # What the log keeps: the same lines, whether or not a run was interrupted.
 _LOGGED = (Started, Evaluated, RateDecayed, Finished)
 
@@ -223,27 +226,21 @@ class _Prepared:
     """The text as training needs it."""
 
     vocabulary: Vocabulary
-    training: list[list[Ids]]  # for each story the ways in which it may be cut
+    training: list[list[IdSequence]]  # for each story the ways in which it may be cut
     validation: list[EncodedStory]
 
 
-def _prepare(configuration: Configuration, split: Split, vocabulary: Vocabulary | None = None) -> _Prepared:
-    texts = [story.read() for story in split.parts["train"]]
-    if vocabulary is None:
-        vocabulary = Vocabulary.build(
-            texts,
-            configuration.ngram,
-            configuration.min_count,
-            configuration.lower,
-            configuration.newlines,
-            configuration.phases,
+def _prepare(configuration: Configuration, split: Split) -> _Prepared:
+    encoded = tokens.encode_stories(split.parts["train"], configuration)
+    vocabulary, training = encoded.vocabulary, encoded.stories
+    if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
+        raise UsageError(
+            "the text is so short that none is left to validate with",
+            "give more text",
         )
-    training = [
-        vocabulary.encode_phases(text) if configuration.phases else [vocabulary.encode(text)]
-        for text in texts
-        if text
-    ]
-    validation = encode_stories(((s.name, s.read()) for s in split.parts["valid"]), vocabulary)
+    validation = encode_stories(
+        ((story.name, story.pieces()) for story in split.parts["valid"]), vocabulary, _VALIDATION
+    )
     ngrams = sum(len(ways[0]) + 1 for ways in training)
     if configuration.batch_size > ngrams:
         raise UsageError(
@@ -307,7 +304,7 @@ class _Loop:
             if progress.window > len(windows):
                 raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
             began, read = time.monotonic(), 0
-            for window in windows[progress.window :]:
+            for window in map(windows.__getitem__, range(progress.window, len(windows))):
                 rate = self._update(window)
                 read += window.predictions
                 progress.seconds = time.monotonic() - self._clock
@@ -511,6 +508,7 @@ class _Loop:
             self._training._split.by_story,
             sum(len(ways[0]) for ways in self._stories),
             len(self._vocabulary),
+            self._vocabulary.unknown,
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
             self._model.kernel(self._precision),

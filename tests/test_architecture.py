@@ -27,7 +27,7 @@ FLOORS = [
     "paths files configuration kernels.library",
     "vocabulary downloads events cells.products",
     "batches corpus decoding cells.lstm",
-    "cells",
+    "tokens cells",
     "kernels.native kernels.stepping",
     "kernels",
     "model checkpoint",

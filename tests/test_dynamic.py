@@ -67,7 +67,7 @@ def test_each_story_is_read_as_if_it_were_the_only_one() -> None:
 
 def test_what_repeats_itself_costs_less_and_each_segment_is_scored_before_it_is_learnt() -> None:
     model, stories = given(min_count=1)
-    assert not stories[0].spelling.any()
+    assert not stories[0].spelling
     static, dynamic = nats(evaluate(model, stories)), nats(evaluate_dynamically(model, stories, 0.05, segment=4))
     assert dynamic["repetitive"] < 0.8 * static["repetitive"]
     # A story of a single segment gives nothing to learn from before its end.
@@ -102,7 +102,7 @@ def test_it_is_krause_s_step_on_the_segments_of_a_story_one_after_the_other() ->
                 weight.add_(decay * (start - weight))
         state = type(state)(after.h.detach(), after.c.detach())
     made = evaluate_dynamically(model, [story], rate, decay, damping, segment=7).stories[0]
-    assert made.nats == pytest.approx(right + float(story.spelling.sum()), rel=1e-4)
+    assert made.nats == pytest.approx(right + story.spelling, rel=1e-4)
     assert made.bits_per_character == pytest.approx(made.nats / math.log(2) / len(STORIES["repetitive"]))
 
 

@@ -59,20 +59,18 @@ def evaluate(
     given = [Story(str(path), path) for path in files or []]
     wanted: list[str | None] = [*run] if run else [None]
     loaded = [(asked, *registry.find_checkpoint(asked)) for asked in wanted]
-    read = [
-        [(story.name, story.read()) for story in given or _own_stories(name, asked, split)]
-        for asked, name, _ in loaded
-    ]
-    if any(texts != read[0] for texts in read):
+    read = [given or _own_stories(name, asked, split) for asked, name, _ in loaded]
+    contents = [[(story.name, story.part, story.digest()) for story in stories] for stories in read]
+    if any(texts != contents[0] for texts in contents):
         console.warn("the runs have different stories: to compare them on the same text, give FILEs")
     results: list[tuple[str, Evaluation, Evaluation | None]] = []
-    for (_, name, checkpoint), texts in zip(loaded, read, strict=True):
+    for (_, name, checkpoint), stories in zip(loaded, read, strict=True):
         if not (quiet or json):
-            stories = "1 text" if len(texts) == 1 else f"{len(texts)} texts"
-            console.note(f"reading {stories} with {name}")
+            texts = "1 text" if len(stories) == 1 else f"{len(stories)} texts"
+            console.note(f"reading {texts} with {name}")
         model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(chosen)
         model.load_weights(checkpoint.weights)
-        encoded = encode_stories(texts, checkpoint.vocabulary)
+        encoded = encode_stories(((s.name, s.pieces()) for s in stories), checkpoint.vocabulary)
         static = score(model, encoded)
         adapted = None
         if dynamic:

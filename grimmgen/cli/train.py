@@ -207,6 +207,7 @@ def train(
     from grimmgen import registry
     from grimmgen.cli import console
     from grimmgen.corpus import open_corpus, split_by_file
+    from grimmgen.tokens import IN_MEMORY
     from grimmgen.training import Training, command_line
 
     if configuration is None:
@@ -215,6 +216,8 @@ def train(
     else:
         opened = open_corpus(corpus)
         parts = None if split is None else split_by_file(opened, split)
+        if (size := sum(story.size for story in opened.stories)) > IN_MEMORY and not (quiet or json):
+            console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
         training = Training.begin(opened, configuration, parts, run, device, command_line())
 
     signals: list[int] = []
@@ -319,9 +322,12 @@ def _introduce(event: Started, bars: Bars) -> None:
         f"run {event.run} {begun}: {event.corpus}, {train}/{valid}/{test} {unit} for train/valid/test", "bold"
     )
     configuration = event.configuration
-    bars.line(
-        f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {event.updates} updates an epoch"
-    )
+    updates = "1 update" if event.updates == 1 else f"{event.updates} updates"
+    bars.line(f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {updates} an epoch")
+    if event.unknown > _MUCH:
+        bars.line(
+            f"<unk> hides {event.unknown:.0%} of the n-grams: for so short a text lower --min-count", "yellow"
+        )
     bars.line(
         f"{_CELLS[configuration.cell]}: {configuration.layers} × {configuration.hidden} units,"
         f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
@@ -335,6 +341,9 @@ def _introduce(event: Started, bars: Bars) -> None:
 
 
 _CELLS = {"lstm": "LSTM", "peephole": "peephole LSTM", "gru": "GRU", "mogrifier": "mogrifier LSTM"}
+
+# A larger share of n-grams than this is not to be hidden without a word: of the tales <unk> hides 1 in 1,000.
+_MUCH = 0.05
 
 _REASONS = {
     "epochs": "all epochs are done",
