@@ -7,6 +7,9 @@
  * theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads some of
  * the rows or columns, and room to work in.
  */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -43,7 +46,6 @@ enum {
 
 /* Compilers have had the instructions of bfloat16 since these versions. */
 #if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
-#include <immintrin.h>
 #define HAS_BF16 __builtin_cpu_supports("avx512bf16")
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)

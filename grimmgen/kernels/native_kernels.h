@@ -53,14 +53,35 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 #define AS_INTS(v) ((ints)(v))
 #define AS_VEC(v) ((vec)(v))
 INLINE vec splat(float a) { return a - (vec){0}; }
+#if LANES == 16
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif LANES == 8
+INLINE vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
 INLINE vec smaller(vec a, vec b) { ints m = a < b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
 INLINE vec larger(vec a, vec b) { ints m = a > b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
+#endif
 #endif
 
 INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
 /* The first `count` lanes, the others zero; `count` beyond LANES means all. */
+#if LANES == 16
+#define MASK(count) (__mmask16)((count) > 0 ? (1u << (count)) - 1 : 0)
+INLINE vec load_some(const float *p, size count)
+{
+    return count >= LANES ? load(p) : (vec)_mm512_maskz_loadu_ps(MASK(count), p);
+}
+
+INLINE void store_some(float *p, vec v, size count)
+{
+    if (count >= LANES) store(p, v);
+    else _mm512_mask_storeu_ps(p, MASK(count), (__m512)v);
+}
+#else
 INLINE vec load_some(const float *p, size count)
 {
     if (count >= LANES) return load(p);
@@ -76,6 +97,7 @@ INLINE void store_some(float *p, vec v, size count)
     store(lanes, v);
     for (size i = 0; i < count; i++) p[i] = lanes[i];
 }
+#endif
 
 /* sum += more */
 INLINE void add_to(float *sum, const float *more, size count)
@@ -581,6 +603,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef AS_VEC
 #undef PANEL
 #undef CUT_OFF
+#undef MASK
 #undef PADDED
 #undef ISA
 #undef LANES
