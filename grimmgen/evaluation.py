@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from grimmgen.batches import NO_TARGET, together
 from grimmgen.errors import GrimmgenError
 from grimmgen.model import LanguageModel
+from grimmgen.optimiser import AdamW
 from grimmgen.vocabulary import UNKNOWN, Ids, Vocabulary
 
 # Rows read side by side and steps at a time: of no influence on the figures beyond the last digits.
@@ -156,16 +157,15 @@ def evaluate_dynamically(
     trained = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     scores = []
     for story in stories:
-        optimiser = torch.optim.Adam(model.parameters(), rate, fused=True)
+        optimiser = AdamW(model.parameters())
         state, nats = model.zero_state(1), 0.0
         for window in together([story.ids], segment):
             losses, _ = model.losses(window, state)
             nats += float(losses.sum())
-            optimiser.zero_grad(set_to_none=True)
+            optimiser.zero_gradient()
             loss, state = model.loss(window, state, None)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), model.configuration.clip)
-            optimiser.step()
+            optimiser.step(rate, model.configuration.clip, optimiser.norm())
         scores.append(_score(story, nats))
         with torch.no_grad():
             for name, weight in model.named_parameters():

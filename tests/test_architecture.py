@@ -30,7 +30,7 @@ FLOORS = [
     "cells",
     "kernels.native kernels.stepping",
     "kernels",
-    "model checkpoint",
+    "model checkpoint optimiser",
     "registry",
     "evaluation generation",
     "training",

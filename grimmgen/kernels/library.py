@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 2
+_VERSION = 3
 
 
 @functools.cache

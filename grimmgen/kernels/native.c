@@ -37,6 +37,8 @@ enum {
     CHUNK = 256,
     /* Rows of logits that are made at a time: they are to stay in the second-level cache. */
     BLOCK = 128,
+    /* Numbers of a gradient whose squares are added up by themselves, so that the sum does not depend on threads. */
+    SLICE = 4096,
 };
 
 /* For each instruction set: LANES, the floats of a vector; ROWS, the rows of a product's register block of
@@ -142,7 +144,7 @@ EXPORT const char *instruction_sets(void)
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 2;
+    return 3;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

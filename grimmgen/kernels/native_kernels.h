@@ -20,6 +20,7 @@
 #define largest_of NAMED(largest_of)
 #define smaller NAMED(smaller)
 #define larger NAMED(larger)
+#define square_root NAMED(square_root)
 #define exponential NAMED(exponential)
 #define logistic NAMED(logistic)
 #define hyperbolic_tangent NAMED(hyperbolic_tangent)
@@ -122,6 +123,20 @@ INLINE float largest_of(vec v)
     for (int i = 1; i < LANES; i++) largest = lanes[i] > largest ? lanes[i] : largest;
     return largest;
 }
+
+#if LANES == 16
+INLINE vec square_root(vec v) { return (vec)_mm512_sqrt_ps((__m512)v); }
+#elif LANES == 8
+INLINE vec square_root(vec v) { return (vec)_mm256_sqrt_ps((__m256)v); }
+#else
+INLINE vec square_root(vec v)
+{
+    float lanes[LANES];
+    store(lanes, v);
+    for (int i = 0; i < LANES; i++) lanes[i] = sqrtf(lanes[i]);
+    return load(lanes);
+}
+#endif
 
 /* `smaller` and `larger` give their second argument where one is not a number, so that this lets NaN through. */
 #define CUT_OFF(x, bound) larger(splat(-(bound)), smaller(splat(bound), x))
@@ -508,6 +523,45 @@ EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, f
     }
 }
 
+/* ---- The optimiser ------------------------------------------------------------------------------------------- */
+
+/* The sums of the squares of a gradient [count]: for each of its slices `begin` to `end`, of SLICE numbers, one, from
+ * `at` on in `sums`. */
+EXPORT void NAMED(squares)(size count, const float *gradient, double *sums, size at, size begin, size end)
+{
+    for (size slice = begin; slice < end; slice++) {
+        size first = slice * SLICE, left = SMALLER(SLICE, count - first);
+        vec sum = splat(0), more = splat(0);
+        for (size n = 0; n < left; n += 2 * LANES) {
+            vec a = load_some(gradient + first + n, left - n);
+            vec b = load_some(gradient + first + n + LANES, left - n - LANES);
+            sum += a * a, more += b * b;
+        }
+        sums[at + slice] = (double)sum_of(sum) + (double)sum_of(more);
+    }
+}
+
+/* A step for the weights `begin` to `end`; the steps are numbered as in grimmgen/optimiser.py.
+ *
+ * rates  what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
+ */
+EXPORT void NAMED(adamw)(float *weight, const float *gradient, float *mean, float *mean_square, const float *rates,
+                         size begin, size end)
+{
+    const float scale = rates[0], share = rates[1], beta2 = rates[2], share2 = rates[3], kept = rates[4];
+    const float pace = rates[5], root = rates[6], epsilon = rates[7];
+    for (size n = begin; n < end; n += LANES) {
+        vec g = load_some(gradient + n, end - n) * scale; /* (1) */
+        vec m = load_some(mean + n, end - n), v = load_some(mean_square + n, end - n); /* (2) */
+        m += (g - m) * share;
+        v = v * beta2 + g * g * share2;
+        vec w = load_some(weight + n, end - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
+        store_some(mean + n, m, end - n);
+        store_some(mean_square + n, v, end - n);
+        store_some(weight + n, w, end - n);
+    }
+}
+
 /* ---- The softmax layer -------------------------------------------------------------------------------------- */
 
 /* One row of logits [V]: returns -ln p of the target, and puts scale · (p - onehot(target)) in their place. */
@@ -584,6 +638,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef largest_of
 #undef smaller
 #undef larger
+#undef square_root
 #undef exponential
 #undef logistic
 #undef hyperbolic_tangent
