@@ -564,8 +564,9 @@ EXPORT void NAMED(adamw)(float *weight, const float *gradient, float *mean, floa
 
 /* ---- The softmax layer -------------------------------------------------------------------------------------- */
 
-/* One row of logits [V]: returns -ln p of the target, and puts scale · (p - onehot(target)) in their place. */
-static float softmax(size V, float *y, size target, float scale)
+/* One row of logits [V]: returns -ln p of the target, puts scale · (p - onehot(target)) in their place, and adds that
+ * to `total` [V], if that is no null pointer. */
+static float softmax(size V, float *y, size target, float scale, float *total)
 {
     float largest = y[0];
     if (V >= LANES) {
@@ -584,8 +585,13 @@ static float softmax(size V, float *y, size target, float scale)
     sum = sum_of(sums);
     for (size n = V / LANES * LANES; n < V; n++) sum += y[n];
     vec factor = splat(scale / sum);
-    for (size n = 0; n < V; n += LANES) store_some(y + n, load_some(y + n, V - n) * factor, V - n);
+    for (size n = 0; n < V; n += LANES) {
+        vec d_y = load_some(y + n, V - n) * factor;
+        store_some(y + n, d_y, V - n);
+        if (total) store_some(total + n, load_some(total + n, V - n) + d_y, V - n);
+    }
     y[target] -= scale;
+    if (total) total[target] -= scale;
     return largest - at_target + logf(sum);
 }
 
@@ -615,9 +621,8 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
         for (size row = 0; row < rows; row++) {
             float *y = room + row * width;
             size target = targets[n0 + row];
-            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N);
+            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N, grad_bias);
             if (target < 0) memset(y, 0, V * sizeof *y);
-            if (grad_bias) add_to(grad_bias, y, V);
         }
         if (!grad_hidden) continue;
         multiply_rows(rows, H, V, room, width, 0, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h, left);
