@@ -35,6 +35,7 @@ from grimmgen.batches import Window
 from grimmgen.cells.products import product
 from grimmgen.configuration import Configuration
 from grimmgen.model import LanguageModel
+from grimmgen.optimiser import AdamW
 
 Update = Callable[[], float]
 
@@ -43,20 +44,19 @@ def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> 
     """An update of grimmgen's, as `grimmgen.training` does it."""
     model = LanguageModel(configuration, vocabulary_size)
     model.initialise()
-    optimiser = torch.optim.AdamW(model.parameters(), configuration.learning_rate, weight_decay=0, fused=True)
+    optimiser = AdamW(model.parameters())
     generator = torch.Generator().manual_seed(0)
     precision = kernels.resolve_precision(configuration, model.device)
     state = model.zero_state(window.inputs.shape[1])
 
     def update() -> float:
         nonlocal state
-        optimiser.zero_grad(set_to_none=True)
+        optimiser.zero_gradient()
         with model.left_alone():
             loss, state = model.loss(window, state, generator, precision)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), configuration.clip)
-        with kernels.alone(model.device):
-            optimiser.step()
+            norm = optimiser.norm()
+        optimiser.step(configuration.learning_rate, configuration.clip, norm)
         return loss.item()
 
     return update

@@ -32,6 +32,7 @@ from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
 from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Reason, Saved, Started, Stepped, event_to_json
 from grimmgen.model import LanguageModel, State, choose_device
+from grimmgen.optimiser import AdamW
 from grimmgen.registry import Run
 from grimmgen.vocabulary import Vocabulary
 
@@ -262,12 +263,7 @@ class _Loop:
         self._validation = prepared.validation
         self._updates = window_count(self._stories, configuration.batch_size, configuration.unroll)
         self._model = LanguageModel(configuration, len(self._vocabulary)).to(training._device)
-        self._optimiser = torch.optim.AdamW(
-            self._model.parameters(),
-            configuration.learning_rate,
-            weight_decay=configuration.weight_decay,
-            fused=True,
-        )
+        self._optimiser = AdamW(self._model.parameters(), configuration.weight_decay)
         self._precision = kernels.resolve_precision(configuration, training._device)
         self._generator = torch.Generator(training._device)
         self._best: Checkpoint | None = None  # new and not yet on the disk
@@ -339,26 +335,23 @@ class _Loop:
         progress, configuration, rate = self._progress, self._configuration, self._rate()
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.zero_gradient()
         try:
             with self._model.left_alone():
                 loss, state = self._model.loss(window, self._state, self._generator, self._precision)
                 loss.backward()  # type: ignore[no-untyped-call]
-                norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
+                norm = self._optimiser.norm()
         except torch.OutOfMemoryError as error:
             raise GrimmgenError(
                 f"the device is out of memory at update {progress.step + 1}", "lower --batch-size or --unroll"
             ) from error
         mean = loss.item()
-        if not (math.isfinite(mean) and math.isfinite(norm.item())):
+        if not (math.isfinite(mean) and math.isfinite(norm)):
             raise GrimmgenError(
                 f"the loss is no longer finite at update {progress.step + 1}, the last good checkpoint stays",
                 f"train anew with --lr {configuration.learning_rate / 10:g}",
             )
-        with kernels.alone(self._model.device):
-            self._optimiser.step()
+        self._optimiser.step(rate, configuration.clip, norm)
         self._state = state
         progress.step += 1
         progress.window += 1
@@ -443,11 +436,7 @@ class _Loop:
             best.write(self._run.best_path)
             self._best = None
         tensors = {"state.h": self._state.h.cpu().numpy(), "state.c": self._state.c.cpu().numpy()}
-        for name, weight in self._model.named_parameters():
-            moments = self._optimiser.state[weight]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensor = moments[moment] if moments else torch.zeros_like(weight)
-                tensors[f"adam.{moment}.{name}"] = tensor.detach().cpu().numpy()
+        tensors |= {name: moment.cpu().numpy() for name, moment in self._moments().items()}
         Checkpoint(
             self._configuration,
             self._vocabulary,
@@ -474,12 +463,19 @@ class _Loop:
         device = self._training._device
         tensors = {name: torch.from_numpy(t).to(device) for name, t in checkpoint.training_tensors.items()}
         self._state = State(tensors["state.h"], tensors["state.c"])
-        for name, weight in self._model.named_parameters():
-            self._optimiser.state[weight] = {
-                "step": torch.tensor(float(self._progress.step), device=device),
-                "exp_avg": tensors[f"adam.exp_avg.{name}"],
-                "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"],
-            }
+        self._optimiser.steps = self._progress.step
+        for name, moment in self._moments().items():
+            moment.copy_(tensors[name])
+
+    def _moments(self) -> dict[str, torch.Tensor]:
+        """The optimiser's means, by their names in a checkpoint."""
+        names = [name for name, _ in self._model.named_parameters()]
+        of = {"exp_avg": self._optimiser.exp_avg, "exp_avg_sq": self._optimiser.exp_avg_sq}
+        return {
+            f"adam.{kind}.{name}": moment
+            for kind, moments in of.items()
+            for name, moment in zip(names, moments, strict=True)
+        }
 
     def _training_perplexity(self) -> float:
         return math.exp(min(700.0, self._progress.loss / max(1, self._progress.predictions)))

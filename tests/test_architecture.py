@@ -30,7 +30,7 @@ FLOORS = [
     "tokens cells",
     "kernels.native kernels.stepping",
     "kernels",
-    "model checkpoint",
+    "model checkpoint optimiser",
     "registry",
     "evaluation generation",
     "training dynamic",

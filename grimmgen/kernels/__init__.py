@@ -102,7 +102,7 @@ def lstm_window(
     from grimmgen.cells import lstm
 
     result: tuple[Tensor, Tensor]
-    if (instructions := _serving(x, precision)) is not None:
+    if (instructions := compiled(x, precision)) is not None:
         from grimmgen.kernels import native
 
         result = native.LSTMWindow.apply(  # type: ignore[no-untyped-call]
@@ -139,7 +139,7 @@ def lstm_look_up_window(
         starts: [T, B] bool or None.
         precision: of the matrix products.
     """
-    if (instructions := _serving(input_weight, precision)) is not None:
+    if (instructions := compiled(input_weight, precision)) is not None:
         from grimmgen.kernels import native
 
         result: tuple[Tensor, Tensor] = native.LookUpWindow.apply(  # type: ignore[no-untyped-call]
@@ -154,7 +154,7 @@ def lstm_look_up_window(
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, precision: Products = "fp32") -> Tensor:
     """The rows x [N, K] times the weight [K, M], plus the bias [M] if there is one: [N, M]."""
-    if (instructions := _serving(x, precision)) is not None:
+    if (instructions := compiled(x, precision)) is not None:
         from grimmgen.kernels import native
 
         result: Tensor = native.Affine.apply(instructions, x, weight, bias)  # type: ignore[no-untyped-call]
@@ -210,7 +210,7 @@ def cross_entropy(
     hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, precision: Products = "fp32"
 ) -> Tensor:
     """The loss of a window, a scalar; see `grimmgen.cells.softmax.CrossEntropy`."""
-    if (instructions := _serving(hidden, precision)) is not None:
+    if (instructions := compiled(hidden, precision)) is not None:
         from grimmgen.kernels import native
 
         loss: Tensor = native.CrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -227,7 +227,7 @@ def cross_entropy(
 
 def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """The loss of each prediction in nats, [N]; see `grimmgen.cells.softmax.negative_log_likelihood`."""
-    if (instructions := _serving(hidden)) is not None:
+    if (instructions := compiled(hidden)) is not None:
         from grimmgen.kernels import native
 
         return native.negative_log_likelihood(instructions, hidden, weight, bias, targets)
@@ -236,8 +236,13 @@ def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, target
     return softmax.negative_log_likelihood(hidden, weight, bias, targets)
 
 
-def _serving(tensor: Tensor, precision: Products = "fp32") -> str | None:
-    """The instruction set of the compiled kernel if that serves such a tensor, else None."""
+def compiled(tensor: Tensor, precision: Products = "fp32") -> str | None:
+    """The instruction set of the compiled kernel if that serves such a tensor, else None.
+
+    Args:
+        tensor: a weight, or what is multiplied with one.
+        precision: of the matrix products.
+    """
     import torch
 
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 3
+_VERSION = 4
 # The floats of a vector, by instruction set.
 WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 
@@ -41,11 +41,15 @@ def instruction_sets(precision: str = "fp32") -> list[str]:
         precision: of their products. A set for bfloat16 is called as the one it adds to, with `bf16` at the end.
     """
     library, _ = load()
-    if library is None:
-        return []
+    return [] if library is None else _instruction_sets(library)[precision == "bf16"]
+
+
+@functools.cache
+def _instruction_sets(library: ctypes.CDLL) -> tuple[list[str], list[str]]:
     library.instruction_sets.restype = ctypes.c_char_p
-    names: bytes = library.instruction_sets()
-    return [name for name in names.decode().split() if name.endswith("bf16") == (precision == "bf16")]
+    names = library.instruction_sets().decode().split()
+    rounding = [name for name in names if name.endswith("bf16")]
+    return [name for name in names if name not in rounding], rounding
 
 
 @functools.cache

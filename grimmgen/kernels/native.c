@@ -7,6 +7,9 @@
  * version of theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads
  * some of the rows or columns, and room to work in.
  */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -34,6 +37,8 @@ enum {
     CHUNK = 256,
     /* Rows of logits that are made at a time: they are to stay in the second-level cache. */
     BLOCK = 128,
+    /* Numbers of a gradient whose squares are added up by themselves, so that the sum does not depend on threads. */
+    SLICE = 4096,
 };
 
 /* For each instruction set: LANES, the floats of a vector; ROWS, the rows of a product's register block of
@@ -43,7 +48,6 @@ enum {
 
 /* Compilers have had the instructions of bfloat16 since these versions. */
 #if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
-#include <immintrin.h>
 #define HAS_BF16 __builtin_cpu_supports("avx512bf16")
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
@@ -140,7 +144,7 @@ EXPORT const char *instruction_sets(void)
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 3;
+    return 4;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

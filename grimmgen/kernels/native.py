@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,9 @@ from torch import Tensor
 from grimmgen.kernels.library import WIDTH, function
 
 # As in native.c.
-_CHUNK, _BLOCK = 256, 128
+_CHUNK, _BLOCK, _SLICE = 256, 128, 4096
+# To wake another thread takes longer than to do something simple with so many numbers.
+_FEW = 2**18
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -218,6 +221,39 @@ class CrossEntropy(torch.autograd.Function):
         return None, *(saved if grad.item() == 1.0 else (made * grad for made in saved)), None
 
 
+def norm(instructions: str, gradients: Sequence[Tensor]) -> float:
+    """The norm of all of the gradients together; the same for any number of threads."""
+    slices = [-(-gradient.numel() // _SLICE) for gradient in gradients]
+    sums = torch.empty(sum(slices), dtype=torch.float64)
+    first = 0
+    for given, own in zip(gradients, slices, strict=True):
+        gradient, count = given.contiguous(), given.numel()
+        shares = _shares(own) if count > _FEW else [(0, own)]
+        _run(f"squares_{instructions}", [(count, gradient, sums, first, *share) for share in shares])
+        first += own
+    return math.sqrt(sums.sum().item())
+
+
+def adamw(
+    instructions: str,
+    learning: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    scale: float,
+    beta1: float,
+    beta2: float,
+    kept: float,
+    pace: float,
+    root: float,
+    epsilon: float,
+) -> None:
+    """A step of `grimmgen.optimiser.AdamW`, in place: weight, gradient, m and v of each; the rest as in `step`."""
+    rates = torch.tensor([scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
+    for weight, gradient, m, v in learning:
+        given = (weight, gradient.contiguous(), m, v, rates)
+        count = weight.numel()
+        shares = _shares(count) if count > _FEW else [(0, count)]
+        _run(f"adamw_{instructions}", [(*given, *share) for share in shares])
+
+
 def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
     """A dropout mask with the scale in it; the same for the same generator, whatever computes it.
 
@@ -293,8 +329,7 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
     panels = _panels(instructions, N)
-    # To wake another thread takes longer than to pack a small matrix.
-    shares = _shares(panels) if K * N > 2**18 else [(0, panels)]
+    shares = _shares(panels) if K * N > _FEW else [(0, panels)]
     _run(f"pack_{instructions}", [(*given, *share) for share in shares])
     return packed
 
@@ -342,6 +377,8 @@ _TAKES = {
     "affine": "nnn" + 5 * "p",
     "weights": "nnnn" + 8 * "p",
     "dropout_mask": "nnpp",
+    "squares": "nppn",
+    "adamw": 5 * "p",
     "cross_entropy": "nnn" + 10 * "p",
 }
 _Argument = int | Tensor | None

@@ -20,6 +20,7 @@
 #define largest_of NAMED(largest_of)
 #define smaller NAMED(smaller)
 #define larger NAMED(larger)
+#define square_root NAMED(square_root)
 #define exponential NAMED(exponential)
 #define logistic NAMED(logistic)
 #define hyperbolic_tangent NAMED(hyperbolic_tangent)
@@ -53,14 +54,35 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 #define AS_INTS(v) ((ints)(v))
 #define AS_VEC(v) ((vec)(v))
 INLINE vec splat(float a) { return a - (vec){0}; }
+#if LANES == 16
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif LANES == 8
+INLINE vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
 INLINE vec smaller(vec a, vec b) { ints m = a < b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
 INLINE vec larger(vec a, vec b) { ints m = a > b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
+#endif
 #endif
 
 INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
 /* The first `count` lanes, the others zero; `count` beyond LANES means all. */
+#if LANES == 16
+#define MASK(count) (__mmask16)((count) > 0 ? (1u << (count)) - 1 : 0)
+INLINE vec load_some(const float *p, size count)
+{
+    return count >= LANES ? load(p) : (vec)_mm512_maskz_loadu_ps(MASK(count), p);
+}
+
+INLINE void store_some(float *p, vec v, size count)
+{
+    if (count >= LANES) store(p, v);
+    else _mm512_mask_storeu_ps(p, MASK(count), (__m512)v);
+}
+#else
 INLINE vec load_some(const float *p, size count)
 {
     if (count >= LANES) return load(p);
@@ -76,6 +98,7 @@ INLINE void store_some(float *p, vec v, size count)
     store(lanes, v);
     for (size i = 0; i < count; i++) p[i] = lanes[i];
 }
+#endif
 
 /* sum += more */
 INLINE void add_to(float *sum, const float *more, size count)
@@ -100,6 +123,20 @@ INLINE float largest_of(vec v)
     for (int i = 1; i < LANES; i++) largest = lanes[i] > largest ? lanes[i] : largest;
     return largest;
 }
+
+#if LANES == 16
+INLINE vec square_root(vec v) { return (vec)_mm512_sqrt_ps((__m512)v); }
+#elif LANES == 8
+INLINE vec square_root(vec v) { return (vec)_mm256_sqrt_ps((__m256)v); }
+#else
+INLINE vec square_root(vec v)
+{
+    float lanes[LANES];
+    store(lanes, v);
+    for (int i = 0; i < LANES; i++) lanes[i] = sqrtf(lanes[i]);
+    return load(lanes);
+}
+#endif
 
 /* `smaller` and `larger` give their second argument where one is not a number, so that this lets NaN through. */
 #define CUT_OFF(x, bound) larger(splat(-(bound)), smaller(splat(bound), x))
@@ -486,10 +523,50 @@ EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, f
     }
 }
 
+/* ---- The optimiser ------------------------------------------------------------------------------------------- */
+
+/* The sums of the squares of a gradient [count]: for each of its slices `begin` to `end`, of SLICE numbers, one, from
+ * `at` on in `sums`. */
+EXPORT void NAMED(squares)(size count, const float *gradient, double *sums, size at, size begin, size end)
+{
+    for (size slice = begin; slice < end; slice++) {
+        size first = slice * SLICE, left = SMALLER(SLICE, count - first);
+        vec sum = splat(0), more = splat(0);
+        for (size n = 0; n < left; n += 2 * LANES) {
+            vec a = load_some(gradient + first + n, left - n);
+            vec b = load_some(gradient + first + n + LANES, left - n - LANES);
+            sum += a * a, more += b * b;
+        }
+        sums[at + slice] = (double)sum_of(sum) + (double)sum_of(more);
+    }
+}
+
+/* A step for the weights `begin` to `end`; the steps are numbered as in grimmgen/optimiser.py.
+ *
+ * rates  what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
+ */
+EXPORT void NAMED(adamw)(float *weight, const float *gradient, float *mean, float *mean_square, const float *rates,
+                         size begin, size end)
+{
+    const float scale = rates[0], share = rates[1], beta2 = rates[2], share2 = rates[3], kept = rates[4];
+    const float pace = rates[5], root = rates[6], epsilon = rates[7];
+    for (size n = begin; n < end; n += LANES) {
+        vec g = load_some(gradient + n, end - n) * scale; /* (1) */
+        vec m = load_some(mean + n, end - n), v = load_some(mean_square + n, end - n); /* (2) */
+        m += (g - m) * share;
+        v = v * beta2 + g * g * share2;
+        vec w = load_some(weight + n, end - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
+        store_some(mean + n, m, end - n);
+        store_some(mean_square + n, v, end - n);
+        store_some(weight + n, w, end - n);
+    }
+}
+
 /* ---- The softmax layer -------------------------------------------------------------------------------------- */
 
-/* One row of logits [V]: returns -ln p of the target, and puts scale · (p - onehot(target)) in their place. */
-static float softmax(size V, float *y, size target, float scale)
+/* One row of logits [V]: returns -ln p of the target, puts scale · (p - onehot(target)) in their place, and adds that
+ * to `total` [V], if that is no null pointer. */
+static float softmax(size V, float *y, size target, float scale, float *total)
 {
     float largest = y[0];
     if (V >= LANES) {
@@ -508,8 +585,13 @@ static float softmax(size V, float *y, size target, float scale)
     sum = sum_of(sums);
     for (size n = V / LANES * LANES; n < V; n++) sum += y[n];
     vec factor = splat(scale / sum);
-    for (size n = 0; n < V; n += LANES) store_some(y + n, load_some(y + n, V - n) * factor, V - n);
+    for (size n = 0; n < V; n += LANES) {
+        vec d_y = load_some(y + n, V - n) * factor;
+        store_some(y + n, d_y, V - n);
+        if (total) store_some(total + n, load_some(total + n, V - n) + d_y, V - n);
+    }
     y[target] -= scale;
+    if (total) total[target] -= scale;
     return largest - at_target + logf(sum);
 }
 
@@ -539,9 +621,8 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
         for (size row = 0; row < rows; row++) {
             float *y = room + row * width;
             size target = targets[n0 + row];
-            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N);
+            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N, grad_bias);
             if (target < 0) memset(y, 0, V * sizeof *y);
-            if (grad_bias) add_to(grad_bias, y, V);
         }
         if (!grad_hidden) continue;
         multiply_rows(rows, H, V, room, width, 0, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h, left);
@@ -567,6 +648,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef largest_of
 #undef smaller
 #undef larger
+#undef square_root
 #undef exponential
 #undef logistic
 #undef hyperbolic_tangent
@@ -586,6 +668,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef AS_VEC
 #undef PANEL
 #undef CUT_OFF
+#undef MASK
 #undef PADDED
 #undef ISA
 #undef LANES
