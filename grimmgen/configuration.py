@@ -202,11 +202,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initialisation": "xavier",
         "dropout": 0.5,
         "dropout_mode": "output",
-        "learning_rate": 0.002,
+        "input_dropout": 0.1,
+        "learning_rate": 0.008,
         "clip": 1.0,
         "schedule": "cosine",
         "phases": True,
-        "epochs": 30,
+        "epochs": 40,
     },
 }
 
