@@ -180,6 +180,21 @@ class Configuration:
             raise IntegrityError(f"the configuration cannot be: {error.what}", "train anew") from error
 
 
+_STRONG: dict[str, Any] = {
+    "hidden": 512,
+    "embedding": 256,
+    "tied": True,
+    "initialisation": "xavier",
+    "dropout": 0.5,
+    "dropout_mode": "output",
+    "input_dropout": 0.1,
+    "learning_rate": 0.008,
+    "clip": 1.0,
+    "schedule": "cosine",
+    "phases": True,
+    "epochs": 40,
+}
+
 # What the departures from the tutorial add up to, by purpose; README has what each is good for.
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -195,19 +210,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "phases": True,
         "epochs": 10,
     },
-    "strong": {
-        "hidden": 512,
-        "embedding": 256,
-        "tied": True,
-        "initialisation": "xavier",
-        "dropout": 0.5,
-        "dropout_mode": "output",
-        "input_dropout": 0.1,
-        "learning_rate": 0.008,
-        "clip": 1.0,
-        "schedule": "cosine",
-        "phases": True,
-        "epochs": 40,
+    "strong": _STRONG,
+    "large": {
+        **_STRONG,
+        "hidden": 1024,
+        "embedding": 384,
+        "dropout": 0.6,
+        "learning_rate": 0.006,
+        "epochs": 50,
     },
 }
 

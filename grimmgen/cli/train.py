@@ -60,7 +60,7 @@ def train(
         bool, options.option("--resume", help="Go on with --run, or the latest run, exactly where it stopped.")
     ] = False,
     preset: Annotated[
-        Literal["tutorial", "quick", "strong"],
+        Literal["tutorial", "quick", "strong", "large"],
         options.option(help="What all other options begin with; README tells what each is for."),
     ] = "tutorial",
     epochs: Annotated[int, options.option(help="Passes over the stories, at most.")] = Configuration.epochs,
