@@ -245,10 +245,12 @@ def table(results: Sequence[Result]) -> str:
     """In Markdown: a row for each contender, the best one first, with the spread over its seeds."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault((result.contender, result.limit, result.newlines, result.part), []).append(result)
+        # A limit in seconds means little without what they were spent on.
+        limit = result.limit + (f", {result.threads} threads" if result.limit.endswith(" s") else "")
+        groups.setdefault((result.contender, limit, result.newlines, result.part), []).append(result)
     rows = sorted(groups.items(), key=lambda item: (item[0][1:], _mean(item[1], "bits_per_character")))
     lines = [
-        "| contender | limit | newlines | stories | bits per character | dynamic | perplexity | epochs | seeds |",
+        "| contender | training | newlines | stories | bits/character | dynamic | perplexity | epochs | seeds |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (contender, limit, newlines, part), runs in rows:
