@@ -368,11 +368,17 @@ def test_bfloat16_products_without_instructions_for_them_are_served_by_the_plain
     assert kernels.serving(precision="bf16").startswith("PyTorch bf16 (there are no instructions for")
 
 
-def test_precision_is_what_was_asked_for() -> None:
+def test_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
     precision: Products
     for precision in ("fp32", "bf16"):
         asked = Configuration(precision=precision)
         assert kernels.resolve_precision(asked, torch.device("cpu")) == precision
+    had = library.instruction_sets("bf16")
+    assert kernels.resolve_precision(Configuration(), torch.device("cpu")) == ("bf16" if had else "fp32")
+    assert kernels.resolve_precision(Configuration(cell="gru"), torch.device("cpu")) == "fp32"
+    assert kernels.resolve_precision(Configuration(), torch.device("cuda")) == "fp32"
+    monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
     assert kernels.resolve_precision(Configuration(), torch.device("cpu")) == "fp32"
 
 

@@ -30,12 +30,11 @@ if TYPE_CHECKING:
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
 
-# Whether `--precision auto` is bf16 where that is the faster one.
-_AUTO_ROUNDS = False
-
-
 def resolve_precision(configuration: Configuration, device: torch.device) -> Products:
     """The precision of training's matrix products.
+
+    `auto` is bf16 where the compiled kernel has instructions for it: that costs nothing in quality
+    (benchmarks/README.md: three seeds each way). On a GPU that has not been measured, and it is fp32.
 
     Args:
         configuration: of the model; its precision may be `auto`.
@@ -43,11 +42,8 @@ def resolve_precision(configuration: Configuration, device: torch.device) -> Pro
     """
     if configuration.precision != "auto":
         return configuration.precision
-    if device.type == "cpu":
-        faster = configuration.cell == "lstm" and _instructions("bf16") is not None
-    else:
-        faster = device.type == "cuda"
-    return "bf16" if _AUTO_ROUNDS and faster else "fp32"
+    compiled = device.type == "cpu" and configuration.cell == "lstm"
+    return "bf16" if compiled and _instructions("bf16") is not None else "fp32"
 
 
 def serving(
