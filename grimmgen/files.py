@@ -26,10 +26,17 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Give `path` this content, or leave it as it was.
+    """Give `path` this content, or leave it as it was; see `replacing`."""
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        file.write(content)
 
-    A temporary file in the same directory is written and flushed to the disk, then renamed over `path`, then
-    the directory is flushed, in this order: after a power cut the name leads to the old or the new content.
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Hand out a temporary path; what is written there takes the name `path` at the end, or nothing does.
+
+    The temporary file in the same directory is flushed to the disk, then renamed over `path`, then the directory
+    is flushed, in this order: after a power cut the name leads to the old or the new content.
 
     Raises:
         GrimmgenError: the disk is full, read-only or failing; `path` is as it was, or new and whole if only
@@ -38,9 +45,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with explained(f"cannot write {path}"):
         try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
+            yield temporary
+            with temporary.open("r+b") as file:
                 os.fsync(file.fileno())
             temporary.replace(path)
             _flush_directory(path.parent)

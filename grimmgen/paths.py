@@ -16,7 +16,7 @@ from grimmgen.errors import UsageError
 
 
 def cache_directory() -> Path:
-    """The directory of what can be made again: fetched corpora."""
+    """The directory of what can be made again: fetched corpora, indices of what was learnt from."""
     return _directory("cache", platformdirs.user_cache_path)
 
 
@@ -28,6 +28,11 @@ def data_directory() -> Path:
 def corpus_directory(name: str) -> Path:
     """The cached corpus of that name."""
     return cache_directory() / "corpora" / name
+
+
+def index_directory(digest: str) -> Path:
+    """The index of the training stories with that digest."""
+    return cache_directory() / "indices" / digest
 
 
 def runs_directory() -> Path:

@@ -24,7 +24,7 @@ from typing import Any
 from grimmgen import files, paths
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import Corpus, Split
+from grimmgen.corpus import Corpus, Split, open_corpus
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 
 LATEST = "latest"
@@ -99,6 +99,16 @@ class Run:
     def configuration(self) -> Configuration:
         """The options that the run was begun with."""
         return Configuration.from_json(self.info().get("configuration"))
+
+    def split(self) -> Split:
+        """The stories of each part, as they were; what has changed since is noticed when it is read.
+
+        Raises:
+            GrimmgenError: the corpus is no longer there.
+            IntegrityError: the run is not described as it should be, or a story is gone.
+        """
+        corpus = self.info()["corpus"]
+        return Split.from_json(corpus["split"], open_corpus(corpus["source"]))
 
     def checkpoint(self) -> Checkpoint:
         """The best weights so far, or the last ones where no evaluation has been yet.

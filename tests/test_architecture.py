@@ -31,11 +31,12 @@ FLOORS = [
     "kernels.native kernels.stepping",
     "kernels",
     "model checkpoint",
-    "registry",
+    "registry novelty",
     "evaluation generation",
     "training",
     "api",
     "cli.console cli.options",
+    "cli.novelty",
     "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
     "cli",
     "__main__",
@@ -132,7 +133,7 @@ def test_imports_go_down_only(module: str) -> None:
         ("def f():\n    from grimmgen import training", ["batches (floor 3) imports training (floor 10)"]),
         ("import grimmgen.cli.console", ["batches (floor 3) imports cli.console (floor 12)"]),
         ("from grimmgen.corpus import Story", ["batches (floor 3) imports corpus (floor 3)"]),
-        ("from grimmgen.novelty import novel", ["batches (floor 3) imports novelty (floor None)"]),
+        ("from grimmgen.nowhere import novel", ["batches (floor 3) imports nowhere (floor None)"]),
         ("from . import errors", ["batches imports ., which is relative"]),
         ("from grimmgen import load", ["batches imports the whole package"]),
         ("if TYPE_CHECKING:\n    from grimmgen import training\nelse:\n    from grimmgen import files", []),
@@ -143,7 +144,7 @@ def test_the_checker_catches_what_goes_up(line: str, complaint: list[str]) -> No
 
 
 def test_a_module_without_a_place_is_caught_and_no_place_is_empty() -> None:
-    assert upward("novelty", "") == ["novelty has no floor"]
+    assert upward("nowhere", "") == ["nowhere has no floor"]
     assert set(FLOOR_OF) <= set(SOURCES)
 
 
@@ -243,6 +244,8 @@ def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
             ["runs", "show"],
             ["runs", "path"],
             ["generate", "--length", "20"],
+            ["generate", "--length", "20", "--novelty"],
+            ["eval", "--novelty"],
             ["runs", "rm", "--yes", "sly-fox"],
         ]
         assert imported(commands, ["torch"]) == [f"{command} 0" for command in commands]
@@ -254,5 +257,5 @@ def test_importing_grimmgen_loads_nothing_and_its_names_come_when_asked_for() ->
     )
     subprocess.run([sys.executable, "-c", code], check=True)
     assert all(getattr(grimmgen, name) for name in grimmgen.__all__)
-    with pytest.raises(AttributeError, match="module 'grimmgen' has no attribute 'novelty'"):
-        grimmgen.novelty  # noqa: B018 - the look-up is what is tested
+    with pytest.raises(AttributeError, match="module 'grimmgen' has no attribute 'moral'"):
+        grimmgen.moral  # noqa: B018 - the look-up is what is tested

@@ -34,8 +34,8 @@ OPTIONS = {
     " --layers --embedding --tied --untied --init --reset-state --no-reset-state --batch-size --unroll --lr --clip"
     " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --decay-factor"
     " --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
-    "eval": "--run --split --dynamic --device",
-    "generate": "--run --seed --length --top-k --temperature --random-seed --state",
+    "eval": "--run --split --dynamic --novelty --device",
+    "generate": "--run --seed --length --top-k --temperature --random-seed --state --novelty",
     "runs": "",
     "runs list": "",
     "runs show": "",
@@ -135,7 +135,7 @@ def test_what_cannot_be_is_told_in_one_line(line: str, code: int, message: str, 
     [
         ("generate --length x", "Invalid value for '--length'"),
         ("eval --split all", "'all' is not one of 'train', 'valid', 'test'"),
-        ("generate --novelty", "No such option: --novelty"),
+        ("generate --moral", "No such option: --moral"),
         ("runs rm", "Missing argument 'RUN'"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,13 @@ def evaluate(
     dynamic: Annotated[
         bool, options.option("--dynamic", help="Also let the model learn from each story as it reads it.")
     ] = False,
+    novelty: Annotated[
+        bool,
+        options.option(
+            "--novelty",
+            help="Instead, tell what stands verbatim in the run's training stories; --split is the control.",
+        ),
+    ] = False,
     device: Annotated[str, options.option(help="auto, cpu or cuda.")] = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -42,21 +50,32 @@ def evaluate(
     """Measure perplexity per n-gram and bits per character, story by story and in total.
 
     Example: grimmgen eval --split test
+
+    Example: grimmgen eval --novelty story.txt
     """
     from grimmgen import registry
     from grimmgen.cli import console
     from grimmgen.corpus import Story
     from grimmgen.errors import UsageError
-    from grimmgen.evaluation import encode_stories, evaluate_dynamically
-    from grimmgen.evaluation import evaluate as score
-    from grimmgen.model import LanguageModel, choose_device
 
-    chosen = choose_device(device)
     for path in files or []:
         if not path.is_file():
             raise UsageError(f"there is no file {path}", "give the path of a text file")
     given = [Story(str(path), path) for path in files or []]
     wanted: list[str | None] = [*run] if run else [None]
+    if novelty:
+        if len(wanted) > 1 or dynamic:
+            raise UsageError(
+                "--novelty is told of one run, without --dynamic", "give one --run, and no other task"
+            )
+        _show_novelty(wanted[0], given, split, json)
+        return
+
+    from grimmgen.evaluation import encode_stories, evaluate_dynamically
+    from grimmgen.evaluation import evaluate as score
+    from grimmgen.model import LanguageModel, choose_device
+
+    chosen = choose_device(device)
     loaded = [(asked, *registry.find_checkpoint(asked)) for asked in wanted]
     read = [
         [(story.name, story.read()) for story in given or _own_stories(name, asked, split)]
@@ -110,16 +129,25 @@ def evaluate(
     console.table(["story", *heads], rows, title, right=heads, marked=len(rows) - 1, dispensable=_DISPENSABLE)
 
 
+def _show_novelty(asked: str | None, given: Sequence[Story], split: options.Part, json: bool) -> None:
+    from grimmgen.cli import console, novelty
+
+    judge = novelty.Judge(asked, split)
+    judged, control = judge.measure([(story.name, story.read()) for story in given]), judge.control()
+    if json:
+        texts = [novelty.to_json(text) for text in judged]
+        console.document({"run": judge.run, "split": split, "texts": texts, "control": novelty.to_json(control)})
+    else:
+        novelty.show(judge.run, judged, control)
+
+
 def _own_stories(name: str, asked: str | None, part: options.Part) -> list[Story]:
     from grimmgen import registry
-    from grimmgen.corpus import Split, open_corpus
     from grimmgen.errors import GrimmgenError, UsageError
 
     if name == asked and ("/" in asked or asked.endswith(".safetensors")):
         raise UsageError(f"{name} does not bring its stories", "give a FILE to read, or a run's name")
-    info = registry.find(name).info()
-    opened = open_corpus(str(info["corpus"]["source"]))
-    stories = Split.from_json(info["corpus"]["split"], opened).parts[part]
+    stories = registry.find(name).split().parts[part]
     if not stories:
         raise GrimmgenError(f"the run {name} has no {part} stories", "give a FILE to read")
     return list(stories)

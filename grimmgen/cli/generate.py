@@ -25,6 +25,10 @@ def generate(
         Literal["random", "zeros"],
         options.option(help="What the network begins with: a little noise as in the tutorial, or zeros."),
     ] = "random",
+    novelty: Annotated[
+        bool,
+        options.option("--novelty", help="Then tell what of it stands verbatim in the run's training stories."),
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -55,23 +59,35 @@ def generate(
     if not quiet and (unseen := teller.vocabulary.unseen(seed)):
         shown = " ".join(repr(character) for character in unseen[:20]) + (" …" if len(unseen) > 20 else "")
         console.warn(f"the model has never seen {shown}: it reads <unk> there and goes on")
+    judge = None
+    if novelty:
+        from grimmgen.cli.novelty import Judge
+
+        judge = Judge(run)
+    prompt = teller.vocabulary.normalise(seed)
     pieces = teller.tell(seed, chosen)
     if json:
+        text = "".join(pieces)
         console.document(
             {
                 "run": name,
-                "prompt": teller.vocabulary.normalise(seed),
-                "text": "".join(pieces),
+                "prompt": prompt,
+                "text": text,
                 "length": chosen.length,
                 "top_k": chosen.top_k,
                 "temperature": chosen.temperature,
                 "random_seed": chosen.random_seed,
                 "state": chosen.state,
+                **({} if judge is None else judge.describe(text[len(prompt) :])),
             }
         )
         return
+    text = ""
     for piece in pieces:
         console.write(piece)
+        text += piece
     console.write("\n")
+    if judge is not None:
+        judge.tell(text[len(prompt) :])
     if random_seed is None and not quiet and sys.stderr.isatty():
         console.hint(f"--random-seed {chosen.random_seed}", f"{name} tells the same again with")
