@@ -2,14 +2,10 @@
 
 Every story is read from its first n-gram to its `<end>`, the state carried through it, zero at its start.
 What training reports after each epoch and what `grimmgen eval` prints come from `evaluate` alike.
-
-Bits per character are all bits, those of `<end>` and of spelling what `<unk>` hides included
-(`Vocabulary.encode_with_costs` says how), divided by the characters of the normalised text.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +16,7 @@ from numpy.typing import NDArray
 from grimmgen.batches import NO_TARGET, together
 from grimmgen.errors import GrimmgenError
 from grimmgen.model import LanguageModel
+from grimmgen.scores import Evaluation, Score
 from grimmgen.vocabulary import UNKNOWN, Ids, Vocabulary
 
 # Rows read side by side and steps at a time: of no influence on the figures beyond the last digits.
@@ -47,58 +44,6 @@ class EncodedStory:
     def of(cls, name: str, text: str, vocabulary: Vocabulary) -> EncodedStory:
         """Encode a text."""
         return cls(name, *vocabulary.encode_with_costs(text))
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one text, or several together, cost.
-
-    Attributes:
-        name: of the text.
-        nats: the negative log-likelihood of all of it.
-        predictions: n-grams and ends of stories.
-        characters: of the text.
-        unknown: how many n-grams `<unk>` hides.
-    """
-
-    name: str
-    nats: float
-    predictions: int
-    characters: int
-    unknown: int
-
-    @property
-    def perplexity(self) -> float:
-        """Per n-gram."""
-        # A model that has gone astray may cost more than a float can be raised to.
-        return math.exp(min(700.0, self.nats / self.predictions))
-
-    @property
-    def bits_per_character(self) -> float:
-        """The unit in which unlike vocabularies compare."""
-        return self.nats / math.log(2) / self.characters
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of some stories.
-
-    Attributes:
-        stories: one score a story.
-    """
-
-    stories: tuple[Score, ...]
-
-    @property
-    def total(self) -> Score:
-        """All stories together."""
-        return Score(
-            "total",
-            math.fsum(score.nats for score in self.stories),
-            sum(score.predictions for score in self.stories),
-            sum(score.characters for score in self.stories),
-            sum(score.unknown for score in self.stories),
-        )
 
 
 def encode_stories(texts: Iterable[tuple[str, str]], vocabulary: Vocabulary) -> list[EncodedStory]:

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from grimmgen.configuration import Cell
-from grimmgen.evaluation import EncodedStory, Evaluation, encode_stories, evaluate, evaluate_dynamically
+from grimmgen.evaluation import EncodedStory, encode_stories, evaluate, evaluate_dynamically
 from grimmgen.model import LanguageModel
+from grimmgen.scores import Evaluation
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 
 STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}
