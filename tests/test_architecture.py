@@ -32,11 +32,11 @@ FLOORS = [
     "kernels",
     "model checkpoint",
     "registry novelty kneser_ney",
-    "evaluation generation",
+    "evaluation surprise generation",
     "training",
     "api",
     "cli.console cli.options",
-    "cli.novelty",
+    "cli.novelty cli.heatmap",
     "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
     "cli",
     "__main__",
@@ -246,6 +246,7 @@ def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
             ["generate", "--length", "20"],
             ["generate", "--length", "20", "--novelty"],
             ["eval", "--novelty"],
+            ["eval", "--heatmap", __file__],
             ["runs", "rm", "--yes", "sly-fox"],
         ]
         assert imported(commands, ["torch"]) == [f"{command} 0" for command in commands]

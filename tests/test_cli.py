@@ -35,7 +35,7 @@ OPTIONS = {
     " --layers --embedding --tied --untied --init --reset-state --no-reset-state --batch-size --unroll --lr --clip"
     " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --decay-factor"
     " --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
-    "eval": "--run --split --dynamic --novelty --baseline --device",
+    "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
     "generate": "--run --seed --length --top-k --temperature --random-seed --state --novelty",
     "runs": "",
     "runs list": "",

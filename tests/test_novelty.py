@@ -230,8 +230,8 @@ def test_generate_novelty_goes_to_standard_error_and_judges_what_was_told(run: C
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("eval --novelty --run sly-fox --run sly-fox", "--novelty is told of one run"),
-        ("eval --novelty --dynamic", "--novelty is told of one run"),
+        ("eval --novelty --run sly-fox --run sly-fox", "--novelty is shown of one run"),
+        ("eval --novelty --dynamic", "--novelty is shown of one run"),
         ("eval --novelty --run ./x.safetensors", "./x.safetensors does not bring the stories it has learnt from"),
         ("generate --novelty --run ./x.safetensors", "./x.safetensors does not bring the stories"),
     ],

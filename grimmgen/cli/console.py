@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 import rich.box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
@@ -23,6 +24,8 @@ from rich.text import Text
 
 # Tables in a pipe have their natural width: what is written there must not depend on the terminal.
 _PIPE_WIDTH = 160
+# Lines of a text there.
+_TEXT_WIDTH = 80
 _NARROW = 70
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -129,6 +132,65 @@ def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         _console(stream).print(Text(f"{name:{width}}  {safe(str(value))}"), soft_wrap=True)
+
+
+def heat(
+    title: str,
+    cells: Sequence[tuple[str, int, bool]],
+    levels: Sequence[str],
+    unit: str,
+    palette: Sequence[tuple[str, str]],
+) -> None:
+    """A text of which each piece has a level, with a legend, on standard output.
+
+    A terminal with 256 colours or more shows the levels as colours; elsewhere each line of the text has a line of
+    numbers under it, of which 0 is left out.
+
+    Args:
+        title: above it.
+        cells: what is shown of each character, its level, and whether a line ends after it.
+        levels: the name of each.
+        unit: of the names.
+        palette: paper and ink of each level.
+    """
+    console = _console(sys.stdout)
+    coloured = not console.no_color and console.color_system in {"256", "truecolor"}
+    width = console.width if sys.stdout.isatty() else _TEXT_WIDTH
+    console.print(Text(safe(title), "bold"))
+    styles = [f"{ink} on {paper}" for paper, ink in palette]
+    for line in _folded(cells, width):
+        if coloured:
+            console.print(Text.assemble(*((shown, styles[level]) for shown, level, _ in line)), no_wrap=True)
+            continue
+        marks = "".join((str(level) if level else " ").ljust(cell_len(shown), " ") for shown, level, _ in line)
+        console.print(Text("".join(shown for shown, _, _ in line).rstrip()), soft_wrap=True)
+        if marks.strip():
+            console.print(Text(marks.rstrip()), soft_wrap=True)
+    legend = Text()
+    for number, name in enumerate(levels):
+        legend.append(f" {name} " if coloured else f"{number}: {name}  ", styles[number] if coloured else "")
+    console.print(legend.append(f" {unit}"))
+
+
+def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tuple[str, int, bool]]]:
+    """Lines that are no wider than that, broken after a space where there is one."""
+    lines: list[list[tuple[str, int, bool]]] = [[]]
+    used = 0
+    for cell in cells:
+        line, wide = lines[-1], cell_len(cell[0])
+        if line and used + wide > width:
+            after = max(
+                (number for number, (shown, _, _) in enumerate(line, 1) if shown == " "), default=len(line)
+            )
+            lines.append(line[after:])
+            del line[after:]
+            used = sum(cell_len(shown) for shown, _, _ in lines[-1])
+        lines[-1].append(cell)
+        used += wide
+        if cell[2]:
+            lines.append([])
+            used = 0
+    return [line for line in lines if line]
 
 
 def confirm(question: str) -> bool:

@@ -49,6 +49,13 @@ def evaluate(
             help="Instead, tell what stands verbatim in the run's training stories; --split is the control.",
         ),
     ] = False,
+    heatmap: Annotated[
+        bool,
+        options.option("--heatmap", help="Instead, show the FILEs coloured by how surprising each n-gram was."),
+    ] = False,
+    html: Annotated[
+        Path | None, options.option(help="Write the heat-map to this HTML file, what was expected shown on hover.")
+    ] = None,
     device: Annotated[str, options.option(help="auto, cpu or cuda.")] = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -62,6 +69,8 @@ def evaluate(
     Example: grimmgen eval --run sly-fox --run old-owl --baseline
 
     Example: grimmgen eval --novelty story.txt
+
+    Example: grimmgen eval --heatmap story.txt --html surprise.html
     """
     from grimmgen.cli import console
     from grimmgen.corpus import Story
@@ -72,10 +81,17 @@ def evaluate(
             raise UsageError(f"there is no file {path}", "give the path of a text file")
     given = [Story(str(path), path) for path in files or []]
     wanted: list[str | None] = [*run] if run else [None]
-    if novelty:
-        if len(wanted) > 1 or dynamic or baseline:
-            raise UsageError("--novelty is told of one run and nothing else", "leave out the other options")
-        _show_novelty(wanted[0], given, split, json)
+    heatmap = heatmap or html is not None
+    if novelty or heatmap:
+        if len(wanted) > 1 or dynamic or baseline or (novelty and heatmap):
+            what = "--novelty" if novelty else "--heatmap"
+            raise UsageError(f"{what} is shown of one run and nothing else", "leave out the other options")
+        if heatmap and not given:
+            raise UsageError("--heatmap has nothing to read", "give a FILE")
+        if novelty:
+            _show_novelty(wanted[0], given, split, json)
+        else:
+            _show_heatmap(wanted[0], given, html, json, quiet)
         return
 
     results, paired = _scored(wanted, given, split, device, dynamic, quiet or json)
@@ -284,6 +300,25 @@ def _show_novelty(asked: str | None, given: Sequence[Story], split: options.Part
         console.document({"run": judge.run, "split": split, "texts": texts, "control": novelty.to_json(control)})
     else:
         novelty.show(judge.run, judged, control)
+
+
+def _show_heatmap(asked: str | None, given: Sequence[Story], html: Path | None, json: bool, quiet: bool) -> None:
+    from grimmgen import files, registry
+    from grimmgen.cli import console, heatmap
+    from grimmgen.surprise import surprises
+
+    name, checkpoint = registry.find_checkpoint(asked)
+    read = [(story.name, surprises(checkpoint, story.read())) for story in given]
+    if html is not None:
+        files.write_atomically(html, heatmap.page(name, read).encode("utf-8", "backslashreplace"))
+    if json:
+        texts = [{"name": title, **heatmap.to_json(found)} for title, found in read]
+        console.document({"run": name, "texts": texts})
+    elif html is None:
+        for title, found in read:
+            heatmap.show(title, found)
+    elif not quiet:
+        console.note(f"written to {html}")
 
 
 def _own_stories(name: str, asked: str | None, part: options.Part) -> list[Story]:
