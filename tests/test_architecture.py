@@ -32,11 +32,11 @@ FLOORS = [
     "kernels",
     "model checkpoint",
     "registry novelty kneser_ney",
-    "evaluation surprise generation",
+    "evaluation surprise generation curves",
     "training",
     "api",
     "cli.console cli.options",
-    "cli.novelty cli.heatmap",
+    "cli.novelty cli.heatmap cli.chart",
     "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
     "cli",
     "__main__",
@@ -150,7 +150,13 @@ def test_a_module_without_a_place_is_caught_and_no_place_is_empty() -> None:
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("rich", "cli.console"), ("urllib3", "downloads"), ("filelock", "files"), ("platformdirs", "paths")],
+    [
+        ("rich", "cli.console"),
+        ("urllib3", "downloads"),
+        ("filelock", "files"),
+        ("platformdirs", "paths"),
+        ("matplotlib", "curves"),
+    ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:
     importers = {m for m, source in SOURCES.items() if any(n.split(".")[0] == library for n in imports(source))}
@@ -225,7 +231,19 @@ def imported(commands: list[list[str]], modules: list[str]) -> list[str]:
 
 
 def test_help_waits_for_neither_pytorch_nor_numpy() -> None:
-    commands = ["", "fetch", "vocab", "train", "eval", "generate", "runs", "runs list", "runs show", "runs rm"]
+    commands = [
+        "",
+        "fetch",
+        "vocab",
+        "train",
+        "eval",
+        "generate",
+        "runs",
+        "runs list",
+        "runs show",
+        "runs plot",
+        "runs rm",
+    ]
     asked = [[*command.split(), "--help"] for command in commands]
     heavy = ["torch", "numpy", "safetensors", "urllib3"]
     assert imported([*asked, ["--version"]], heavy) == [f"{command} 0" for command in [*asked, ["--version"]]]

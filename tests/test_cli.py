@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import typer.main
 
-from grimmgen import registry
+from grimmgen import curves, registry
 from grimmgen.cli import app
+from grimmgen.cli.chart import draw
 from grimmgen.kneser_ney import KneserNey
 from grimmgen.registry import Run
 from tests.program import PROGRAM, Ran, grimmgen, on_terminal, shell
@@ -40,6 +41,7 @@ OPTIONS = {
     "runs": "",
     "runs list": "",
     "runs show": "",
+    "runs plot": "--output -o --over",
     "runs path": "",
     "runs rm": "--yes -y",
 }
@@ -112,6 +114,7 @@ BAD_NAME = "give letters, digits, dots, dashes and underscores, 64 at most, a le
         ("eval", 1, NO_RUN),
         ("runs show", 1, NO_RUN),
         ("runs path latest", 1, NO_RUN),
+        ("runs plot", 1, NO_RUN),
         ("train --resume", 1, NO_RUN),
         ("generate --run sly-owl", 2, "there is no run sly-owl: the latest are: none"),
         ("runs rm sly-owl", 2, "there is no run sly-owl: the latest are: none"),
@@ -488,7 +491,8 @@ def test_runs_show(trained: Run, run: Program) -> None:
         "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9,"
         " else the tutorial's"
     )
-    assert [line.split()[:2] for line in ran.out.splitlines()[11:-1]] == [["1", "111"], ["2", "222"]]
+    assert [line.split()[:2] for line in ran.out.splitlines()[11:13]] == [["1", "111"], ["2", "222"]]
+    assert ran.out.splitlines()[14:] == draw(curves.read(trained), 80)
     shown = json.loads(run("runs", "show", "--json").out)
     assert shown["info"] == trained.info()
     assert shown["log"] == trained.log()

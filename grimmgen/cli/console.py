@@ -8,10 +8,11 @@ read as markup, and never reach a terminal raw.
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -155,7 +156,7 @@ def heat(
     """
     console = _console(sys.stdout)
     coloured = not console.no_color and console.color_system in {"256", "truecolor"}
-    width = console.width if sys.stdout.isatty() else _TEXT_WIDTH
+    width = text_width()
     console.print(Text(safe(title), "bold"))
     styles = [f"{ink} on {paper}" for paper, ink in palette]
     for line in _folded(cells, width):
@@ -191,6 +192,30 @@ def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tup
             lines.append([])
             used = 0
     return [line for line in lines if line]
+
+
+def drawing(lines: Iterable[str], styles: Mapping[str, str]) -> None:
+    """Lines of characters, on standard output, some characters of which have a style on a terminal."""
+    console = _console(sys.stdout)
+    for line in lines:
+        text = Text(line)
+        for character, style in styles.items():
+            text.highlight_regex(re.escape(character), style)
+        console.print(text, soft_wrap=True)
+
+
+def text_width() -> int:
+    """How wide lines may be: those of the terminal; in a pipe always as many."""
+    return _console(sys.stdout).width if sys.stdout.isatty() else _TEXT_WIDTH
+
+
+def has_unicode() -> bool:
+    """Whether standard output shows more than ASCII: a terminal whose locale names another encoding may not."""
+    # Python itself sets LC_CTYPE to this where the locale is C (PEP 538); what the user had said is in LANG.
+    coerced = os.environ.get("LC_CTYPE") == "C.UTF-8"
+    named = [os.environ.get(name) for name in ("LC_ALL", "LANG" if coerced else "LC_CTYPE", "LANG")]
+    locale = next(filter(None, named), "UTF-8")
+    return not sys.stdout.isatty() or "utf" in locale.lower()
 
 
 def confirm(question: str) -> bool:
