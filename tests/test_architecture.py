@@ -31,7 +31,7 @@ FLOORS = [
     "kernels.native kernels.stepping",
     "kernels",
     "model checkpoint",
-    "registry novelty kneser_ney",
+    "registry novelty kneser_ney doctor",
     "evaluation surprise generation curves",
     "training",
     "api",
@@ -258,6 +258,7 @@ def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
         commands = [
             ["fetch", "--stories", "1", "--url", server.url],
             ["vocab", "--corpus", "sampler"],
+            ["vocab", "--corpus", "sampler", "--check"],
             ["runs", "list"],
             ["runs", "show"],
             ["runs", "path"],

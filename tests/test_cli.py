@@ -31,7 +31,7 @@ Program = Callable[..., Ran]
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
-    "vocab": "--corpus --ngram --min-count --keep-case --newlines --phases --no-phases --split --top",
+    "vocab": "--corpus --ngram --min-count --keep-case --newlines --phases --no-phases --split --top --check",
     "train": "--corpus --run --resume --preset --epochs --budget --random-seed --device --cell --rounds --hidden"
     " --layers --embedding --tied --untied --init --reset-state --no-reset-state --batch-size --unroll --lr --clip"
     " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --decay-factor"
