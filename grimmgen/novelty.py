@@ -368,6 +368,8 @@ def _mapped(directory: Path) -> CopyIndex | None:
                 return None
             mapped[name] = content
         names, starts = [str(name) for name in value["names"]], [int(start) for start in value["starts"]]
+        if len(names) != len(starts):
+            return None
     except (OSError, IntegrityError, KeyError, TypeError, ValueError, AttributeError, OverflowError):
         return None
     return CopyIndex(mapped["text"], np.frombuffer(mapped["order"], np.int32), names, starts)

@@ -67,6 +67,11 @@ def out(message: str = "") -> None:
     _console(sys.stdout).print(Text(safe(message)), soft_wrap=True)
 
 
+def sentence(message: str) -> None:
+    """One line of result, on standard output; a terminal breaks it between words."""
+    _console(sys.stdout).print(Text(safe(message)), soft_wrap=not sys.stdout.isatty())
+
+
 def document(value: Any) -> None:
     """One JSON document, on standard output."""
     write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")

@@ -122,7 +122,7 @@ def evaluate(
         _show_ranking(ranked, differences)
         for result, found in zip(ranked, differences, strict=True):
             if found is not None:
-                console.out(_in_words(best.name, result.name, found))
+                console.sentence(_in_words(best.name, result.name, found))
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def _show_ranking(ranked: Sequence[_Result], differences: Sequence[Difference | 
         ]
         for place, result in enumerate(ranked, 1)
     ]
-    console.table(["", "run", *heads], rows, right=heads, marked=0, dispensable=_DISPENSABLE)
+    console.table(["", "run", *heads], rows, right=heads, marked=0, dispensable=[*_DISPENSABLE, "perplexity"])
 
 
 def _heads(dynamic: bool) -> list[str]:

@@ -52,7 +52,7 @@ class Judge:
         from grimmgen.novelty import measure_together
 
         held_out = [self._normalised(story.read()) for story in self._held_out]
-        return measure_together(self._index, f"all {self.part} stories", held_out)
+        return measure_together(self._index, f"{self.part} stories", held_out)
 
     def describe(self, text: str) -> dict[str, Any]:
         """What a story told by the run adds to its JSON document."""
@@ -111,15 +111,16 @@ def show(run: str, judged: Sequence[Novelty], control: Novelty) -> None:
     shares = [f"≥ {least}" for least in control.copied]
     heads = ["text", "characters", "longest", *shares]
     title = f"longest copy from the training stories of {run}, and characters in copies that long"
-    console.table(heads, rows, title, right=heads[1:], marked=len(judged), dispensable=["characters"])
+    console.table(
+        heads, rows, title, right=heads[1:], marked=len(judged), dispensable=["characters", *shares[::2]]
+    )
     heads = ["text", *map(str, control.novel)]
     rows = [[n.name, *map(_share, n.novel.values())] for n in everything]
     title = "n-grams that no training story has, by length"
     console.table(heads, rows, title, right=heads[1:], marked=len(judged), dispensable=["4", "32", "12", "24"])
     for novelty in everything:
         if novelty.longest and (novelty is control or len(judged) <= _AT_MOST):
-            console.out(f"{novelty.name}: {_place(novelty.longest)}")
-            console.out(f"  {_quoted(novelty.longest)}")
+            console.sentence(f"{novelty.name}: {_place(novelty.longest)}: {_quoted(novelty.longest)}")
 
 
 def _length(novelty: Novelty) -> int:
@@ -127,10 +128,10 @@ def _length(novelty: Novelty) -> int:
 
 
 def _place(copy: Copy) -> str:
-    return (
-        f"{len(copy.text):,} characters at {copy.begin:,}, from the story {copy.story}, line {copy.line},"
-        f" character {copy.place:,}"
-    )
+    # Where line ends are read as spaces, all is one line.
+    line = f"line {copy.line:,}, " if copy.line > 1 else ""
+    place = f"the story {copy.story}, {line}character {copy.place:,}"
+    return f"{len(copy.text):,} characters at {copy.begin:,}, from {place}"
 
 
 def _quoted(copy: Copy) -> str:

@@ -150,7 +150,7 @@ def _check(corpus: Corpus, split: Split, configuration: Configuration, json: boo
         console.document({"corpus": corpus.source, "stories": len(corpus.stories), "findings": found})
         return
     for finding in findings:
-        console.out(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
+        console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
     number = {0: "nothing", 1: "one thing"}.get(len(findings), f"{len(findings)} things")
     stories = "one story" if len(corpus.stories) == 1 else f"{len(corpus.stories)} stories"
     console.out(f"{number} found to mind in {stories} of {corpus.name}")
