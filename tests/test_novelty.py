@@ -121,6 +121,25 @@ def test_a_training_story_is_copied_whole_and_a_pasted_sentence_is_found_and_nam
     assert (strange.longest, strange.copied[20], strange.novel[4], strange.novel[8]) == (None, 0.0, 1.0, None)
 
 
+def test_a_held_out_story_is_what_brute_force_says() -> None:
+    parts = split_by_hash(open_corpus(SAMPLER)).parts
+    learnt = [story.read().lower() for story in parts["train"]]
+    text = parts["valid"][0].read().lower()
+    expected, length = [], 0
+    for end in range(1, len(text) + 1):
+        # At most one character longer than the one before.
+        tried = range(length + 1, 0, -1)
+        length = next((n for n in tried if any(text[end - n : end] in story for story in learnt)), 0)
+        expected.append(length)
+    index = index_of(parts["train"], True, "keep")
+    assert index.longest_at_each(text)[0].tolist() == expected
+    measured = measure(index, "held out", text)
+    assert measured.longest is not None
+    assert len(measured.longest.text) == max(expected)
+    assert measured.novel[12] == sum(n < 12 for n in expected[11:]) / (len(text) - 11)
+    assert 0 < measured.copied[20] < measured.novel[24] <= 1
+
+
 # --- the cache -----------------------------------------------------------------------------------------------
 
 
