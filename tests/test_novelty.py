@@ -137,7 +137,7 @@ def test_a_held_out_story_is_what_brute_force_says() -> None:
     assert measured.longest is not None
     assert len(measured.longest.text) == max(expected)
     assert measured.novel[12] == sum(n < 12 for n in expected[11:]) / (len(text) - 11)
-    assert 0 < measured.copied[20] < measured.novel[24] <= 1
+    assert 0 < measured.copied[20] < 1
 
 
 # --- the cache -----------------------------------------------------------------------------------------------
