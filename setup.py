@@ -13,7 +13,7 @@ setup(
         Extension(
             "grimmgen.kernels._native",
             ["grimmgen/kernels/native.c"],
-            depends=["grimmgen/kernels/native_kernels.h"],
+            depends=["grimmgen/kernels/native_kernels.h", "grimmgen/kernels/native_steps.h"],
             extra_compile_args=flags,
             libraries=[] if sys.platform == "win32" else ["m"],
             py_limited_api=True,

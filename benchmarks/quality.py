@@ -1,12 +1,18 @@
-"""Bits per character on held-out stories, for the minutes spent: presets of ours and rivals, under one budget.
+"""Bits per character on held-out stories, for the time spent: presets, departures from them, and rivals.
 
     grimmgen fetch --stories all
-    python benchmarks/quality.py --split split.json --budget 11m --seeds 0 1 2
+    python benchmarks/quality.py --split split.json --budget 11m --seeds 0 1 2 --dynamic strong nn.LSTM PPMd
+    python benchmarks/quality.py --split split.json --epochs 60 --part valid tutorial tutorial,phases=true
 
-Every contender learns from the same training stories and is judged on the same whole test stories
-(`--part valid` while choosing). The rivals: a plain script around `nn.LSTM` (512 units, an embedding of 256 tied
-to the output, dropout 0.5, Adam with a cosine) on the same bigrams, and PPMd (`pip install pyppmd`), a classical
-compressor, primed with the training stories and given each test story alone.
+A contender is a preset, with options of `grimmgen.configuration.Configuration` after commas where it departs
+from it; or a rival: `nn.LSTM`, a plain script (512 units, an embedding of 256 tied to the output, dropout 0.5,
+Adam with a cosine) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's autocast; `PPMd` (`pip install
+pyppmd`), a classical compressor, primed with the training stories and given each story alone.
+
+All learn from the same training stories and are judged on the same whole stories: the validation stories
+(`--part valid`) while anything is still to be chosen, the test stories afterwards. `--out FILE` adds a line of
+JSON for each run; `--table FILE…` prints the table of such files and runs nothing. benchmarks/README.md is made
+of these tables.
 """
 
 from __future__ import annotations
@@ -14,10 +20,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,39 +36,118 @@ from grimmgen.batches import Window, epoch
 from grimmgen.cli.options import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.corpus import Corpus, Part, Split, open_corpus, split_by_file, split_by_hash
-from grimmgen.evaluation import encode_stories, evaluate, evaluate_dynamically
-from grimmgen.events import Finished
+from grimmgen.dynamic import evaluate_dynamically
+from grimmgen.evaluation import encode_stories, evaluate
+from grimmgen.events import Finished, Started
 from grimmgen.model import LanguageModel
+from grimmgen.scores import Evaluation
 from grimmgen.training import Training, cosine
 from grimmgen.vocabulary import Vocabulary, normalise
 
 State = tuple[Tensor, Tensor]
 
 
-def preset(
-    name: str, corpus: Corpus, split: Split, part: Part, seconds: float, seed: int, newlines: Newlines
-) -> dict[str, float]:
-    """A preset of ours, trained by `grimmgen` itself: static and dynamic bits per character."""
-    options = {**PRESETS[name], "budget": seconds, "random_seed": seed, "newlines": newlines, "epochs": 1 << 20}
-    training = Training.begin(corpus, Configuration(**options), split)
-    finished = next(event for event in training.events() if isinstance(event, Finished))
+@dataclass(frozen=True)
+class Task:
+    """What a contender is asked to do: `seconds` or `epochs` of training at most, None being no limit."""
+
+    corpus: Corpus
+    split: Split
+    part: Part
+    newlines: Newlines
+    seed: int
+    seconds: float | None
+    epochs: int | None
+    dynamic: bool
+
+    def texts(self) -> list[tuple[str, str]]:
+        """The names and texts of the stories to be judged."""
+        return [(story.name, story.read()) for story in self.split.parts[self.part]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of the record.
+
+    Attributes:
+        contender: as it was named.
+        part: of the split.
+        limit: of the training, as in `660 s` or `60 epochs`.
+        newlines: how they were read.
+        seed: random seed.
+        threads: that PyTorch and the kernels were given.
+        bits_per_character: of all the part's stories.
+        dynamic: the same under dynamic evaluation.
+        perplexity: per bigram; None for what has no bigrams.
+        epochs: trained.
+        updates: trained.
+        seconds: trained.
+        computed: by what, in words.
+    """
+
+    contender: str
+    part: str
+    limit: str
+    newlines: str
+    seed: int
+    threads: int
+    bits_per_character: float
+    dynamic: float | None = None
+    perplexity: float | None = None
+    epochs: int | None = None
+    updates: int | None = None
+    seconds: float | None = None
+    computed: str = ""
+
+
+Figures = dict[str, Any]
+
+
+def ours(name: str, task: Task) -> Figures:
+    """A preset, trained by `grimmgen` itself; of its checkpoints the one that `grimmgen eval` would take."""
+    preset, *departures = name.split(",")
+    options: dict[str, Any] = {**PRESETS[preset], "random_seed": task.seed, "newlines": task.newlines}
+    if task.epochs is not None:
+        options["epochs"] = task.epochs
+    if task.seconds is not None:
+        options |= {"budget": task.seconds, "epochs": 1 << 20}
+    for departure in departures:
+        option, _, value = departure.partition("=")
+        try:
+            options[option] = json.loads(value)
+        except json.JSONDecodeError:
+            options[option] = value
+    training = Training.begin(task.corpus, Configuration(**options), task.split)
+    events = training.events()
+    started = next(event for event in events if isinstance(event, Started))
+    finished = next(event for event in events if isinstance(event, Finished))
     checkpoint = training.run.checkpoint()
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
-    stories = encode_stories(((s.name, s.read()) for s in split.parts[part]), checkpoint.vocabulary)
-    return {
-        name: evaluate(model, stories).total.bits_per_character,
-        f"{name}, dynamic": evaluate_dynamically(model, stories).total.bits_per_character,
+    stories = encode_stories(task.texts(), checkpoint.vocabulary)
+    figures = _judged(evaluate(model, stories))
+    if task.dynamic:
+        figures["dynamic"] = evaluate_dynamically(model, stories).total.bits_per_character
+    return figures | {
         "epochs": finished.epoch,
+        "updates": finished.step,
+        "seconds": finished.seconds,
+        "computed": started.kernel,
     }
+
+
+def _judged(evaluation: Evaluation) -> Figures:
+    total = evaluation.total
+    return {"bits_per_character": total.bits_per_character, "perplexity": total.perplexity}
 
 
 class Rival(nn.Module):
     """What one writes in an afternoon: embedding, `nn.LSTM`, projection, the embedding once more."""
 
-    def __init__(self, vocabulary_size: int, hidden: int = 512, embedding: int = 256) -> None:
+    def __init__(self, vocabulary_size: int, bf16: bool, hidden: int = 512, embedding: int = 256) -> None:
         super().__init__()
         self.hidden = hidden
+        self.bf16 = bf16
         self.embedding = nn.Embedding(vocabulary_size, embedding)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         self.lstm = nn.LSTM(embedding, hidden)
@@ -70,8 +157,10 @@ class Rival(nn.Module):
 
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits [T, B, V] and the state."""
-        hidden, state = self.lstm(self.embedding(inputs), state)
-        return self.projection(self.dropout(hidden)) @ self.embedding.weight.T + self.bias, state
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16 and self.training):
+            hidden, state = self.lstm(self.embedding(inputs), state)
+            logits = self.projection(self.dropout(hidden)) @ self.embedding.weight.T + self.bias
+        return logits.float(), (state[0].float(), state[1].float())
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
@@ -90,20 +179,27 @@ class Rival(nn.Module):
         return losses.view(targets.shape).double().numpy(), state
 
 
-def nn_lstm(split: Split, part: Part, seconds: float, seed: int, newlines: Newlines) -> dict[str, float]:
+def nn_lstm(name: str, task: Task) -> Figures:
     """The plain script: the same windows, no reset of the state, which `nn.LSTM` cannot do inside a window."""
-    torch.manual_seed(seed)
-    texts = [story.read() for story in split.parts["train"]]
-    vocabulary = Vocabulary.build(texts, newlines=newlines)
+    torch.manual_seed(task.seed)
+    texts = [story.read() for story in task.split.parts["train"]]
+    vocabulary = Vocabulary.build(texts, newlines=task.newlines)
     training = [[vocabulary.encode(text)] for text in texts]
-    model = Rival(len(vocabulary))
+    model = Rival(len(vocabulary), bf16=name.endswith("bf16"))
     optimiser = torch.optim.Adam(model.parameters())
-    began, number = time.monotonic(), 0
-    while (done := (time.monotonic() - began) / seconds) < 1.0:
+    began, number, updates = time.monotonic(), 0, 0
+
+    def progress() -> float:
+        if task.seconds is not None:
+            return (time.monotonic() - began) / task.seconds
+        return updates / max(1, len(windows) * (task.epochs or 30))
+
+    windows = list(epoch(training, 64, 50, task.seed, 0))
+    while progress() < 1.0:
         state = model.zero_state(64)
-        for window in epoch(training, 64, 50, seed, number):
-            done = (time.monotonic() - began) / seconds
-            if done >= 1.0:
+        windows = list(epoch(training, 64, 50, task.seed, number))
+        for window in windows:
+            if (done := progress()) >= 1.0:
                 break
             model.train()
             for group in optimiser.param_groups:
@@ -117,74 +213,110 @@ def nn_lstm(split: Split, part: Part, seconds: float, seed: int, newlines: Newli
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             state = (after[0].detach(), after[1].detach())
+            updates += 1
         number += 1
-    stories = encode_stories(((s.name, s.read()) for s in split.parts[part]), vocabulary)
-    return {
-        "nn.LSTM script": evaluate(cast(LanguageModel, model), stories).total.bits_per_character,
-        "epochs": number,
-    }
+    seconds = time.monotonic() - began
+    figures = _judged(evaluate(cast(LanguageModel, model), encode_stories(task.texts(), vocabulary)))
+    return figures | {"epochs": number, "updates": updates, "seconds": seconds, "computed": "PyTorch"}
 
 
-def ppmd(split: Split, part: Part, newlines: Newlines, order: int = 16) -> dict[str, float]:
+def ppmd(_: str, task: Task) -> Figures:
     """What each story adds to the compressed training stories, in bits per character."""
     import pyppmd
 
-    def read(stories: Sequence[object]) -> list[str]:
-        return [normalise(s.read(), True, newlines) for s in stories]  # type: ignore[attr-defined]
+    order = 16
 
     def size(text: str) -> int:
         return len(pyppmd.compress(text.encode(), max_order=order, mem_size=1 << 28))
 
-    prime = "".join(read(split.parts["train"]))
+    def read(texts: Sequence[str]) -> list[str]:
+        return [normalise(text, True, task.newlines) for text in texts]
+
+    prime = "".join(read([story.read() for story in task.split.parts["train"]]))
     alone = size(prime)
-    stories = read(split.parts[part])
+    stories = read([text for _, text in task.texts()])
     bits = 8 * sum(size(prime + story) - alone for story in stories)
-    return {f"PPMd, order {order}": bits / sum(map(len, stories))}
+    return {"bits_per_character": bits / sum(map(len, stories)), "computed": f"order {order}"}
+
+
+RIVALS: dict[str, Callable[[str, Task], Figures]] = {"nn.LSTM": nn_lstm, "nn.LSTM-bf16": nn_lstm, "PPMd": ppmd}
+
+
+def table(results: Sequence[Result]) -> str:
+    """In Markdown: a row for each contender, the best one first, with the spread over its seeds."""
+    groups: dict[tuple[str, ...], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.contender, result.limit, result.newlines, result.part), []).append(result)
+    rows = sorted(groups.items(), key=lambda item: (item[0][1:], _mean(item[1], "bits_per_character")))
+    lines = [
+        "| contender | limit | newlines | stories | bits per character | dynamic | perplexity | epochs | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (contender, limit, newlines, part), runs in rows:
+        cells = [
+            _spread(runs, "bits_per_character", 4),
+            _spread(runs, "dynamic", 4),
+            _spread(runs, "perplexity", 2),
+        ]
+        cells += [_spread(runs, "epochs", 0, told=False), str(len(runs))]
+        lines.append(f"| `{contender}` | {limit} | {newlines} | {part} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(runs: Sequence[Result], figure: str) -> float:
+    return float(statistics.mean(getattr(run, figure) for run in runs))
+
+
+def _spread(runs: Sequence[Result], figure: str, digits: int, told: bool = True) -> str:
+    if any(getattr(run, figure) is None for run in runs):
+        return ""
+    spread = statistics.stdev(getattr(run, figure) for run in runs) if told and len(runs) > 1 else None
+    return f"{_mean(runs, figure):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
+
+
+def read_record(paths: Sequence[Path]) -> list[Result]:
+    """The results that `--out` wrote."""
+    return [Result(**json.loads(line)) for path in paths for line in path.read_text("utf-8").splitlines()]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("contenders", nargs="*", default=["tutorial", "strong", "nn.LSTM", "PPMd"])
     parser.add_argument("--corpus", default="grimm")
     parser.add_argument("--split", type=Path)
-    parser.add_argument("--budget", type=duration, default=660.0)
+    limit = parser.add_mutually_exclusive_group()
+    limit.add_argument("--budget", type=duration, help="of training, as in 11m")
+    limit.add_argument("--epochs", type=int, help="of training; without either, those of the preset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--presets", nargs="*", default=["tutorial", "strong"])
-    parser.add_argument("--rivals", nargs="*", default=["nn.LSTM", "PPMd"])
     parser.add_argument("--part", choices=["valid", "test"], default="test")
     parser.add_argument("--newlines", choices=["keep", "space"], default="space")
+    parser.add_argument("--dynamic", action="store_true", help="evaluate our models dynamically, too")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    corpus = open_corpus(options.corpus)
-    split = split_by_file(corpus, options.split) if options.split else split_by_hash(corpus)
-    results: dict[str, list[float]] = {}
-    epochs: dict[str, list[float]] = {}
-    for seed in options.seeds:
-        for name in options.presets:
-            measured = preset(name, corpus, split, options.part, options.budget, seed, options.newlines)
-            epochs.setdefault(name, []).append(measured.pop("epochs"))
-            for contender, bits in measured.items():
-                results.setdefault(contender, []).append(bits)
-        if "nn.LSTM" in options.rivals:
-            measured = nn_lstm(split, options.part, options.budget, seed, options.newlines)
-            epochs.setdefault("nn.LSTM script", []).append(measured.pop("epochs"))
-            for contender, bits in measured.items():
-                results.setdefault(contender, []).append(bits)
-    if "PPMd" in options.rivals:
-        results |= {name: [bits] for name, bits in ppmd(split, options.part, options.newlines).items()}
-    if options.json:
-        print(json.dumps({"part": options.part, "budget": options.budget, "bits_per_character": results}))
+    parser.add_argument("--out", type=Path, help="add a line of JSON for each run to this file")
+    parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the table of these files")
+    given = parser.parse_args()
+    if given.table:
+        print(table(read_record(given.table)))
         return
-    print(
-        f"bits per character, {options.part} stories, {options.budget:g} s of training, {options.threads} threads"
-    )
-    for name, runs in sorted(results.items(), key=lambda item: statistics.mean(item[1])):
-        spread = f" ± {statistics.stdev(runs):.4f}" if len(runs) > 1 else ""
-        done = epochs.get(name)
-        note = f"   {statistics.mean(done):.0f} epochs" if done else ""
-        print(f"{name:20s} {statistics.mean(runs):.4f}{spread}{note}")
+    torch.set_num_threads(given.threads)
+    corpus = open_corpus(given.corpus)
+    split = split_by_file(corpus, given.split) if given.split else split_by_hash(corpus)
+    told = f"{given.budget:g} s" if given.budget else f"{given.epochs} epochs" if given.epochs else "its own"
+    results = []
+    for seed in given.seeds:
+        task = Task(corpus, split, given.part, given.newlines, seed, given.budget, given.epochs, given.dynamic)
+        for name in given.contenders:
+            if name == "PPMd" and seed != given.seeds[0]:
+                continue  # it draws nothing
+            figures = RIVALS.get(name, ours)(name, task)
+            result = Result(name, given.part, told, given.newlines, seed, given.threads, **figures)
+            results.append(result)
+            print(json.dumps(asdict(result)), file=sys.stderr, flush=True)
+            if given.out:
+                with given.out.open("a", encoding="utf-8") as record:
+                    record.write(json.dumps(asdict(result)) + "\n")
+    print(table(results))
 
 
 if __name__ == "__main__":

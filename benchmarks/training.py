@@ -1,12 +1,16 @@
 """One update of training, against the vendor's fused LSTM in the same run.
 
     python benchmarks/training.py
+    python benchmarks/training.py --precision bf16 --hidden 512 --vocabulary-size 700 --layers 2 --rounds 6
 
 An update is forward, backward, clipping and Adam. Ours is the tutorial's network with its dropout, as
 `grimmgen train` runs it; the rival is `nn.Embedding` + `nn.LSTM` + `nn.Linear` as one would write it, without
-dropout. Ours runs twice, on the compiled kernel and on the plain path. All run in turn, so that a busy machine
-slows each; printed are medians, quartiles, and how many times as fast as the rival each is (the median, pair by
-pair).
+dropout, for bf16 under `torch.autocast`. Ours runs twice in fp32, on the compiled kernel and on the plain path.
+All run in turn, so that a busy machine slows each.
+
+Printed are medians and quartiles; how many times as fast as the rival each is (the median, pair by pair); the
+share of the floor, which is the time that the update's products would take at the rate of the fastest large
+product that PyTorch does here; and the peak memory of a process that does nothing else, above what it had before.
 """
 
 from __future__ import annotations
@@ -14,9 +18,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -24,33 +32,37 @@ from torch import Tensor, nn
 
 from grimmgen import kernels
 from grimmgen.batches import Window
+from grimmgen.cells.products import product
 from grimmgen.configuration import Configuration
 from grimmgen.model import LanguageModel
+from grimmgen.optimiser import AdamW
+
+Update = Callable[[], float]
 
 
-def ours(window: Window, vocabulary_size: int, hidden: int) -> Callable[[], float]:
-    """An update of grimmgen's."""
-    configuration = Configuration(hidden=hidden)
+def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
+    """An update of grimmgen's, as `grimmgen.training` does it."""
     model = LanguageModel(configuration, vocabulary_size)
     model.initialise()
-    optimiser = torch.optim.Adam(model.parameters(), lr=configuration.learning_rate, fused=True)
+    optimiser = AdamW(model.parameters())
     generator = torch.Generator().manual_seed(0)
+    precision = kernels.resolve_precision(configuration, model.device)
     state = model.zero_state(window.inputs.shape[1])
 
     def update() -> float:
         nonlocal state
-        optimiser.zero_grad(set_to_none=True)
-        with kernels.alone(model.device):
-            loss, state = model.loss(window, state, generator)
+        optimiser.zero_gradient()
+        with model.left_alone():
+            loss, state = model.loss(window, state, generator, precision)
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), configuration.clip)
-            optimiser.step()
-            return loss.item()
+            norm = optimiser.norm()
+        optimiser.step(configuration.learning_rate, configuration.clip, norm)
+        return loss.item()
 
     return update
 
 
-def with_kernel(name: str, update: Callable[[], float]) -> Callable[[], float]:
+def with_kernel(name: str, update: Update) -> Update:
     """The same update on the path of that name (`grimmgen.kernels`)."""
 
     def forced() -> float:
@@ -63,10 +75,10 @@ def with_kernel(name: str, update: Callable[[], float]) -> Callable[[], float]:
 class Rival(nn.Module):
     """The same network from ready-made layers, its input a dense embedding of H."""
 
-    def __init__(self, vocabulary_size: int, hidden: int) -> None:
+    def __init__(self, vocabulary_size: int, hidden: int, layers: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, hidden)
-        self.lstm = nn.LSTM(hidden, hidden)
+        self.lstm = nn.LSTM(hidden, hidden, layers)
         self.linear = nn.Linear(hidden, vocabulary_size)
 
     def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -75,19 +87,24 @@ class Rival(nn.Module):
         return self.linear(hidden), state
 
 
-def rivals(window: Window, vocabulary_size: int, hidden: int) -> Callable[[], float]:
+def rivals(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
     """An update of `nn.LSTM`'s."""
-    model = Rival(vocabulary_size, hidden)
+    model = Rival(vocabulary_size, configuration.hidden, configuration.layers)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.001)
     inputs, targets = torch.from_numpy(window.inputs).long(), torch.from_numpy(window.targets).long()
-    zeros = torch.zeros(1, window.inputs.shape[1], hidden)
+    zeros = torch.zeros(configuration.layers, window.inputs.shape[1], configuration.hidden)
     state = (zeros, zeros)
+
+    def cast() -> AbstractContextManager[None]:
+        rounds = configuration.precision == "bf16"
+        return torch.autocast("cpu", torch.bfloat16) if rounds else nullcontext()
 
     def update() -> float:
         nonlocal state
         optimiser.zero_grad(set_to_none=True)
-        logits, after = model(inputs, state)
-        loss = nn.functional.cross_entropy(logits.reshape(-1, vocabulary_size), targets.reshape(-1))
+        with cast():
+            logits, after = model(inputs, state)
+            loss = nn.functional.cross_entropy(logits.reshape(-1, vocabulary_size), targets.reshape(-1))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
@@ -97,7 +114,9 @@ def rivals(window: Window, vocabulary_size: int, hidden: int) -> Callable[[], fl
     return update
 
 
-def interleaved(updates: dict[str, Callable[[], float]], rounds: int, burst: int = 5) -> dict[str, list[float]]:
+def interleaved(
+    updates: dict[str, Update], rounds: int, clock: Callable[[], float], burst: int = 5
+) -> dict[str, list[float]]:
     """Milliseconds an update: each contender in turn, a few updates at a time, the first of them not counted.
 
     The first update after a change of contender finds the other's data in the caches; training does not.
@@ -106,11 +125,36 @@ def interleaved(updates: dict[str, Callable[[], float]], rounds: int, burst: int
     for number in range(rounds + 2):
         for name, update in updates.items():
             for repeat in range(burst):
-                began = time.perf_counter()
+                began = clock()
                 update()
                 if number >= 2 and repeat:
-                    times[name].append(1000 * (time.perf_counter() - began))
+                    times[name].append(1000 * (clock() - began))
     return times
+
+
+def floor(T: int, B: int, V: int, configuration: Configuration, clock: Callable[[], float]) -> float:
+    """Milliseconds that the products of an update take at the rate of the fastest large product to be had."""
+    H = configuration.hidden
+    # The recurrent products, and the input products of all layers but the first, which looks rows up; each once
+    # forward, and twice backward.
+    recurrent = (2 * configuration.layers - 1) * H * 4 * H
+    operations = 3 * 2 * T * B * (recurrent + H * V)
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    rates = []
+    for multiply in (product, torch.mm):
+        if configuration.precision == "bf16":
+            a, b, multiply = a.bfloat16(), b.bfloat16(), torch.mm
+        for _ in range(10):
+            began = clock()
+            multiply(a, b)
+            rates.append(2 * 1024**3 / (clock() - began))
+    return 1000 * operations / max(rates)
+
+
+def peak_memory(name: str, arguments: list[str]) -> float:
+    """Mebibytes that this contender adds to a process of its own."""
+    command = [sys.executable, __file__, *arguments, "--memory-of", name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def main() -> None:
@@ -121,39 +165,67 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--unroll", type=int, default=50)
     parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocabulary-size", type=int, default=544)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="instead of wall-clock: with --threads 1, on a busy machine"
+    )
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     T, B, H, V = options.unroll, options.batch_size, options.hidden, options.vocabulary_size
+    configuration = Configuration(hidden=H, layers=options.layers, precision=options.precision)
+    clock = time.process_time if options.processor_time else time.perf_counter
     ids = draw.integers(0, V, (T + 1, B)).astype(np.int32)
     # As on the real tales: every 40th window or so of a row has the start of a story in it.
     window = Window(ids[:-1], ids[1:], draw.random((T, B)) < 1 / 2000)
-    contenders = {
-        "grimmgen": with_kernel("native", ours(window, V, H)),
-        "plain": with_kernel("plain", ours(window, V, H)),
-        "nn.LSTM": rivals(window, V, H),
+    contenders: dict[str, Callable[[], Update]] = {
+        "grimmgen": lambda: with_kernel("native", ours(window, V, configuration)),
+        "plain": lambda: with_kernel("plain", ours(window, V, configuration)),
+        "nn.LSTM": lambda: rivals(window, V, configuration),
     }
-    times = interleaved(contenders, options.rounds)
-    ratios = {
-        name: statistics.median(b / a for a, b in zip(values, times["nn.LSTM"], strict=True))
+    if options.precision == "bf16":
+        del contenders["plain"]
+    if options.memory_of:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        update = contenders[options.memory_of]()
+        for _ in range(5):
+            update()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        return
+    # First, as a process begins with the peak of the one that starts it.
+    memory = {name: peak_memory(name, sys.argv[1:]) for name in contenders}
+    times = interleaved({name: make() for name, make in contenders.items()}, options.rounds, clock)
+    least = floor(T, B, V, configuration, clock)
+    figures = {
+        name: {
+            "milliseconds": statistics.median(values),
+            "lower quartile": statistics.quantiles(values, n=4)[0],
+            "upper quartile": statistics.quantiles(values, n=4)[2],
+            "times as fast": statistics.median(b / a for a, b in zip(values, times["nn.LSTM"], strict=True)),
+            "share of the floor": least / statistics.median(values),
+            "peak MiB": memory[name],
+        }
         for name, values in times.items()
     }
     if options.json:
-        medians = {name: statistics.median(values) for name, values in times.items()}
-        print(json.dumps({"T": T, "B": B, "H": H, "V": V, "milliseconds": medians, "times as fast": ratios}))
+        setting = {"T": T, "B": B, "H": H, "V": V, "L": options.layers, "precision": options.precision}
+        print(json.dumps({**setting, "threads": options.threads, "floor": least, **figures}))
         return
     print(
-        f"one update, T = {T}, B = {B}, H = {H}, V = {V}, float32, {options.threads} threads, "
-        f"torch {torch.__version__}"
+        f"one update, T = {T}, B = {B}, H = {H}, V = {V}, {options.layers} layer(s), {options.precision}, "
+        f"{options.threads} thread(s), torch {torch.__version__}; floor {least:.2f} ms"
     )
-    for name, values in times.items():
-        low, middle, high = statistics.quantiles(values, n=4)
+    print(f"{'':10s}{'ms':>8s}{'quartiles':>18s}{'times as fast':>15s}{'of the floor':>14s}{'peak MiB':>10s}")
+    for name, told in figures.items():
         print(
-            f"{name:10s} {middle:7.2f} ms   (quartiles {low:.2f} – {high:.2f}, {len(values)} updates), "
-            f"{ratios[name]:.2f} times as fast as nn.LSTM"
+            f"{name:10s}{told['milliseconds']:8.2f}"
+            f"{told['lower quartile']:10.2f} – {told['upper quartile']:5.2f}{told['times as fast']:15.2f}"
+            f"{told['share of the floor']:14.0%}{told['peak MiB']:10.0f}"
         )
 
 

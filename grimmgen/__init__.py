@@ -13,7 +13,6 @@ The command line does the same through the same functions; what is not named her
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
     from grimmgen.generation import Storyteller
     from grimmgen.training import Training
     from grimmgen.vocabulary import Vocabulary
+
+    __version__: str
 
 __all__ = [
     "Configuration",
@@ -47,8 +48,6 @@ __all__ = [
     "open_corpus",
     "train",
 ]
-
-__version__ = version("grimmgen")
 
 _HOMES = {
     "Configuration": "configuration",
@@ -73,7 +72,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: `import grimmgen` waits for neither PyTorch nor NumPy.
+    # Loaded when asked for: `import grimmgen` waits for neither PyTorch nor NumPy, nor, for its own version, for
+    # what reads the metadata of packages: a fifth of `grimmgen --help`.
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("grimmgen")
     if name in _HOMES:
         return getattr(import_module(f"grimmgen.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'grimmgen' has no attribute {name!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,16 @@ from numpy.typing import NDArray
 from grimmgen.vocabulary import END, Ids
 
 NO_TARGET = -1
+# Windows that are made at a time.
+_BLOCK = 64
+
+
+class IdSequence(Protocol):
+    """Ids that are read a slice at a time: an array, or what stands for one that is in a file."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, cut: slice, /) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -38,27 +49,99 @@ class Window:
         """How many targets there are."""
         return int(np.count_nonzero(self.targets != NO_TARGET))
 
+    def first(self, rows: int) -> Window:
+        """Its first rows, [T, rows]."""
+        return Window(self.inputs[:, :rows], self.targets[:, :rows], self.starts[:, :rows])
 
-@dataclass(frozen=True)
+
 class Stream:
-    """Stories laid end to end: inputs, targets and story starts, each [N]."""
+    """Stories laid end to end, each with its `<end>`; read a part at a time, wherever their ids are kept.
 
-    inputs: Ids
-    targets: Ids
-    starts: NDArray[np.bool_]
+    Args:
+        stories: ids.
+    """
 
-    @classmethod
-    def of(cls, stories: Sequence[Ids]) -> Stream:
-        """Lay these stories end to end, each with its `<end>`."""
-        lengths = np.array([len(story) + 1 for story in stories])
-        targets = np.concatenate([part for story in stories for part in (story, [END])]).astype(np.int32)
-        inputs = np.concatenate([[END], targets[:-1]]).astype(np.int32)
-        starts = np.zeros(len(targets), np.bool_)
-        starts[np.cumsum(lengths) - lengths] = True
-        return cls(inputs, targets, starts)
+    def __init__(self, stories: Sequence[IdSequence]) -> None:
+        self._stories = stories
+        # Where each story begins, and where the last one ends.
+        self._begins = np.cumsum([0, *(len(story) + 1 for story in stories)])
+
+    def __len__(self) -> int:
+        """N, the predictions."""
+        return int(self._begins[-1])
+
+    def read(self, begin: int, end: int) -> Window:
+        """The predictions from `begin` to `end`, as [end - begin]."""
+        # Where nothing is written a story ends; the first is entered through the <end> of the one before it.
+        ids = np.full(end - begin + 1, END, np.int32)
+        starts = np.zeros(end - begin, np.bool_)
+        before = begin - 1  # what the first input is
+        number = max(0, int(np.searchsorted(self._begins, before, side="right")) - 1)
+        while number < len(self._stories) and (first := int(self._begins[number])) < end:
+            story = self._stories[number][max(0, before - first) : end - first]
+            place = max(0, first - before)
+            ids[place : place + len(story)] = story
+            if begin <= first:
+                starts[first - begin] = True
+            number += 1
+        return Window(ids[:-1], ids[1:], starts)
 
 
-def epoch(stories: Sequence[Sequence[Ids]], rows: int, steps: int, random_seed: int, number: int) -> list[Window]:
+class Windows(Sequence[Window]):
+    """Windows of rows that are read side by side; made when they are asked for, some at a time.
+
+    Args:
+        rows: for each row the stream that it reads, from where, and to where.
+        steps: T; shorter where a whole row is.
+    """
+
+    def __init__(self, rows: Sequence[tuple[Stream, int, int]], steps: int) -> None:
+        self._rows = rows
+        self._length = max(end - begin for _, begin, end in rows)
+        self._steps = min(steps, self._length)
+        self._block = -1
+        self._read: list[Window] = []
+
+    def __len__(self) -> int:
+        return -(-self._length // self._steps)
+
+    @overload
+    def __getitem__(self, index: int) -> Window: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Window]: ...
+
+    def __getitem__(self, index: int | slice) -> Window | list[Window]:
+        """The k-th window, its arrays [T, B]."""
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        block, place = divmod(range(len(self))[index], _BLOCK)
+        if block != self._block:
+            self._read = list(self._windows(block * _BLOCK, min(len(self), (block + 1) * _BLOCK)))
+            self._block = block
+        return self._read[place]
+
+    def _windows(self, first: int, last: int) -> Iterator[Window]:
+        steps, shape = self._steps, ((last - first) * self._steps, len(self._rows))
+        # What is missing at the end of a row has no target.
+        inputs, targets = np.full(shape, END, np.int32), np.full(shape, NO_TARGET, np.int32)
+        starts = np.zeros(shape, np.bool_)
+        for row, (stream, begin, end) in enumerate(self._rows):
+            at, stop = (min(end, begin + k * steps) for k in (first, last))
+            part = stream.read(at, stop)
+            inputs[: stop - at, row] = part.inputs
+            targets[: stop - at, row] = part.targets
+            starts[: stop - at, row] = part.starts
+        if first == 0:
+            # A row that begins within a story begins with no memory of it: nothing was read before.
+            starts[0] = True
+        for cut in (slice(begin, begin + steps) for begin in range(0, shape[0], steps)):
+            yield Window(inputs[cut], targets[cut], starts[cut])
+
+
+def epoch(
+    stories: Sequence[Sequence[IdSequence]], rows: int, steps: int, random_seed: int, number: int
+) -> Sequence[Window]:
     """The windows of one epoch of training.
 
     The stories, in an order drawn from (random_seed, number) alone, are laid end to end and cut into `rows`
@@ -74,64 +157,28 @@ def epoch(stories: Sequence[Sequence[Ids]], rows: int, steps: int, random_seed: 
     """
     draw = np.random.default_rng([random_seed, number])
     order = draw.permutation(len(stories))
-    stream = Stream.of([stories[i][int(draw.integers(len(stories[i])))] for i in order])
-    return list(_windows(_side_by_side(stream, rows), steps))
+    stream = Stream([stories[i][int(draw.integers(len(stories[i])))] for i in order])
+    length = -(-len(stream) // rows)
+    begins = (min(row * length, len(stream)) for row in range(rows))
+    return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps)
 
 
-def window_count(stories: Sequence[Sequence[Ids]], rows: int, steps: int) -> int:
+def window_count(stories: Sequence[Sequence[IdSequence]], rows: int, steps: int) -> int:
     """How many windows an epoch has, every story cut in its first way."""
     length = -(-sum(len(ways[0]) + 1 for ways in stories) // rows)
     return -(-length // min(steps, length))
 
 
-def together(stories: Sequence[Ids], steps: int) -> Iterator[Window]:
+def together(
+    stories: Sequence[IdSequence], steps: int, parts: Sequence[tuple[int, int]] | None = None
+) -> Sequence[Window]:
     """Windows for evaluation: each story in a row of its own, from its start to its end.
 
     Args:
         stories: ids, one array a story; the k-th is row k.
         steps: T.
+        parts: of each story the predictions that its row reads, from and to; None reads them all.
     """
-    length = max(len(story) for story in stories) + 1
-    rows = [_padded(Stream.of([story]), length) for story in stories]
-    whole = Window(
-        np.stack([row.inputs for row in rows], axis=1),
-        np.stack([row.targets for row in rows], axis=1),
-        np.stack([row.starts for row in rows], axis=1),
-    )
-    return _windows(whole, steps)
-
-
-def _side_by_side(stream: Stream, rows: int) -> Window:
-    """Cut a stream into `rows` rows of equal length, [length, rows]; the last may run out of text."""
-    length = -(-len(stream.inputs) // rows)
-    stream = _padded(stream, length * rows)
-    window = Window(
-        stream.inputs.reshape(rows, length).T,
-        stream.targets.reshape(rows, length).T,
-        stream.starts.reshape(rows, length).T,
-    )
-    # A row that begins within a story begins with no memory of it: nothing was read before.
-    window.starts[0] = True
-    return window
-
-
-def _padded(stream: Stream, length: int) -> Stream:
-    missing = length - len(stream.inputs)
-    return Stream(
-        np.concatenate([stream.inputs, np.full(missing, END, np.int32)]),
-        np.concatenate([stream.targets, np.full(missing, NO_TARGET, np.int32)]),
-        np.concatenate([stream.starts, np.zeros(missing, np.bool_)]),
-    )
-
-
-def _windows(whole: Window, steps: int) -> Iterator[Window]:
-    length = len(whole.inputs)
-    steps = min(steps, length)
-    missing = -length % steps
-    fill = [(0, missing), (0, 0)]
-    inputs = np.pad(whole.inputs, fill, constant_values=END)
-    targets = np.pad(whole.targets, fill, constant_values=NO_TARGET)
-    starts = np.pad(whole.starts, fill)
-    for begin in range(0, length, steps):
-        cut = slice(begin, begin + steps)
-        yield Window(inputs[cut], targets[cut], starts[cut])
+    streams = [Stream([story]) for story in stories]
+    parts = parts or [(0, len(stream)) for stream in streams]
+    return Windows([(stream, *part) for stream, part in zip(streams, parts, strict=True)], steps)

@@ -18,6 +18,9 @@ Initialisation = Literal["auto", "normal", "xavier"]
 DropoutMode = Literal["tutorial", "output", "locked"]
 Schedule = Literal["plateau", "cosine"]
 Newlines = Literal["keep", "space"]
+# What a product of matrices rounds its factors to; `auto` is not decided yet.
+Products = Literal["fp32", "bf16"]
+Precision = Literal["auto", Products]
 
 # How many gates stand side by side in the columns of a cell's weights.
 GATES: dict[Cell, int] = {"lstm": 4, "peephole": 4, "gru": 3, "mogrifier": 4}
@@ -54,6 +57,10 @@ class Configuration:
         warmup: share of the training over which `cosine` raises the rate from zero.
         decay_factor: what the rate is multiplied with when validation perplexity stops falling.
         decay_patience: evaluations without a new minimum until that happens (tutorial: decay_threshold).
+        precision: of the matrix products in training: `fp32`, or `bf16`, which rounds the factors to bfloat16 and
+            adds up in float32, faster where the processor can do that; `auto` leaves the choice to
+            `kernels.resolve_precision`. Weights, states, gates, loss and optimiser are float32 in any case, and
+            so is all of evaluation and generation.
         epochs: passes over the training stories, at most.
         budget: seconds of training, at most; None is no limit.
         reset_state: whether the state is put to zero where a story starts.
@@ -88,6 +95,7 @@ class Configuration:
     warmup: float = 0.02
     decay_factor: float = 0.5
     decay_patience: int = 5
+    precision: Precision = "auto"
     epochs: int = 180
     budget: float | None = None
     reset_state: bool = True
@@ -124,6 +132,7 @@ class Configuration:
         _among("--init", self.initialisation, get_args(Initialisation))
         _among("--dropout-mode", self.dropout_mode, get_args(DropoutMode))
         _among("--schedule", self.schedule, get_args(Schedule))
+        _among("--precision", self.precision, get_args(Precision))
         _among("--newlines", self.newlines, get_args(Newlines))
         if self.cell == "mogrifier" and not self.embedding:
             raise UsageError(
@@ -171,6 +180,21 @@ class Configuration:
             raise IntegrityError(f"the configuration cannot be: {error.what}", "train anew") from error
 
 
+_STRONG: dict[str, Any] = {
+    "hidden": 512,
+    "embedding": 256,
+    "tied": True,
+    "initialisation": "xavier",
+    "dropout": 0.5,
+    "dropout_mode": "output",
+    "input_dropout": 0.1,
+    "learning_rate": 0.008,
+    "clip": 1.0,
+    "schedule": "cosine",
+    "phases": True,
+    "epochs": 40,
+}
+
 # What the departures from the tutorial add up to, by purpose; README has what each is good for.
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -186,18 +210,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         "phases": True,
         "epochs": 10,
     },
-    "strong": {
-        "hidden": 512,
-        "embedding": 256,
-        "tied": True,
-        "initialisation": "xavier",
-        "dropout": 0.5,
-        "dropout_mode": "output",
-        "learning_rate": 0.002,
-        "clip": 1.0,
-        "schedule": "cosine",
-        "phases": True,
-        "epochs": 30,
+    "strong": _STRONG,
+    "large": {
+        **_STRONG,
+        "hidden": 1024,
+        "embedding": 384,
+        "dropout": 0.6,
+        "learning_rate": 0.006,
+        "epochs": 50,
     },
 }
 

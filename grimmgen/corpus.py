@@ -7,9 +7,12 @@ Knows text files, and nothing of n-grams.
 
 from __future__ import annotations
 
+import codecs
 import concurrent.futures
+import contextlib
 import hashlib
 import importlib.resources
+import io
 import re
 import shutil
 import time
@@ -18,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 from urllib.parse import urlsplit
 
 from grimmgen import downloads, files, paths
@@ -34,6 +37,12 @@ STORIES_ON_THE_PAGE = 209
 _SIZES = range(200, 1 << 20)
 _LOCK_TIMEOUT = 600.0
 _MANIFEST = "manifest.json"
+# What is read at a time, in bytes: little enough to stay in a processor's cache while it is worked on.
+_PIECE = 1 << 17
+# A file of this size or more is hashed once, for as long as its size and times stay what they were.
+_LARGE = 1 << 24
+_DIGESTS: dict[tuple[object, ...], str] = {}
+_WITHIN_A_LETTER = bytes(range(0x80, 0xC0))  # in UTF-8, all bytes of a letter but its first
 
 
 @dataclass(frozen=True)
@@ -55,47 +64,119 @@ class Story:
     latin1: bool = False
     part: tuple[float, float] = (0.0, 1.0)
 
+    @property
+    def size(self) -> int:
+        """Bytes of this share of the file, about; 0 where it cannot be read."""
+        begin, end = self.part
+        try:
+            whole = self.path.stat().st_size if isinstance(self.path, Path) else len(self.path.read_bytes())
+        except OSError:
+            return 0
+        return round((end - begin) * whole)
+
+    def digest(self) -> str:
+        """The SHA-256 of the whole file, as it is now; a large file is read piece by piece, and once.
+
+        Raises:
+            GrimmgenError: the file cannot be read.
+        """
+        with self._opened() as file:
+            if not isinstance(self.path, Path):
+                return _digest(file)
+            now = self.path.stat()
+            known = (str(self.path), now.st_size, now.st_mtime_ns, now.st_ino, now.st_dev)
+            if known not in _DIGESTS:
+                digest = _digest(file)
+                if now.st_size < _LARGE:
+                    return digest
+                _DIGESTS[known] = digest
+            return _DIGESTS[known]
+
     def content(self) -> bytes:
-        """The bytes of the file, checked.
+        """The bytes of the whole file, checked.
 
         Raises:
             GrimmgenError: the file cannot be read.
             IntegrityError: it is not what was fetched.
         """
-        remedy = "run `grimmgen fetch` to repair it" if self.latin1 else "put it back as it was, or train anew"
         if isinstance(self.path, Path) and self.sha256 is not None and self.latin1:
             if self.path.is_symlink():
-                raise IntegrityError(f"{self.path} is a link, not the story that was fetched", remedy)
+                raise IntegrityError(f"{self.path} is a link, not the story that was fetched", self._remedy)
             if self.path.exists() and not self.path.is_file():
-                raise IntegrityError(f"{self.path} is not a file", remedy)
-        try:
-            content = self.path.read_bytes()
-        except FileNotFoundError:
-            raise IntegrityError(f"{self.path} is gone", remedy) from None
-        except OSError as error:
-            raise GrimmgenError(f"cannot read {self.path} ({error.strerror})", remedy) from error
-        if self.sha256 is not None and files.sha256(content) != self.sha256:
-            raise IntegrityError(f"{self.path} has changed", remedy)
+                raise IntegrityError(f"{self.path} is not a file", self._remedy)
+        with self._opened() as file:
+            content = file.read()
+        self._check(files.sha256(content) if self.sha256 else None)
         return content
 
-    def read(self) -> str:
-        """The text: UTF-8, a byte order mark dropped; not yet folded in any way.
+    def pieces(self) -> Iterator[str]:
+        """The text, a piece at a time, so that a text of any size takes little memory; not yet folded in any way.
+
+        It is UTF-8, a byte order mark dropped.
 
         Raises:
             GrimmgenError: the file cannot be read, or is not text (file and place are told).
             IntegrityError: it is not what was fetched.
         """
-        content = self.content()
+        if self.latin1:
+            # Such a story was fetched: it is small, and only all of it tells how it is encoded.
+            content = self.content()
+            try:
+                content.decode()
+                encoding = "utf-8"
+            except UnicodeDecodeError:
+                encoding = "latin-1"
+            yield from self._decoded(io.BytesIO(content), encoding)
+            return
+        self._check(self.digest() if self.sha256 else None)
+        with self._opened() as file:
+            yield from self._decoded(file, "utf-8")
+
+    def read(self) -> str:
+        """The text; see `pieces`."""
+        return "".join(self.pieces())
+
+    @property
+    def _remedy(self) -> str:
+        return "run `grimmgen fetch` to repair it" if self.latin1 else "put it back as it was, or train anew"
+
+    def _check(self, sha256: str | None) -> None:
+        if sha256 != self.sha256:
+            raise IntegrityError(f"{self.path} has changed", self._remedy)
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[io.BufferedIOBase]:
         try:
-            # Not utf-8-sig: its errors count from behind the mark.
-            text = content.decode().removeprefix("\ufeff")
-        except UnicodeDecodeError as error:
-            if not self.latin1:
+            with self.path.open("rb") as file:
+                yield cast(io.BufferedIOBase, file)
+        except FileNotFoundError:
+            raise IntegrityError(f"{self.path} is gone", self._remedy) from None
+        except OSError as error:
+            raise GrimmgenError(f"cannot read {self.path} ({error.strerror})", self._remedy) from error
+
+    def _decoded(self, file: io.BufferedIOBase, encoding: str) -> Iterator[str]:
+        """This share of a file's text."""
+        at, end = (_place(file, share) for share in self.part)
+        file.seek(at)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        while at < end:
+            block = file.read(min(_PIECE, end - at))
+            if not block:
+                raise IntegrityError(f"{self.path} has changed", self._remedy)
+            if at + len(block) < end:
+                # To the last word's beginning, where there is one: pieces of words would have to be put together.
+                block = block[: block.rfind(b" ") + 1] or block
+                file.seek(at + len(block))
+            waiting = len(decoder.getstate()[0])
+            try:
+                text = decoder.decode(block, final=at + len(block) == end)
+            except UnicodeDecodeError as error:
                 raise GrimmgenError(
-                    f"{self.path} is not UTF-8 (byte {error.start})", "convert it, as with iconv -t UTF-8"
+                    f"{self.path} is not UTF-8 (byte {at - waiting + error.start})",
+                    "convert it, as with iconv -t UTF-8",
                 ) from None
-            text = content.decode("latin-1")
-        return _cut(text, *self.part)
+            at += len(block)
+            yield text
 
 
 @dataclass(frozen=True)
@@ -130,10 +211,7 @@ class Split:
         return {
             "by_story": self.by_story,
             "parts": {
-                part: [
-                    {"name": s.name, "sha256": s.sha256 or files.sha256(s.content()), "part": list(s.part)}
-                    for s in stories
-                ]
+                part: [{"name": s.name, "sha256": s.sha256 or s.digest(), "part": list(s.part)} for s in stories]
                 for part, stories in self.parts.items()
             },
         }
@@ -486,19 +564,21 @@ def _pinned(story: Story, sha256: str | None, part: tuple[float, ...]) -> Story:
     return Story(story.name, story.path, sha256, story.latin1, (begin, end))
 
 
-def _cut(text: str, begin: float, end: float) -> str:
-    """The share of a text from `begin` to `end`, moved to the next line's (else word's) beginning."""
-    if (begin, end) == (0.0, 1.0):
-        return text
+def _digest(file: io.BufferedIOBase) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
-    def place(share: float) -> int:
-        at = round(share * len(text))
-        if at in {0, len(text)}:
-            return at
-        for separator in "\n", " ":
-            found = text.find(separator, at, at + 2000)
-            if found >= 0:
-                return found + 1
+
+def _place(file: io.BufferedIOBase, share: float) -> int:
+    """Where a share of a file's text ends, in bytes: at the next line's (else word's, else letter's) beginning."""
+    file.seek(0)
+    first = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
+    last = file.seek(0, io.SEEK_END)
+    at = first + round(share * (last - first))
+    if at in {first, last}:
         return at
-
-    return text[place(begin) : place(end)]
+    file.seek(at)
+    ahead = file.read(2000)
+    for separator in b"\n", b" ":
+        if (found := ahead.find(separator)) >= 0:
+            return at + found + 1
+    return at + len(ahead) - len(ahead.lstrip(_WITHIN_A_LETTER))

@@ -41,18 +41,25 @@ def temper(logits: Logits, temperature: float) -> Logits:
 
 
 def top_k(logits: Logits, k: int) -> Logits:
-    """The k best logits [V], the others at minus infinity (tutorial, "Greedy sampling to break unimodality").
+    """The k best logits [V], for 0 all of them, and the others at minus infinity.
+
+    Tutorial, "Greedy sampling to break unimodality".
 
     >>> top_k(np.array([0.5, 3.0, 2.0, 1.0], np.float32), 2)
     array([-inf,   3.,   2., -inf], dtype=float32)
     """
-    if k >= len(logits):
+    if not 0 < k < len(logits):
         return logits
     return allow_only(logits, np.argpartition(logits, -k)[-k:])
 
 
-def draw(logits: Logits, random: np.random.Generator) -> int:
-    """An id in proportion to its probability among those that are left."""
+def draw(logits: Logits, number: float) -> int:
+    """An id in proportion to its probability among those that are left.
+
+    Args:
+        logits: [V].
+        number: random, from 0 to 1, 1 not among them.
+    """
     p = np.exp(logits - logits.max(), dtype=np.float64)
     cumulative = np.cumsum(p)
-    return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))
+    return int(np.searchsorted(cumulative, number * cumulative[-1], side="right"))

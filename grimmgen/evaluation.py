@@ -1,27 +1,32 @@
 """How well a model foretells stories: perplexity per n-gram and bits per character.
 
-Every story is read from its first n-gram to its `<end>`, the state carried through it, zero at its start.
+Every story is read from its first n-gram to its `<end>`, the state carried through it, zero at its start. One of
+more than 65,536 n-grams (a book; all tales are shorter) is read in parts of equal length side by side, each from a
+zero state: a network remembers some hundred n-grams, so that the figure hardly differs, and is there much sooner.
 What training reports after each epoch and what `grimmgen eval` prints come from `evaluate` alike.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from grimmgen.batches import NO_TARGET, together
+from grimmgen import tokens
+from grimmgen.batches import together
 from grimmgen.errors import GrimmgenError
-from grimmgen.model import LanguageModel
+from grimmgen.model import LanguageModel, State
 from grimmgen.scores import Evaluation, Score
-from grimmgen.vocabulary import UNKNOWN, Ids, Vocabulary
+from grimmgen.vocabulary import UNKNOWN, Vocabulary
 
 # Rows read side by side and steps at a time: of no influence on the figures beyond the last digits.
 _ROWS = 64
 _STEPS = 128
+# Predictions of one part of a long story.
+_PART = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -31,29 +36,61 @@ class EncodedStory:
     Attributes:
         name: of the story.
         ids: its n-grams, [N].
-        spelling: nats that spelling each n-gram adds, [N]; zero but for `<unk>`.
+        spelling: nats that spelling what `<unk>` hides adds.
         characters: of the normalised text.
     """
 
     name: str
-    ids: Ids
-    spelling: NDArray[np.float64]
+    ids: NDArray[np.uint16] | NDArray[np.int32]
+    spelling: float
     characters: int
 
     @classmethod
-    def of(cls, name: str, text: str, vocabulary: Vocabulary) -> EncodedStory:
-        """Encode a text."""
-        return cls(name, *vocabulary.encode_with_costs(text))
+    def of(
+        cls, name: str, text: str | Iterable[str], vocabulary: Vocabulary, most: int | None = None
+    ) -> EncodedStory:
+        """Encode a text, or the pieces of one.
+
+        Args:
+            name: of the story.
+            text: whole, or in pieces.
+            vocabulary: the model's.
+            most: n-grams after which what is left may be left out.
+        """
+        parts, ngrams, spelling, characters = [], 0, 0.0, 0
+        for codes in tokens.ngrams([text] if isinstance(text, str) else text, vocabulary):
+            ids = vocabulary.ids(codes)
+            parts.append(ids.astype(tokens.narrow(vocabulary)))
+            ngrams += len(ids)
+            spelling += float(vocabulary.costs(codes, ids).sum())
+            characters += len(codes)
+            if most is not None and ngrams >= most:
+                break
+        return cls(name, np.concatenate(parts), spelling, characters)
 
 
-def encode_stories(texts: Iterable[tuple[str, str]], vocabulary: Vocabulary) -> list[EncodedStory]:
-    """Encode (name, text) pairs; empty texts are left out.
+def encode_stories(
+    texts: Iterable[tuple[str, str | Iterable[str]]], vocabulary: Vocabulary, most: int | None = None
+) -> list[EncodedStory]:
+    """Encode (name, text) pairs, each text whole or in pieces; empty texts are left out.
+
+    Args:
+        texts: of the stories.
+        vocabulary: the model's.
+        most: n-grams after which what is left, within a story or after it, may be left out; None leaves out none.
 
     Raises:
         GrimmgenError: there is no text at all.
     """
-    encoded = [EncodedStory.of(name, text, vocabulary) for name, text in texts]
-    if not (encoded := [story for story in encoded if story.characters]):
+    encoded: list[EncodedStory] = []
+    left = most
+    for name, text in texts:
+        story = EncodedStory.of(name, text, vocabulary, left)
+        if story.characters:
+            encoded.append(story)
+        if left is not None and (left := left - len(story.ids)) <= 0:
+            break
+    if not encoded:
         raise GrimmgenError("there is no text to evaluate", "give a file that is not empty")
     return encoded
 
@@ -67,63 +104,34 @@ def evaluate(model: LanguageModel, stories: Sequence[EncodedStory]) -> Evaluatio
     """
     # Stories of like length side by side: little is read in vain. The result does not depend on the order
     # in which they are given.
-    order = sorted(range(len(stories)), key=lambda i: (-len(stories[i].ids), stories[i].name))
+    parts = [(i, part) for i, story in enumerate(stories) for part in _parts(len(story.ids) + 1)]
+    parts.sort(key=lambda row: (row[1][0] - row[1][1], stories[row[0]].name, row[1]))
     nats = np.zeros(len(stories))
-    for begin in range(0, len(order), _ROWS):
-        rows = order[begin : begin + _ROWS]
+    for first in range(0, len(parts), _ROWS):
+        rows = parts[first : first + _ROWS]
         state = model.zero_state(len(rows))
-        for window in together([stories[i].ids for i in rows], _STEPS):
-            losses, state = model.losses(window, state)
-            assert not losses[window.targets == NO_TARGET].any()
-            nats[rows] += losses.sum(axis=0)
-    return Evaluation(tuple(_score(story, float(n)) for story, n in zip(stories, nats, strict=True)))
+        windows = together([stories[i].ids for i, _ in rows], _STEPS, [part for _, part in rows])
+        for number, window in enumerate(windows):
+            # The longest come first: rows that have ended are the last ones, and need not be read on.
+            reading = sum(end - begin > number * _STEPS for _, (begin, end) in rows)
+            state = State(state.h[:, :reading], state.c[:, :reading])
+            losses, state = model.losses(window.first(reading), state)
+            np.add.at(nats, [i for i, _ in rows[:reading]], losses.sum(axis=0))
+    return Evaluation(tuple(score_of(story, float(n)) for story, n in zip(stories, nats, strict=True)))
 
 
-def evaluate_dynamically(
-    model: LanguageModel,
-    stories: Sequence[EncodedStory],
-    rate: float = 0.0003,
-    segment: int = 32,
-    told: Callable[[int], None] | None = None,
-) -> Evaluation:
-    """Score each story by a model that learns from it as it reads it (Krause et al., arXiv 1709.07432).
-
-    A segment is scored with what was learnt from the segments before it, then learnt from in one step of Adam.
-    Each story begins with the trained weights anew: none profits from another.
-
-    Args:
-        model: its weights are as they were afterwards.
-        stories: at least one, none of them empty.
-        rate: Adam's.
-        segment: n-grams scored, then learnt from.
-        told: told how many stories are done.
-    """
-    trained = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    scores = []
-    for story in stories:
-        optimiser = torch.optim.Adam(model.parameters(), rate, fused=True)
-        state, nats = model.zero_state(1), 0.0
-        for window in together([story.ids], segment):
-            losses, _ = model.losses(window, state)
-            nats += float(losses.sum())
-            optimiser.zero_grad(set_to_none=True)
-            loss, state = model.loss(window, state, None)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), model.configuration.clip)
-            optimiser.step()
-        scores.append(_score(story, nats))
-        with torch.no_grad():
-            for name, weight in model.named_parameters():
-                weight.copy_(trained[name])
-        if told:
-            told(len(scores))
-    return Evaluation(tuple(scores))
+def _parts(predictions: int) -> list[tuple[int, int]]:
+    """What is read in a row of its own: from where, and to where."""
+    count = -(-predictions // _PART)
+    cuts = [predictions * k // count for k in range(count + 1)]
+    return list(itertools.pairwise(cuts))
 
 
-def _score(story: EncodedStory, nats: float) -> Score:
+def score_of(story: EncodedStory, nats: float) -> Score:
+    """The score of a story whose n-grams and end cost the network so many nats."""
     return Score(
         story.name,
-        nats + float(story.spelling.sum()),
+        nats + story.spelling,
         len(story.ids) + 1,
         story.characters,
         int(np.count_nonzero(story.ids == UNKNOWN)),

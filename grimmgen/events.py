@@ -28,6 +28,7 @@ class Started:
         by_story: whether the split is by story.
         ngrams: tokens of the training stories.
         vocabulary_size: V.
+        unknown: share of the tokens that `<unk>` hides.
         parameters: numbers that the model learns.
         device: where it runs.
         kernel: what computes the cells there.
@@ -43,6 +44,7 @@ class Started:
     by_story: bool
     ngrams: int
     vocabulary_size: int
+    unknown: float
     parameters: int
     device: str
     kernel: str

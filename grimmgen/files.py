@@ -16,9 +16,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import filelock
+from typing import Any, BinaryIO
 
 from grimmgen.errors import GrimmgenError, IntegrityError
 
@@ -27,13 +25,13 @@ _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Give `path` this content, or leave it as it was; see `replacing`."""
-    with replacing(path) as temporary, temporary.open("xb") as file:
+    with replacing(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Hand out a temporary path; what is written there takes the name `path` at the end, or nothing does.
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, or to map, which takes the place of `path` where the block ends well.
 
     The temporary file in the same directory is flushed to the disk, then renamed over `path`, then the directory
     is flushed, in this order: after a power cut the name leads to the old or the new content.
@@ -45,8 +43,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with explained(f"cannot write {path}"):
         try:
-            yield temporary
-            with temporary.open("r+b") as file:
+            with temporary.open("x+b") as file:
+                yield file
+                file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
             _flush_directory(path.parent)
@@ -121,6 +120,9 @@ def locked(
     Raises:
         GrimmgenError: still held by another process after `timeout` seconds.
     """
+    # Here, since what only reads locks nothing, and need not wait for it.
+    import filelock
+
     holder = path.with_name(path.name + ".pid")
     lock = filelock.FileLock(path, timeout=0)
     deadline = time.monotonic() + timeout

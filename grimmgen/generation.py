@@ -1,26 +1,36 @@
 """Telling: a trained model, a prompt, and n-grams drawn one after the other (tutorial, "Generating new text").
 
-Runs on NumPy alone, so that a story begins at once. Knows models and text, and nothing of terminals.
+Needs no PyTorch, so that a story begins at once. Knows models and text, and nothing of terminals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from grimmgen import decoding
+from grimmgen import decoding, kernels
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.errors import UsageError
-from grimmgen.kernels.stepping import Stepper
 from grimmgen.vocabulary import END, UNKNOWN
+
+if TYPE_CHECKING:
+    from grimmgen.kernels.stepping import Stepper
 
 InitialState = Literal["random", "zeros"]
 
 # The tutorial's standard deviation of the state that a story begins with.
 _STATE_DEVIATION = 0.05
+_MOST_STORIES = 1024
+# N-grams that are told at once, and the seconds that a piece may take before it is no longer made longer.
+_MOST_AT_ONCE = 256
+_WAIT = 0.02
+
+# What each of several stories goes on with.
+Pieces = list[str]
 
 
 @dataclass(frozen=True)
@@ -91,54 +101,93 @@ class Storyteller:
         Raises:
             UsageError: top-k is more than there are n-grams.
         """
-        vocabulary = self.vocabulary
-        if decoding_.top_k > len(vocabulary):
+        return (piece for (piece,) in self._tell(prompt, decoding_, 1))
+
+    def tell_several(self, prompt: str, decoding_: Decoding, stories: int) -> list[str]:
+        """Several stories, each with the prompt, told side by side as one batch.
+
+        Story number i, from 0, is what `tell` tells with the random seed `random_seed` + i.
+
+        Raises:
+            UsageError: top-k is more than there are n-grams, or there is no story to tell.
+        """
+        if not 1 <= stories <= _MOST_STORIES:
+            raise UsageError(f"--stories {stories} is out of range", f"give 1 to {_MOST_STORIES}")
+        if decoding_.random_seed + stories > 2**63:
             raise UsageError(
-                f"--top-k {decoding_.top_k} is more than the {len(vocabulary)} n-grams of the vocabulary",
+                f"--random-seed {decoding_.random_seed} leaves none for {stories} stories", "give a smaller one"
+            )
+        return ["".join(pieces) for pieces in zip(*self._tell(prompt, decoding_, stories), strict=True)]
+
+    def _tell(self, prompt: str, options: Decoding, stories: int) -> Iterator[Pieces]:
+        if options.top_k > len(self.vocabulary):
+            raise UsageError(
+                f"--top-k {options.top_k} is more than the {len(self.vocabulary)} n-grams of the vocabulary",
                 "give less, or 0 for all",
             )
-        return self._tell(vocabulary.normalise(prompt), decoding_)
+        return self._pieces(self.vocabulary.normalise(prompt), options, stories)
 
-    def _tell(self, prompt: str, options: Decoding) -> Iterator[str]:
+    def _pieces(self, prompt: str, options: Decoding, stories: int) -> Iterator[Pieces]:
         vocabulary = self.vocabulary
-        random = np.random.default_rng(options.random_seed)
-        stepper = self._stepper(random, options.state)
-        whole = len(prompt) - len(prompt) % vocabulary.ngram
-        logits = stepper.step([END])[0]
+        generators = [np.random.default_rng(options.random_seed + number) for number in range(stories)]
+        stepper = self._stepper(generators, options.state)
         if prompt:
-            yield prompt
-        for token in vocabulary.encode(prompt[:whole]).tolist() if whole else []:
-            logits = stepper.step([token])[0]
-
+            yield [prompt] * stories
+        whole = len(prompt) - len(prompt) % vocabulary.ngram
         begun = prompt[whole:]
+        ids = [END, *vocabulary.encode(prompt[:whole]).tolist()]
         if begun and not (candidates := self._beginning_with(begun)):
             # No n-gram that the model may tell begins so: it is read as one it does not know.
-            logits = stepper.step([UNKNOWN])[0]
+            ids.append(UNKNOWN)
             begun = ""
-        told = 0
-        while told < options.length:
+        logits = stepper.read(np.broadcast_to(np.array(ids)[:, None], (len(ids), stories)))
+        left = [options.length] * stories
+        if begun:
             # A story ends only where it could have ended: not within an n-gram that the prompt began.
-            left = decoding.allow_only(logits, candidates) if begun else decoding.forbid(logits, [UNKNOWN])
-            left = decoding.temper(left, options.temperature)
-            if options.top_k:
-                left = decoding.top_k(left, options.top_k)
-            token = decoding.draw(left, random)
-            if token == END:
-                return
-            piece = vocabulary.token(token)[len(begun) :][: options.length - told]
-            told += len(piece)
-            begun = ""
-            yield piece
-            logits = stepper.step([token])[0]
+            drawn = [
+                decoding.draw(
+                    decoding.top_k(
+                        decoding.temper(decoding.allow_only(row, candidates), options.temperature), options.top_k
+                    ),
+                    generator.random(),
+                )
+                for row, generator in zip(logits, generators, strict=True)
+            ]
+            pieces = [vocabulary.token(token)[len(begun) :][: options.length] for token in drawn]
+            left = [options.length - len(piece) for piece in pieces]
+            yield pieces
+            stepper.step(drawn)
+        at_once = 1
+        while longest := max(left):
+            began = time.perf_counter()
+            count = min(at_once, -(-longest // vocabulary.ngram))
+            told = stepper.tell(
+                np.stack([generator.random(count) for generator in generators], axis=1),
+                top_k=options.top_k,
+                temperature=options.temperature,
+                never=[UNKNOWN],
+                end=END,
+            )
+            pieces = [vocabulary.decode(row)[:rest] for row, rest in zip(told.T.tolist(), left, strict=True)]
+            left = [
+                0 if last == END else rest - len(piece)
+                for rest, piece, last in zip(left, pieces, told[-1].tolist(), strict=True)
+            ]
+            # The first piece at once, then more at a time, as long as it does not become a wait.
+            if time.perf_counter() - began < _WAIT:
+                at_once = min(2 * at_once, _MOST_AT_ONCE)
+            if any(pieces):
+                yield pieces
 
-    def _stepper(self, random: np.random.Generator, state: InitialState) -> Stepper:
+    def _stepper(self, generators: Sequence[np.random.Generator], state: InitialState) -> Stepper:
         configuration = self.checkpoint.configuration
         shape = (2, configuration.layers, 1, configuration.hidden)
         if state == "random":
-            h, c = random.normal(0.0, _STATE_DEVIATION, shape).astype(np.float32)
+            rows = [generator.normal(0.0, _STATE_DEVIATION, shape) for generator in generators]
+            h, c = np.concatenate(rows, axis=2).astype(np.float32)
         else:
-            h, c = np.zeros(shape, np.float32)
-        return Stepper(configuration, self.checkpoint.weights, h, c)
+            h, c = np.zeros((2, configuration.layers, len(generators), configuration.hidden), np.float32)
+        return kernels.stepper(configuration, self.checkpoint.weights, h, c)
 
     def _beginning_with(self, characters: str) -> list[int]:
         return [

@@ -23,8 +23,7 @@ from grimmgen.batches import Window
 from grimmgen.cells.gru import GRUWindow
 from grimmgen.cells.mogrifier import MogrifierWindow
 from grimmgen.cells.peephole import PeepholeWindow
-from grimmgen.cells.products import Affine
-from grimmgen.configuration import GATES, Configuration, layer_shapes, weight_shapes
+from grimmgen.configuration import GATES, Configuration, Products, layer_shapes, weight_shapes
 from grimmgen.errors import UsageError
 
 
@@ -39,11 +38,6 @@ def choose_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: PyTorch finds no CUDA GPU here", "give --device cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def _affine(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    result: Tensor = Affine.apply(x, weight, bias)  # type: ignore[no-untyped-call]
-    return result
 
 
 class State(NamedTuple):
@@ -77,6 +71,7 @@ class Layer(nn.Module):
         mask: Tensor | None,
         starts: Tensor | None,
         table: Tensor | None = None,
+        precision: Products = "fp32",
     ) -> tuple[Tensor, Tensor]:
         """Run through a window.
 
@@ -88,6 +83,7 @@ class Layer(nn.Module):
             mask: dropout mask of what the next step receives, [T, B, H].
             starts: true where the state is put to zero, [T, B].
             table: what each n-gram adds to the gates, [V, GH], for ids; None is the input weight.
+            precision: of the matrix products.
 
         Returns:
             The hidden states [T, B, H], and the cell state after, [B, H].
@@ -96,29 +92,31 @@ class Layer(nn.Module):
         if self.cell == "mogrifier":
             q, r = self.get_parameter("q"), self.get_parameter("r")
             mogrified: tuple[Tensor, Tensor] = MogrifierWindow.apply(  # type: ignore[no-untyped-call]
-                below, self.input_weight, self.bias, recurrent_weight, q, r, h, c, mask, starts
+                below, self.input_weight, self.bias, recurrent_weight, q, r, h, c, mask, starts, precision
             )
             return mogrified
         table = self.input_weight if table is None else table
         if self.cell == "lstm" and below.dim() == 2:
-            entered = (recurrent_weight, h, c, mask, starts)
+            entered = (recurrent_weight, h, c, mask, starts, precision)
             return kernels.lstm_look_up_window(below, table, self.bias, *entered)
         if below.dim() == 2:
             # One-hot times a matrix is a look-up of its rows.
             x = nn.functional.embedding(below, table + self.bias)  # [T, B, GH]
         else:
             rows = below.reshape(T * B, -1)
-            x = _affine(rows, self.input_weight, self.bias).view(T, B, -1)
+            x = kernels.affine(rows, self.input_weight, self.bias, precision).view(T, B, -1)
         match self.cell:
             case "gru":
-                bias = self.get_parameter("recurrent_bias")
-                return GRUWindow.apply(x, recurrent_weight, bias, h, mask, starts), c  # type: ignore[no-untyped-call]
+                given = (x, recurrent_weight, self.get_parameter("recurrent_bias"), h, mask, starts, precision)
+                return GRUWindow.apply(*given), c  # type: ignore[no-untyped-call]
             case "peephole":
-                given = (x, recurrent_weight, self.get_parameter("peephole"), h, c, mask, starts)
-                peeped: tuple[Tensor, Tensor] = PeepholeWindow.apply(*given)  # type: ignore[no-untyped-call]
+                peephole = self.get_parameter("peephole")
+                peeped: tuple[Tensor, Tensor] = PeepholeWindow.apply(  # type: ignore[no-untyped-call]
+                    x, recurrent_weight, peephole, h, c, mask, starts, precision
+                )
                 return peeped
             case _:
-                return kernels.lstm_window(x, recurrent_weight, h, c, mask, starts)
+                return kernels.lstm_window(x, recurrent_weight, h, c, mask, starts, precision)
 
 
 class Output(nn.Module):
@@ -188,17 +186,15 @@ class LanguageModel(nn.Module):
         """Where the weights are."""
         return self.output.bias.device
 
-    @property
-    def kernel(self) -> str:
-        """What computes the cells, in words."""
-        compiled = self.configuration.cell == "lstm"
-        return kernels.serving(self.device, self.output.bias.dtype) if compiled else "PyTorch"
+    def kernel(self, precision: Products = "fp32") -> str:
+        """What computes the cells with products of that precision, in words."""
+        if self.configuration.cell == "lstm":
+            return kernels.serving(self.device, self.output.bias.dtype, precision)
+        return "PyTorch bf16" if precision == "bf16" else "PyTorch"
 
     def left_alone(self) -> AbstractContextManager[None]:
         """A context for training steps: the compiled kernel gets all threads if it does all that is large."""
-        options = self.configuration
-        small = options.cell == "lstm" and options.layers == 1 and options.input_dropout == 0.0
-        return kernels.alone(self.device) if small else nullcontext()
+        return kernels.alone(self.device) if self.configuration.cell == "lstm" else nullcontext()
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
@@ -206,7 +202,12 @@ class LanguageModel(nn.Module):
         return State(torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device))
 
     def forward(
-        self, inputs: Tensor, state: State, starts: Tensor | None, generator: torch.Generator | None = None
+        self,
+        inputs: Tensor,
+        state: State,
+        starts: Tensor | None,
+        generator: torch.Generator | None = None,
+        precision: Products = "fp32",
     ) -> tuple[Tensor, State]:
         """Read a window.
 
@@ -215,6 +216,7 @@ class LanguageModel(nn.Module):
             state: before the first step.
             starts: true where the state is put to zero, [T, B] bool; None is nowhere.
             generator: draws the dropout masks; None is no dropout.
+            precision: of the matrix products.
 
         Returns:
             The last layer's hidden states [T, B, H], and the state after the last step.
@@ -228,7 +230,9 @@ class LanguageModel(nn.Module):
             mask = self._output_mask((T, B, E), options.input_dropout, generator)
             if mask is None and options.cell != "mogrifier":
                 # The product of all n-grams' embeddings is smaller than that of all of the window's.
-                table = _affine(self.embedding, self.layers[0].get_parameter("input_weight"))
+                table = kernels.affine(
+                    self.embedding, self.layers[0].get_parameter("input_weight"), None, precision
+                )
             else:
                 below = nn.functional.embedding(inputs, self.embedding)
                 if mask is not None:
@@ -241,7 +245,8 @@ class LanguageModel(nn.Module):
             fed_back = None
             if options.dropout_mode == "tutorial":
                 fed_back = self._mask((T, B, H), options.dropout, generator)
-            hidden, c = layer(below, recurrent_weight, state.h[depth], state.c[depth], fed_back, starts, table)
+            entered = (state.h[depth], state.c[depth], fed_back, starts)
+            hidden, c = layer(below, recurrent_weight, *entered, table, precision)
             table = None
             last_h.append(hidden[-1])
             last_c.append(c)
@@ -252,23 +257,39 @@ class LanguageModel(nn.Module):
                 below = hidden * mask
         return below, State(torch.stack(last_h), torch.stack(last_c))
 
-    def loss(self, window: Window, state: State, generator: torch.Generator | None) -> tuple[Tensor, State]:
+    def loss(
+        self, window: Window, state: State, generator: torch.Generator | None, precision: Products = "fp32"
+    ) -> tuple[Tensor, State]:
         """The training loss of a window: the mean over its T·B predictions, in nats, and the state after it.
 
         The state returned is cut off from this window's gradients (truncated back-propagation through time).
+
+        Args:
+            window: n-grams in, n-grams to foretell.
+            state: before the first step.
+            generator: draws the dropout masks; None is no dropout.
+            precision: of the matrix products, here and in the backward pass.
         """
         inputs, targets, starts = self._tensors(window)
-        hidden, after = self(inputs, state, starts, generator)
-        loss = kernels.cross_entropy(*self._output(hidden), targets.reshape(-1))
+        hidden, after = self(inputs, state, starts, generator, precision)
+        loss = kernels.cross_entropy(*self._output(hidden, precision), targets.reshape(-1), precision)
         return loss, State(after.h.detach(), after.c.detach())
 
     @torch.no_grad()
     def losses(self, window: Window, state: State) -> tuple[NDArray[np.float64], State]:
-        """The loss of each prediction of a window in nats, [T, B], zero where there is none; no dropout."""
+        """The loss of each prediction of a window in nats, [T, B], zero where there is none.
+
+        There is no dropout, and nothing is rounded to bfloat16, however the model was trained.
+        """
         inputs, targets, starts = self._tensors(window)
         hidden, after = self(inputs, state, starts)
         losses = kernels.negative_log_likelihood(*self._output(hidden), targets.reshape(-1))
         return losses.view(inputs.shape).double().cpu().numpy(), after
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The logits of the next n-gram, [T, B, V], from the last layer's hidden states [T, B, H]."""
+        rows, weight, bias = self._output(hidden)
+        return (rows @ weight + bias).view(*hidden.shape[:2], -1)
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
         """A copy of the weights, named and shaped as `weight_shapes` says."""
@@ -283,11 +304,15 @@ class LanguageModel(nn.Module):
             for name, weight in self.named_parameters():
                 weight.copy_(torch.from_numpy(weights[name]))
 
-    def _output(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _output(self, hidden: Tensor, precision: Products = "fp32") -> tuple[Tensor, Tensor, Tensor]:
         """What the softmax layer multiplies: rows [T·B, H], its weight [H, V], its bias [V]."""
         rows = hidden.reshape(-1, hidden.shape[2])
         if self.embedding is not None and self.configuration.tied:
-            return rows, _affine(self.output.projection, self.embedding.t()), self.output.bias
+            return (
+                rows,
+                kernels.affine(self.output.projection, self.embedding.t(), None, precision),
+                self.output.bias,
+            )
         return rows, self.output.weight, self.output.bias
 
     def _output_mask(

@@ -199,7 +199,7 @@ def index_of(stories: Sequence[Story], lower: bool, newlines: Newlines) -> CopyI
     Raises:
         GrimmgenError: a story cannot be read, or the cache cannot be written.
     """
-    made_of = [[s.name, s.sha256 or files.sha256(s.content()), list(s.part)] for s in stories]
+    made_of = [[s.name, s.sha256 or s.digest(), list(s.part)] for s in stories]
     described = json.dumps([_FORMAT, lower, newlines, made_of])
     directory = paths.index_directory(files.sha256(described.encode())[:32])
     if (index := _mapped(directory)) is None:
@@ -343,8 +343,8 @@ def _write(directory: Path, stories: Iterable[tuple[str, str]]) -> None:
     files.sweep(directory)
     backwards, names, starts = _join(stories)
     n = len(backwards)
-    with files.replacing(directory / "order") as temporary:
-        order = np.memmap(temporary, np.int32, "w+", shape=n)
+    with files.replacing(directory / "order") as file:
+        order = np.memmap(file, np.int32, "w+", shape=n)
         with tempfile.TemporaryFile(dir=directory) as scratch:
             _sort(np.frombuffer(backwards, np.uint8), order, np.memmap(scratch, np.int32, "w+", shape=n))
         order.flush()

@@ -16,7 +16,7 @@ from grimmgen.errors import UsageError
 
 
 def cache_directory() -> Path:
-    """The directory of what can be made again: fetched corpora, indices of what was learnt from."""
+    """The directory of what can be made again: fetched corpora, ids of large texts, indices for novelty."""
     return _directory("cache", platformdirs.user_cache_path)
 
 
@@ -33,6 +33,11 @@ def corpus_directory(name: str) -> Path:
 def index_directory(digest: str) -> Path:
     """The index of the training stories with that digest."""
     return cache_directory() / "indices" / digest
+
+
+def tokens_directory() -> Path:
+    """The ids of large texts, a file a text and a way to encode it."""
+    return cache_directory() / "tokens"
 
 
 def runs_directory() -> Path:

@@ -19,13 +19,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grimmgen import files, paths
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import Corpus, Split, open_corpus
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+
+if TYPE_CHECKING:
+    # What lists runs or tells with one needs no corpus, and not the HTTP library that comes with it.
+    from grimmgen.corpus import Corpus, Split
 
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -107,6 +110,8 @@ class Run:
             GrimmgenError: the corpus is no longer there.
             IntegrityError: the run is not described as it should be, or a story is gone.
         """
+        from grimmgen.corpus import Split, open_corpus
+
         corpus = self.info()["corpus"]
         return Split.from_json(corpus["split"], open_corpus(corpus["source"]))
 

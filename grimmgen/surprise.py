@@ -1,7 +1,8 @@
 """What a model finds hard: the surprisal of each n-gram of a text, and what it had expected there.
 
 Surprisal is the negative binary logarithm of the probability that the model gave to what came (Hale 2001). Those
-of a text sum to what `grimmgen.evaluation` says that it costs. Runs on NumPy alone.
+of a text sum to what `grimmgen.evaluation` says that it costs, where that reads it in one part. Runs on NumPy
+alone.
 """
 
 from __future__ import annotations

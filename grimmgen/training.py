@@ -9,6 +9,7 @@ resumed ends bit-equal to one that never stopped.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import platform
 import shlex
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from grimmgen import kernels, registry
-from grimmgen.batches import Window, epoch, window_count
+from grimmgen import kernels, registry, tokens
+from grimmgen.batches import IdSequence, Window, epoch, window_count
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
@@ -31,12 +32,15 @@ from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
 from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Reason, Saved, Started, Stepped, event_to_json
 from grimmgen.model import LanguageModel, State, choose_device
+from grimmgen.optimiser import AdamW
 from grimmgen.registry import Run
-from grimmgen.vocabulary import Ids, Vocabulary
+from grimmgen.vocabulary import Vocabulary
 
 # Training has converged when the rate has been decayed to less than this share of where it began.
 LOWEST_RATE = 0.01
 _SAVE_SECONDS = 30.0
+# N-grams of the validation stories that are read after each epoch, at most: so many settle the third digit.
+_VALIDATION = 1 << 21
 # What the log keeps: the same lines, whether or not a run was interrupted.
 _LOGGED = (Started, Evaluated, RateDecayed, Finished)
 
@@ -223,27 +227,21 @@ class _Prepared:
     """The text as training needs it."""
 
     vocabulary: Vocabulary
-    training: list[list[Ids]]  # for each story the ways in which it may be cut
+    training: list[list[IdSequence]]  # for each story the ways in which it may be cut
     validation: list[EncodedStory]
 
 
-def _prepare(configuration: Configuration, split: Split, vocabulary: Vocabulary | None = None) -> _Prepared:
-    texts = [story.read() for story in split.parts["train"]]
-    if vocabulary is None:
-        vocabulary = Vocabulary.build(
-            texts,
-            configuration.ngram,
-            configuration.min_count,
-            configuration.lower,
-            configuration.newlines,
-            configuration.phases,
+def _prepare(configuration: Configuration, split: Split) -> _Prepared:
+    encoded = tokens.encode_stories(split.parts["train"], configuration)
+    vocabulary, training = encoded.vocabulary, encoded.stories
+    if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
+        raise UsageError(
+            "the text is so short that none is left to validate with",
+            "give more text",
         )
-    training = [
-        vocabulary.encode_phases(text) if configuration.phases else [vocabulary.encode(text)]
-        for text in texts
-        if text
-    ]
-    validation = encode_stories(((s.name, s.read()) for s in split.parts["valid"]), vocabulary)
+    validation = encode_stories(
+        ((story.name, story.pieces()) for story in split.parts["valid"]), vocabulary, _VALIDATION
+    )
     ngrams = sum(len(ways[0]) + 1 for ways in training)
     if configuration.batch_size > ngrams:
         raise UsageError(
@@ -265,12 +263,8 @@ class _Loop:
         self._validation = prepared.validation
         self._updates = window_count(self._stories, configuration.batch_size, configuration.unroll)
         self._model = LanguageModel(configuration, len(self._vocabulary)).to(training._device)
-        self._optimiser = torch.optim.AdamW(
-            self._model.parameters(),
-            configuration.learning_rate,
-            weight_decay=configuration.weight_decay,
-            fused=True,
-        )
+        self._optimiser = AdamW(self._model.parameters(), configuration.weight_decay)
+        self._precision = kernels.resolve_precision(configuration, training._device)
         self._generator = torch.Generator(training._device)
         self._best: Checkpoint | None = None  # new and not yet on the disk
         checkpoint = training._checkpoint
@@ -306,7 +300,7 @@ class _Loop:
             if progress.window > len(windows):
                 raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
             began, read = time.monotonic(), 0
-            for window in windows[progress.window :]:
+            for window in map(windows.__getitem__, range(progress.window, len(windows))):
                 rate = self._update(window)
                 read += window.predictions
                 progress.seconds = time.monotonic() - self._clock
@@ -341,26 +335,23 @@ class _Loop:
         progress, configuration, rate = self._progress, self._configuration, self._rate()
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
-        for group in self._optimiser.param_groups:
-            group["lr"] = rate
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.zero_gradient()
         try:
             with self._model.left_alone():
-                loss, state = self._model.loss(window, self._state, self._generator)
+                loss, state = self._model.loss(window, self._state, self._generator, self._precision)
                 loss.backward()  # type: ignore[no-untyped-call]
-                norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), configuration.clip)
+                norm = self._optimiser.norm()
         except torch.OutOfMemoryError as error:
             raise GrimmgenError(
                 f"the device is out of memory at update {progress.step + 1}", "lower --batch-size or --unroll"
             ) from error
         mean = loss.item()
-        if not (math.isfinite(mean) and math.isfinite(norm.item())):
+        if not (math.isfinite(mean) and math.isfinite(norm)):
             raise GrimmgenError(
                 f"the loss is no longer finite at update {progress.step + 1}, the last good checkpoint stays",
                 f"train anew with --lr {configuration.learning_rate / 10:g}",
             )
-        with kernels.alone(self._model.device):
-            self._optimiser.step()
+        self._optimiser.step(rate, configuration.clip, norm)
         self._state = state
         progress.step += 1
         progress.window += 1
@@ -445,11 +436,7 @@ class _Loop:
             best.write(self._run.best_path)
             self._best = None
         tensors = {"state.h": self._state.h.cpu().numpy(), "state.c": self._state.c.cpu().numpy()}
-        for name, weight in self._model.named_parameters():
-            moments = self._optimiser.state[weight]
-            for moment in ("exp_avg", "exp_avg_sq"):
-                tensor = moments[moment] if moments else torch.zeros_like(weight)
-                tensors[f"adam.{moment}.{name}"] = tensor.detach().cpu().numpy()
+        tensors |= {name: moment.cpu().numpy() for name, moment in self._moments().items()}
         Checkpoint(
             self._configuration,
             self._vocabulary,
@@ -476,12 +463,19 @@ class _Loop:
         device = self._training._device
         tensors = {name: torch.from_numpy(t).to(device) for name, t in checkpoint.training_tensors.items()}
         self._state = State(tensors["state.h"], tensors["state.c"])
-        for name, weight in self._model.named_parameters():
-            self._optimiser.state[weight] = {
-                "step": torch.tensor(float(self._progress.step), device=device),
-                "exp_avg": tensors[f"adam.exp_avg.{name}"],
-                "exp_avg_sq": tensors[f"adam.exp_avg_sq.{name}"],
-            }
+        self._optimiser.steps = self._progress.step
+        for name, moment in self._moments().items():
+            moment.copy_(tensors[name])
+
+    def _moments(self) -> dict[str, torch.Tensor]:
+        """The optimiser's means, by their names in a checkpoint."""
+        names = [name for name, _ in self._model.named_parameters()]
+        of = {"exp_avg": self._optimiser.exp_avg, "exp_avg_sq": self._optimiser.exp_avg_sq}
+        return {
+            f"adam.{kind}.{name}": moment
+            for kind, moments in of.items()
+            for name, moment in zip(names, moments, strict=True)
+        }
 
     def _training_perplexity(self) -> float:
         return math.exp(min(700.0, self._progress.loss / max(1, self._progress.predictions)))
@@ -510,9 +504,10 @@ class _Loop:
             self._training._split.by_story,
             sum(len(ways[0]) for ways in self._stories),
             len(self._vocabulary),
+            self._vocabulary.unknown,
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
-            self._model.kernel,
+            self._model.kernel(self._precision),
             self._updates,
             self._progress.step,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -36,7 +38,7 @@ def walked(stories: list[list[int]]) -> list[tuple[int, int, bool]]:
     return steps
 
 
-def column(windows: list[Window], row: int) -> list[tuple[int, int, bool]]:
+def column(windows: Sequence[Window], row: int) -> list[tuple[int, int, bool]]:
     """What a row reads through all windows."""
     return [
         (int(window.inputs[t, row]), int(window.targets[t, row]), bool(window.starts[t, row]))
@@ -56,7 +58,7 @@ def stories_in(targets: list[int]) -> list[list[int]]:
     return stories
 
 
-def told_order(windows: list[Window]) -> list[list[int]]:
+def told_order(windows: Sequence[Window]) -> list[list[int]]:
     """The stories in the order in which the rows, one below the other, hold them."""
     rows = range(windows[0].inputs.shape[1])
     return stories_in([target for row in rows for _, target, _ in column(windows, row) if target != NO_TARGET])
@@ -167,10 +169,14 @@ def test_the_stories_are_left_as_they_were() -> None:
 
 
 @patiently
-@given(STORIES)
-def test_a_stream_is_the_stories_end_to_end(stories: list[list[int]]) -> None:
-    stream = Stream.of(arrays(stories))
-    assert list(zip(stream.inputs, stream.targets, stream.starts, strict=True)) == walked(stories)
+@given(st.lists(st.lists(st.sampled_from([0, 2, 3]), max_size=5), min_size=1, max_size=4))
+def test_any_part_of_a_stream_is_that_of_the_stories_end_to_end(stories: list[list[int]]) -> None:
+    stream, right = Stream(arrays(stories)), walked(stories)
+    assert len(stream) == len(right)
+    for begin in range(len(right) + 1):
+        for end in range(begin, len(right) + 1):
+            part = stream.read(begin, end)
+            assert list(zip(part.inputs, part.targets, part.starts, strict=True)) == right[begin:end]
 
 
 @patiently
@@ -183,6 +189,45 @@ def test_together_gives_each_story_its_own_row(stories: list[list[int]], steps: 
         read = column(windows, row)
         mine = walked([story])
         assert read == mine + [(END, NO_TARGET, False)] * (len(read) - len(mine))
+
+
+class Watched:
+    """Ids that tell how many of them were read."""
+
+    def __init__(self, length: int) -> None:
+        self.length, self.read = length, 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, cut: slice, /) -> Ids:
+        begin, end, _ = cut.indices(self.length)
+        self.read += end - begin
+        return np.arange(begin + 2, end + 2, dtype=np.int32)
+
+
+def test_a_window_in_the_middle_is_made_without_those_before_it() -> None:
+    story, whole = Watched(10**7), Watched(10**7)
+    windows, late = epoch([[story]], 64, 50, 0, 0), epoch([[whole]], 64, 50, 0, 0)
+    assert len(windows) == 3126
+    for window, right in zip(windows[1000:1100], (late[k] for k in range(1000, 1100)), strict=True):
+        assert window.inputs.tolist() == right.inputs.tolist()
+        assert (window.targets - window.inputs == 1).all()
+    assert windows[1000].inputs[0].tolist() == [row * 156251 + 50_000 + 1 for row in range(64)]
+    assert story.read < 4 * 64 * 64 * 51
+    with pytest.raises(IndexError):
+        windows[3126]
+
+
+@patiently
+@given(st.lists(st.sampled_from([0, 2, 3]), min_size=3, max_size=12), STEPS, st.data())
+def test_a_story_in_parts_is_foretold_once(story: list[int], steps: int, data: st.DataObject) -> None:
+    cut = data.draw(st.integers(1, len(story)))
+    windows = list(together(arrays([story, story]), steps, [(0, cut), (cut, len(story) + 1)]))
+    right = walked([story])
+    right[cut] = (*right[cut][:2], True)
+    read = [[step for step in column(windows, row) if step[1] != NO_TARGET] for row in (0, 1)]
+    assert read == [right[:cut], right[cut:]]
 
 
 @pytest.mark.parametrize(("tokens", "rows", "steps", "windows"), [(1, 1, 50, 1), (100, 10, 5, 2), (101, 10, 5, 3)])

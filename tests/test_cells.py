@@ -198,6 +198,26 @@ def test_float32_is_as_good_as_float32_can_be(name: str, H: int) -> None:
         assert (a.double() - b).norm() <= 1e-5 * b.norm()
 
 
+@pytest.mark.parametrize("name", FOUR)
+def test_every_product_of_a_cell_rounds_to_bfloat16_on_request(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, asked = CELLS[name], []
+    right = cell.module.product
+
+    def noted(a: Tensor, b: Tensor, precision: str = "fp32") -> Tensor:
+        asked.append(precision)
+        return right(a, b, precision)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(cell.module, "product", noted)
+    inputs, mask, starts = window(cell, 3, 2, 30, 20, "fresh", resets=False)
+    exact, rounded = (cell.window.apply(*inputs, mask, starts, precision) for precision in ("fp32", "bf16"))
+    exact, rounded = ((made,) if cell.states == 1 else made for made in (exact, rounded))
+    upstream = tuple(torch.randn_like(output) for output in exact)
+    truth, made = (*exact, *gradients(exact, inputs, upstream)), (*rounded, *gradients(rounded, inputs, upstream))
+    assert asked.count("fp32") == asked.count("bf16") > 6
+    for a, b in zip(made, truth, strict=True):
+        assert 1e-5 * b.norm() < (a - b).norm() < 3e-2 * b.norm()
+
+
 @pytest.mark.parametrize(("N", "H", "V"), [(1, 1, 2), (7, 5, 11), (650, 3, 4), (1290, 2, 3)])
 def test_cross_entropy_is_that_of_torch_rows_without_a_target_apart(N: int, H: int, V: int) -> None:
     draw = torch.Generator().manual_seed(N)
@@ -228,3 +248,6 @@ def test_product_is_the_matrix_product(dtype: torch.dtype, transposed: tuple[boo
     a = torch.randn(4, 7, dtype=dtype).T if transposed[0] else torch.randn(7, 4, dtype=dtype)
     b = torch.randn(5, 4, dtype=dtype).T if transposed[1] else torch.randn(4, 5, dtype=dtype)
     assert torch.allclose(product(a, b), (a.double() @ b.double()).to(dtype), atol=1e-5)
+    exact = a.bfloat16().double() @ b.bfloat16().double()
+    assert torch.allclose(product(a, b, "bf16"), exact.to(dtype), atol=1e-5)
+    assert product(a, b, "bf16").dtype == dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -83,6 +84,18 @@ def test_json_is_one_document_that_says_how_it_was_told(run: Program) -> None:
         "state": "random",
     }
     assert told == expected
+
+
+@pytest.mark.usefixtures("trained")
+def test_several_stories_are_told_one_after_the_other_each_as_if_alone(run: Program) -> None:
+    options = ["generate", "--seed", "The K", "--length", "90", "--random-seed"]
+    alone = [run(*options, seed).out for seed in ("3", "4", "5")]
+    assert run(*options, "3", "--stories", "3") == (0, "\n".join(alone), "")
+    documents = json.loads(run(*options, "3", "--stories", "3", "--json").out)
+    assert [document["text"] + "\n" for document in documents] == alone
+    assert [document["random_seed"] for document in documents] == [3, 4, 5]
+    assert documents[1] == json.loads(run(*options, "4", "--json").out)
+    assert run(*options, "3", "--stories", "1").out == alone[0]
 
 
 @pytest.mark.parametrize("length", [1, 2, 33])
@@ -222,6 +235,7 @@ def test_a_full_disk_is_one_line(form: str) -> None:
         ("--top-k", "9999", "--top-k 9999 is more than the 76 n-grams of the vocabulary: give less, or 0 for all"),
         ("--temperature", "nan", "--temperature nan is out of range: give 0 to 1000000"),  # fault 42
         ("--temperature", "-1", "--temperature -1 is out of range: give 0 to 1000000"),
+        ("--stories", "0", "--stories 0 is out of range: give 1 to 1024"),
         ("--random-seed", str(2**63), f"--random-seed {2**63} is out of range: give 0 to 2^63 - 1"),
     ],
 )
@@ -250,3 +264,5 @@ def test_on_a_terminal_the_random_seed_to_tell_it_again_is_shown() -> None:
     shown = on_terminal(*PROGRAM, "generate", "--length", "10")
     assert "sly-fox tells the same again with: " in shown.out
     assert "--random-seed" in shown.out
+    shown = on_terminal(*PROGRAM, "generate", "--length", "10", "--stories", "2")
+    assert re.search(r"--random-seed \d+ --stories 2", shown.out)

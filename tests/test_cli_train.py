@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from grimmgen import registry
+from grimmgen import registry, tokens
+from grimmgen.paths import tokens_directory
 from grimmgen.registry import Run
 from tests.program import PROGRAM, Ran, begin, on_terminal, shell
 
@@ -93,6 +94,74 @@ def test_a_reader_who_leaves_costs_nothing(training: list[str], trained: Run, ru
     assert (left.code, left.err, left.out.count("\n")) == (0, "", 1)
     assert run("train", "--resume", "--quiet", "--run", "sly-owl").code == 0
     assert without_times(registry.find("sly-owl").log()) == without_times(trained.log())
+
+
+# --- little text, and much (fault 21) -------------------------------------------------------------------------
+
+KING = "the king and the queen of the hen went to the mill, and the fox went with them.\n"
+SMALL = ["--epochs", "2", "--hidden", "8"]
+
+
+@pytest.mark.parametrize(("size", "batch"), [(10_240, 64), (2048, 64), (2048, 1), (300, 8), (300, 64)])
+def test_little_text_trains_in_windows_as_short_as_need_be(
+    size: int, batch: int, tmp_path: Path, run: Program
+) -> None:
+    path = tmp_path / "little.txt"
+    path.write_text((KING * 200)[:size], encoding="utf-8")
+    ran = run("train", "--corpus", str(path), *SMALL, "--batch-size", str(batch), "--min-count", "3")
+    assert ran.code == 0, ran.err
+    assert "ended       all epochs are done" in ran.out
+
+
+def test_a_thousand_documents_of_a_line_train(tmp_path: Path, run: Program) -> None:
+    for number in range(1000):
+        (tmp_path / f"{number}.txt").write_text(KING[number % 40 :], encoding="utf-8")
+    ran = run("train", "--corpus", str(tmp_path), *SMALL)
+    assert ran.code == 0, ran.err
+    assert re.search(r"begun: .*, \d{3}/\d+/\d+ stories for train/valid/test\n", ran.err)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "the training stories are empty: give more text"),
+        ("the king", "no 2-gram occurs 10 times in the training stories: lower --min-count or give more text"),
+        (
+            KING,
+            "no 2-gram occurs 10 times in the training stories: lower --min-count or give more text",
+        ),
+        (
+            "the " * 15,
+            "--batch-size 64 is more than the 27 n-grams of the training stories: give fewer rows, or more text",
+        ),
+        ("ab" * 400 + "\n", "the text is so short that none is left to validate with: give more text"),
+    ],
+)
+def test_too_little_text_is_told_in_a_line(text: str, line: str, tmp_path: Path, run: Program) -> None:
+    path = tmp_path / "little.txt"
+    path.write_text(text, encoding="utf-8")
+    assert run("train", "--corpus", str(path)) == (2, "", f"error: {line}\n")
+    assert registry.all_runs() == []
+
+
+def test_who_hides_most_of_a_text_is_told(tmp_path: Path, run: Program) -> None:
+    path = tmp_path / "little.txt"
+    path.write_text((KING * 200)[:1000], encoding="utf-8")
+    ran = run("train", "--corpus", str(path), *SMALL, "--min-count", "20")
+    assert re.search(
+        r"^<unk> hides \d\d% of the n-grams: for so short a text lower --min-count$", ran.err, re.MULTILINE
+    )
+
+
+def test_a_large_text_is_announced_and_trains_the_same_run(
+    training: list[str], trained: Run, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    ran = run("train", "--run", "sly-owl", *training)
+    assert ran.err.startswith("encoding 0.0 GB of text, for this run and the next ones on it\nrun sly-owl begun: ")
+    owl = registry.find("sly-owl")
+    assert without_times(owl.log()) == without_times(trained.log())
+    assert [path.suffix for path in sorted(tokens_directory().iterdir())] == ["", ".ids"]
 
 
 # --- signals (fault 33) ----------------------------------------------------------------------------------
@@ -225,6 +294,7 @@ BAD = {
     "--weight-decay": "-1 nan inf",
     "--dropout-mode": "none",
     "--schedule": "linear",
+    "--precision": "fp16",
     "--warmup": "-0.1 1.1 nan",
     "--newlines": "drop",
     "--hidden": "0 -1 x 1.5 nan 32769 9223372036854775808 " + 60 * "9",

@@ -54,6 +54,7 @@ OPTIONS = {
     "clip": real("--clip", 1e-12, 1e12, 0, 0.0),
     "weight_decay": real("--weight-decay", 0.0, 1000.0, 1000.1),
     "schedule": word("--schedule", "plateau", "cosine"),
+    "precision": word("--precision", "auto", "fp32", "bf16"),
     "warmup": real("--warmup", 0.0, 1.0, 1.001),
     "decay_factor": real("--decay-factor", 1e-6, 1.0, 0.0, 1.001),
     "decay_patience": whole("--decay-patience", 1, 1048576),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from grimmgen import generation
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import UsageError
@@ -139,3 +140,61 @@ def test_options_out_of_range_are_refused_by_name(option: str, value: float) -> 
 def test_top_k_beyond_the_vocabulary_is_refused() -> None:
     with pytest.raises(UsageError, match="--top-k 1000 is more than the"):
         teller().generate("the", top_k=1000)
+
+
+@pytest.mark.parametrize("kernel", ["plain", ""])
+@pytest.mark.parametrize("prompt", ["", "the ", "the k", "t", "zz中"])
+def test_several_stories_are_those_that_are_told_alone_with_the_next_random_seeds(
+    prompt: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
+    model = teller({END: 1.0})
+    options = Decoding(length=101, top_k=0, random_seed=5)
+    told = model.tell_several(prompt, options, 9)
+    assert told == [model.generate(prompt, length=101, top_k=0, random_seed=5 + number) for number in range(9)]
+    # Some end of themselves, each at another place.
+    assert len({len(story) for story in told}) > 3
+
+
+def test_both_paths_tell_the_same_stories(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = teller()
+    told = []
+    for kernel in ("plain", ""):
+        monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
+        told.append(
+            [model.generate("the k", length=999, random_seed=s, temperature=0.5 + s / 9) for s in range(9)]
+        )
+    assert told[0] == told[1]
+    assert max(len(story) for story in told[0]) > 500
+
+
+def test_the_first_piece_comes_at_once_and_more_come_together_while_that_is_no_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = teller({END: -99})
+    told = []
+    for wait, first in ((60.0, [2, 4, 8, 16, 32]), (0.0, [2, 2, 2, 2, 2])):
+        monkeypatch.setattr(generation, "_WAIT", wait)
+        pieces = list(model.tell("", Decoding(length=2000, random_seed=1)))
+        assert [len(piece) for piece in pieces[:5]] == first
+        told.append("".join(pieces))
+    assert told[0] == told[1]
+
+
+def test_a_prompt_is_read_to_its_end_however_long_it_is() -> None:
+    model = teller({END: -99})
+    # Longer than what is read at once; what is remembered fades, so that only the last words count.
+    long = model.generate("the fox and " * 999 + "the ", length=40, state="zeros")
+    assert long.endswith(model.generate("the fox and " * 99 + "the ", length=40, state="zeros")[-44:])
+
+
+@pytest.mark.parametrize("stories", [0, -1, 1025])
+def test_no_story_or_too_many_are_refused(stories: int) -> None:
+    with pytest.raises(UsageError, match=f"--stories {stories} is out of range"):
+        teller().tell_several("", Decoding(), stories)
+
+
+def test_random_seeds_that_there_are_not_are_refused() -> None:
+    with pytest.raises(UsageError, match="leaves none for 3 stories"):
+        teller().tell_several("", Decoding(random_seed=2**63 - 2), 3)
+    assert len(teller().tell_several("", Decoding(random_seed=2**63 - 2), 2)) == 2

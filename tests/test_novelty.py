@@ -248,6 +248,17 @@ def test_generate_novelty_goes_to_standard_error_and_judges_what_was_told(run: C
     assert document["control"]["name"] == "valid stories"
 
 
+@pytest.mark.usefixtures("trained")
+def test_each_of_several_stories_is_judged(run: Callable[..., Ran]) -> None:
+    told = ["generate", "--seed", "The K", "--length", "60", "--random-seed"]
+    alone = [run(*told, seed, "--novelty") for seed in ("3", "4")]
+    judged = run(*told, "3", "--stories", "2", "--novelty")
+    assert judged.out == "\n".join(ran.out for ran in alone)
+    assert judged.err == "".join(f"story {number}:\n{ran.err}" for number, ran in enumerate(alone, 1))
+    documents = json.loads(run(*told, "3", "--stories", "2", "--novelty", "--json").out)
+    assert documents == [json.loads(run(*told, seed, "--novelty", "--json").out) for seed in ("3", "4")]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen import registry
+from grimmgen import registry, tokens
+from grimmgen import training as training_module
 from grimmgen.batches import epoch
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
@@ -153,6 +154,38 @@ def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell,
     options |= {"dropout": 0.3, "dropout_mode": mode, "input_dropout": 0.2, "weight_drop": 0.2, "epochs": 2}
     options |= {"schedule": "cosine", "weight_decay": 0.1, "newlines": "space"}
     resumed_is_bit_equal(corpus, Configuration(**options), (2,))
+
+
+@pytest.mark.parametrize("cell", get_args(Cell))
+def test_a_run_of_bfloat16_products_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell) -> None:
+    options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "epochs": 2}
+    resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (1, 3))
+    _, exact = trained(corpus, Configuration(**options, precision="fp32"))
+    _, rounded = trained(corpus, Configuration(**options, precision="bf16"))
+    ours, theirs = ([event.perplexity for event in only(Stepped, events)] for events in (rounded, exact))
+    assert ours != theirs
+    assert np.allclose(ours, theirs, rtol=0.01)
+
+
+def test_a_run_on_ids_in_a_file_is_the_one_on_ids_in_memory_and_resumes_to_the_bit(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configuration = Configuration(**TINY, epochs=2, phases=True)
+    right, _ = trained(corpus, configuration)
+    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    resumed_is_bit_equal(corpus, configuration, (1, 4))
+    made, _ = trained(corpus, configuration)
+    assert contents(made.run.last_path) == contents(right.run.last_path)
+
+
+def test_of_much_text_a_part_is_validated_with(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_module, "_VALIDATION", 9)
+    training = Training.begin(corpus, SMALL)
+    assert training._prepared is not None
+    # Of twelve stories, each with a few n-grams to validate with.
+    read = [len(story.ids) for story in training._prepared.validation]
+    assert sum(read[:-1]) < 9 <= sum(read)
+    assert len(read) < 12
 
 
 @pytest.mark.parametrize("rounds", [0, 1])

@@ -106,7 +106,7 @@ def test_any_text_has_the_ids_and_costs_that_counting_strings_gives(
 ) -> None:
     plain = Plain(texts, n, min_count, lower, newlines, phases)
     if not plain.kept:
-        with pytest.raises(UsageError, match="lower --min-count or give more text"):
+        with pytest.raises(UsageError, match="give more text"):
             Vocabulary.build(texts, n, min_count, lower, newlines, phases)
         return
     vocabulary = Vocabulary.build(texts, n, min_count, lower, newlines, phases)
@@ -225,6 +225,14 @@ def test_spelling_is_a_proper_code(texts: list[str], n: int, probe: str) -> None
     escape = math.exp(-(escapes.pop() - math.log(0x110000)))
     seen = (math.exp(-vocabulary.spelling_cost(c)) for c in [*vocabulary.alphabet, ""])
     assert math.fsum([*seen, escape]) == pytest.approx(1)
+
+
+def test_the_share_that_is_hidden_is_that_of_the_training_stories() -> None:
+    for text, n in ("aaaaabc", 2), ("aaaaaabcdea", 3):
+        vocabulary = Vocabulary.build([text, text[:-1]], n, 3)
+        ids = np.concatenate([vocabulary.encode(text), vocabulary.encode(text[:-1])])
+        assert vocabulary.unknown == pytest.approx(np.mean(ids == UNKNOWN))
+        assert 0 < vocabulary.unknown < 1
 
 
 def test_a_lone_surrogate_is_a_character_never_seen() -> None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from grimmgen.cells.products import product
+from grimmgen.configuration import Products
 
 
 class Saved(NamedTuple):
@@ -46,6 +47,7 @@ def forward(
     h0: Tensor,
     mask: Tensor | None,
     starts: Tensor | None,
+    precision: Products = "fp32",
 ) -> tuple[Tensor, Saved]:
     """Run the cell through a window.
 
@@ -57,6 +59,7 @@ def forward(
         mask: dropout mask m with the scale in it, [T, B, H], or [1, B, H], which is a locked mask: the same at
             every step; None is no dropout.
         starts: true where a story starts, [T, B] bool; None is nowhere.
+        precision: of the matrix products.
 
     Returns:
         The hidden states [T, B, H], and what `backward` needs.
@@ -77,7 +80,7 @@ def forward(
         h_in = h[t]
         if keep is not None and t in resets:
             h_in = h_in * keep[t]  # (1)
-        a_r_z, a_n = torch.split(product(h_in, recurrent_weight), [2 * H, H], dim=1)  # (2)
+        a_r_z, a_n = torch.split(product(h_in, recurrent_weight, precision), [2 * H, H], dim=1)  # (2)
         torch.add(x_r_z[t], a_r_z, out=r_z).sigmoid_()  # (3)
         torch.add(a_n, recurrent_bias, out=s[t])  # (4)
         # tanh is several times faster on memory that is contiguous.
@@ -89,12 +92,13 @@ def forward(
     return h[1:], Saved(gates, s, entered_h, recurrent_weight, mask, keep if resets else None)
 
 
-def backward(grad_h: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(grad_h: Tensor, saved: Saved, precision: Products = "fp32") -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Back-propagate through a window; the lines are numbered after the forward lines that they reverse.
 
     Args:
         grad_h: the loss's derivative by each hidden state that came out, [T, B, H].
         saved: of the forward pass.
+        precision: that of the forward pass.
 
     Returns:
         The derivatives by x [T, B, 3H], by U [H, 3H], by b_n [H] and by h0 [B, H].
@@ -122,12 +126,14 @@ def backward(grad_h: Tensor, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tens
         if mask is not None:
             d_h_t.mul_(mask[t])  # (6)
         d_a_rzn.mul_(d_h_t.unsqueeze(1))  # (6), (5), (4), (3)
-        carried_h = product(d_a, transposed).addcmul_(d_h_t, z_t)  # (2), (6)
+        carried_h = product(d_a, transposed, precision).addcmul_(d_h_t, z_t)  # (2), (6)
         if keep is not None:
             carried_h.mul_(keep[t])  # (1)
     grad_x = torch.cat((grad_a[..., : 2 * H], of_x_n.mul_(d_h)), dim=2)  # (5), (3), all steps
     grad_recurrent_bias = of_n.sum(dim=(0, 1))  # (4), all steps
-    grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_a.view(T * B, 3 * H))  # (2), all steps
+    grad_recurrent_weight = product(
+        h_in.reshape(T * B, H).t(), grad_a.view(T * B, 3 * H), precision
+    )  # (2), all steps
     return grad_x, grad_recurrent_weight, grad_recurrent_bias, carried_h
 
 
@@ -143,11 +149,13 @@ class GRUWindow(torch.autograd.Function):
         h0: Tensor,
         mask: Tensor | None,
         starts: Tensor | None,
+        precision: Products = "fp32",
     ) -> Tensor:
-        h, saved = forward(x, recurrent_weight, recurrent_bias, h0, mask, starts)
+        h, saved = forward(x, recurrent_weight, recurrent_bias, h0, mask, starts, precision)
         ctx.save_for_backward(*saved)
+        ctx.precision = precision
         return h
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return *backward(grad_h, Saved(*ctx.saved_tensors)), None, None
+        return *backward(grad_h, Saved(*ctx.saved_tensors), ctx.precision), None, None, None

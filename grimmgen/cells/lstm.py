@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from grimmgen.cells.products import product
+from grimmgen.configuration import Products
 
 
 class Saved(NamedTuple):
@@ -35,7 +36,13 @@ class Saved(NamedTuple):
 
 
 def forward(
-    x: Tensor, recurrent_weight: Tensor, h0: Tensor, c0: Tensor, mask: Tensor | None, starts: Tensor | None
+    x: Tensor,
+    recurrent_weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    precision: Products = "fp32",
 ) -> tuple[Tensor, Tensor, Saved]:
     """Run the cell through a window.
 
@@ -47,6 +54,7 @@ def forward(
         mask: dropout mask m with the scale in it, [T, B, H], or [1, B, H], which is a locked mask: the same at
             every step; None is no dropout.
         starts: true where a story starts, [T, B] bool; None is nowhere.
+        precision: of the matrix products.
 
     Returns:
         The hidden states [T, B, H], the last cell state [B, H], and what `backward` needs.
@@ -69,7 +77,7 @@ def forward(
         h_in, c_in = h[t], c[t]
         if keep is not None and t in resets:
             h_in, c_in = h_in * keep[t], c_in * keep[t]  # (1)
-        torch.add(x[t], product(h_in, recurrent_weight), out=z)  # (2)
+        torch.add(x[t], product(h_in, recurrent_weight, precision), out=z)  # (2)
         i_f.sigmoid_()  # (3)
         o.sigmoid_()
         # tanh is several times faster on memory that is contiguous.
@@ -87,13 +95,16 @@ def forward(
     return h[1:], c[T], saved
 
 
-def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    grad_h: Tensor, grad_c: Tensor | None, saved: Saved, precision: Products = "fp32"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Back-propagate through a window; the lines are numbered after the forward lines that they reverse.
 
     Args:
         grad_h: the loss's derivative by each hidden state that came out, [T, B, H].
         grad_c: by the last cell state, [B, H]; None is zero.
         saved: of the forward pass.
+        precision: that of the forward pass.
 
     Returns:
         The derivatives by x [T, B, 4H], by U [H, 4H], by h0 [B, H] and by c0 [B, H].
@@ -116,11 +127,13 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
         d_z_ifc.mul_(d_c.unsqueeze(1))  # (4), (3)
         d_z_o.mul_(d_h)
         d_c.mul_(f_t)
-        carried_h = product(d_z, transposed)  # (2)
+        carried_h = product(d_z, transposed, precision)  # (2)
         if keep is not None:
             carried_h.mul_(keep[t])  # (1)
             d_c.mul_(keep[t])
-    grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_x.view(T * B, 4 * H))  # (2), all steps
+    grad_recurrent_weight = product(
+        h_in.reshape(T * B, H).t(), grad_x.view(T * B, 4 * H), precision
+    )  # (2), all steps
     return grad_x, grad_recurrent_weight, carried_h, d_c
 
 
@@ -161,12 +174,14 @@ class LSTMWindow(torch.autograd.Function):
         c0: Tensor,
         mask: Tensor | None,
         starts: Tensor | None,
+        precision: Products = "fp32",
     ) -> tuple[Tensor, Tensor]:
-        h, c, saved = forward(x, recurrent_weight, h0, c0, mask, starts)
+        h, c, saved = forward(x, recurrent_weight, h0, c0, mask, starts, precision)
         ctx.save_for_backward(*saved)
+        ctx.precision = precision
         return h, c
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        grad_x, grad_u, grad_h0, grad_c0 = backward(grad_h, grad_c, Saved(*ctx.saved_tensors))
-        return grad_x, grad_u, grad_h0, grad_c0, None, None
+        grad_x, grad_u, grad_h0, grad_c0 = backward(grad_h, grad_c, Saved(*ctx.saved_tensors), ctx.precision)
+        return grad_x, grad_u, grad_h0, grad_c0, None, None, None

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from grimmgen.cells.lstm import slopes
 from grimmgen.cells.products import product
+from grimmgen.configuration import Products
 
 
 class Saved(NamedTuple):
@@ -61,6 +62,7 @@ def forward(
     c0: Tensor,
     mask: Tensor | None,
     starts: Tensor | None,
+    precision: Products = "fp32",
 ) -> tuple[Tensor, Tensor, Saved]:
     """Run the cell through a window.
 
@@ -76,6 +78,7 @@ def forward(
         mask: dropout mask m with the scale in it, [T, B, H], or [1, B, H], which is a locked mask: the same at
             every step; None is no dropout.
         starts: true where a story starts, [T, B] bool; None is nowhere.
+        precision: of the matrix products.
 
     Returns:
         The hidden states [T, B, H], the last cell state [B, H], and what `backward` needs.
@@ -103,12 +106,14 @@ def forward(
             h_in, c_in = h_in * keep[t], c_in * keep[t]  # (1)
         x_k, h_k = x[t], h_in
         for k in range(len(q)):
-            scale = torch.sigmoid(product(h_k, q[k]), out=x_scales[k, t]).mul_(2)  # (2)
+            scale = torch.sigmoid(product(h_k, q[k], precision), out=x_scales[k, t]).mul_(2)  # (2)
             x_k = torch.mul(scale, x_k, out=x_rounds[k, t])
             if k < len(r):
-                scale = torch.sigmoid(product(x_k, r[k]), out=h_scales[k, t]).mul_(2)  # (3)
+                scale = torch.sigmoid(product(x_k, r[k], precision), out=h_scales[k, t]).mul_(2)  # (3)
                 h_k = torch.mul(scale, h_k, out=h_rounds[k, t])
-        torch.add(product(x_k, input_weight), product(h_k, recurrent_weight), out=z).add_(bias)  # (4)
+        torch.add(product(x_k, input_weight, precision), product(h_k, recurrent_weight, precision), out=z).add_(
+            bias
+        )  # (4)
         i_f.sigmoid_()  # (5)
         o.sigmoid_()
         # tanh is several times faster on memory that is contiguous.
@@ -128,13 +133,16 @@ def forward(
     return h[1:], c[T], saved
 
 
-def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tensor, ...]:
+def backward(
+    grad_h: Tensor, grad_c: Tensor | None, saved: Saved, precision: Products = "fp32"
+) -> tuple[Tensor, ...]:
     """Back-propagate through a window; the lines are numbered after the forward lines that they reverse.
 
     Args:
         grad_h: the loss's derivative by each hidden state that came out, [T, B, H].
         grad_c: by the last cell state, [B, H]; None is zero.
         saved: of the forward pass.
+        precision: that of the forward pass.
 
     Returns:
         The derivatives by x [T, B, E], by W [E, 4H], by b [4H], by U [H, 4H], by Q [⌈rounds/2⌉, H, E], by R
@@ -164,12 +172,15 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
         d_i_f_c[t].mul_(d_c.unsqueeze(1))  # (6), (5)
         d_o[t].mul_(d_h)
         d_c.mul_(f[t])
-        d_x, d_h = product(d_z[t], saved.input_weight.t()), product(d_z[t], saved.recurrent_weight.t())  # (4)
+        d_x, d_h = (
+            product(d_z[t], saved.input_weight.t(), precision),
+            product(d_z[t], saved.recurrent_weight.t(), precision),
+        )  # (4)
         for k in reversed(range(len(q))):
             if k < len(r):
-                d_x.add_(product(d_r[k, t].mul_(d_h), r[k].t()))  # (3)
+                d_x.add_(product(d_r[k, t].mul_(d_h), r[k].t(), precision))  # (3)
                 d_h.mul_(saved.h_scales[k, t])
-            d_h.add_(product(d_q[k, t].mul_(d_x), q[k].t()))  # (2)
+            d_h.add_(product(d_q[k, t].mul_(d_x), q[k].t(), precision))  # (2)
             d_x.mul_(saved.x_scales[k, t])
         grad_x[t], carried_h = d_x, d_h
         if keep is not None:
@@ -177,7 +188,7 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
             d_c.mul_(keep[t])
 
     def by_weight(given: Tensor, d_made: Tensor) -> Tensor:
-        return product(given.reshape(T * B, -1).t(), d_made.view(T * B, -1))
+        return product(given.reshape(T * B, -1).t(), d_made.view(T * B, -1), precision)
 
     grad_q, grad_r = torch.empty_like(q), torch.empty_like(r)
     for k in range(len(q)):
@@ -204,11 +215,13 @@ class MogrifierWindow(torch.autograd.Function):
         c0: Tensor,
         mask: Tensor | None,
         starts: Tensor | None,
+        precision: Products = "fp32",
     ) -> tuple[Tensor, Tensor]:
-        h, c, saved = forward(x, input_weight, bias, recurrent_weight, q, r, h0, c0, mask, starts)
+        h, c, saved = forward(x, input_weight, bias, recurrent_weight, q, r, h0, c0, mask, starts, precision)
         ctx.save_for_backward(*saved)
+        ctx.precision = precision
         return h, c
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return *backward(grad_h, grad_c, Saved(*ctx.saved_tensors)), None, None
+        return *backward(grad_h, grad_c, Saved(*ctx.saved_tensors), ctx.precision), None, None, None

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from grimmgen.cells.lstm import slopes
 from grimmgen.cells.products import product
+from grimmgen.configuration import Products
 
 
 class Saved(NamedTuple):
@@ -47,6 +48,7 @@ def forward(
     c0: Tensor,
     mask: Tensor | None,
     starts: Tensor | None,
+    precision: Products = "fp32",
 ) -> tuple[Tensor, Tensor, Saved]:
     """Run the cell through a window.
 
@@ -59,6 +61,7 @@ def forward(
         mask: dropout mask m with the scale in it, [T, B, H], or [1, B, H], which is a locked mask: the same at
             every step; None is no dropout.
         starts: true where a story starts, [T, B] bool; None is nowhere.
+        precision: of the matrix products.
 
     Returns:
         The hidden states [T, B, H], the last cell state [B, H], and what `backward` needs.
@@ -81,7 +84,7 @@ def forward(
         h_in, c_in = h[t], c[t]
         if keep is not None and t in resets:
             h_in, c_in = h_in * keep[t], c_in * keep[t]  # (1)
-        torch.add(x[t], product(h_in, recurrent_weight), out=z)  # (2)
+        torch.add(x[t], product(h_in, recurrent_weight, precision), out=z)  # (2)
         i_f.addcmul_(c_in.unsqueeze(1), p_i_f).sigmoid_()  # (3)
         # tanh is several times faster on memory that is contiguous.
         z_c.copy_(candidate.copy_(z_c).tanh_())
@@ -100,13 +103,16 @@ def forward(
     return h[1:], c[T], saved
 
 
-def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def backward(
+    grad_h: Tensor, grad_c: Tensor | None, saved: Saved, precision: Products = "fp32"
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Back-propagate through a window; the lines are numbered after the forward lines that they reverse.
 
     Args:
         grad_h: the loss's derivative by each hidden state that came out, [T, B, H].
         grad_c: by the last cell state, [B, H]; None is zero.
         saved: of the forward pass.
+        precision: that of the forward pass.
 
     Returns:
         The derivatives by x [T, B, 4H], by U [H, 4H], by p [3, H], by h0 [B, H] and by c0 [B, H].
@@ -136,11 +142,13 @@ def backward(grad_h: Tensor, grad_c: Tensor | None, saved: Saved) -> tuple[Tenso
         d_z_o.mul_(d_h)
         d_z_ifc.mul_(d_c.unsqueeze(1))  # (4), (3)
         d_c.mul_(onward_t)
-        carried_h = product(d_z, transposed)  # (2)
+        carried_h = product(d_z, transposed, precision)  # (2)
         if keep is not None:
             carried_h.mul_(keep[t])  # (1)
             d_c.mul_(keep[t])
-    grad_recurrent_weight = product(h_in.reshape(T * B, H).t(), grad_x.view(T * B, 4 * H))  # (2), all steps
+    grad_recurrent_weight = product(
+        h_in.reshape(T * B, H).t(), grad_x.view(T * B, 4 * H), precision
+    )  # (2), all steps
     seen = ((d_i, c_in), (d_f, c_in), (d_o, c_out))
     grad_peephole = torch.stack([(d * c).sum(dim=(0, 1)) for d, c in seen])  # (3), (5), all steps
     return grad_x, grad_recurrent_weight, grad_peephole, carried_h, d_c
@@ -159,11 +167,13 @@ class PeepholeWindow(torch.autograd.Function):
         c0: Tensor,
         mask: Tensor | None,
         starts: Tensor | None,
+        precision: Products = "fp32",
     ) -> tuple[Tensor, Tensor]:
-        h, c, saved = forward(x, recurrent_weight, peephole, h0, c0, mask, starts)
+        h, c, saved = forward(x, recurrent_weight, peephole, h0, c0, mask, starts, precision)
         ctx.save_for_backward(*saved)
+        ctx.precision = precision
         return h, c
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return *backward(grad_h, grad_c, Saved(*ctx.saved_tensors)), None, None
+        return *backward(grad_h, grad_c, Saved(*ctx.saved_tensors), ctx.precision), None, None, None

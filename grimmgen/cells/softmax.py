@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from grimmgen.cells.products import product
+from grimmgen.configuration import Products
 
 # Rows a block: large enough for a fast matrix product, small enough for the second-level cache.
 _BLOCK = 640
@@ -44,11 +45,13 @@ class CrossEntropy(torch.autograd.Function):
     """The loss of a window, its gradients made on the way forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, precision: Products = "fp32"
+    ) -> Tensor:
         """The sum of the losses divided by N, the number of rows with a target or without.
 
         So every target weighs the same, in the last window of an epoch too, where rows run out of text.
-        Arguments as in `negative_log_likelihood`; returns a scalar.
+        Arguments as in `negative_log_likelihood`, and the precision of the matrix products; returns a scalar.
         """
         total = hidden.new_zeros(())
         grad_hidden = torch.empty_like(hidden)
@@ -56,14 +59,14 @@ class CrossEntropy(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias)
         for block in _blocks(len(hidden)):
             h, k = hidden[block], targets[block]
-            losses, p = _losses(h, weight, bias, k)  # (1)
+            losses, p = _losses(h, weight, bias, k, precision)  # (1)
             total += losses.sum()
             # (2), in place; a row without a target gets no gradient.
             p.scatter_add_(1, k.clamp(min=0).unsqueeze(1), p.new_full((len(k), 1), -1.0))
             if (k < 0).any():
                 p[k < 0] = 0.0
-            grad_hidden[block] = product(p, weight.t())
-            grad_weight += product(h.t(), p)
+            grad_hidden[block] = product(p, weight.t(), precision)
+            grad_weight += product(h.t(), p, precision)
             grad_bias += p.sum(dim=0)
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.rows = len(hidden)
@@ -72,12 +75,14 @@ class CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
         scale = grad / ctx.rows
-        return *(saved.mul_(scale) for saved in ctx.saved_tensors), None
+        return *(saved.mul_(scale) for saved in ctx.saved_tensors), None, None
 
 
-def _losses(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _losses(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, precision: Products = "fp32"
+) -> tuple[Tensor, Tensor]:
     """The losses [n] of a block of rows and its probabilities [n, V]."""
-    logits = product(hidden, weight).add_(bias)
+    logits = product(hidden, weight, precision).add_(bias)
     p = torch.softmax(logits, dim=1)
     # -ln p_k, taken from the logits so that a p_k too small for its type does not become infinite:
     # the largest probability is at least 1/V, and its logit differs from the target's by what is missing.

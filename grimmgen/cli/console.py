@@ -3,6 +3,8 @@
 Text and data go to standard output, always UTF-8 and never coloured in a pipe; progress, hints, warnings and
 errors go to standard error. Names and texts that come from files and servers are shown as they are, never
 read as markup, and never reach a terminal raw.
+
+rich is imported by what draws with it: who asks for help, or tells a story, does not wait for all of it.
 """
 
 from __future__ import annotations
@@ -14,14 +16,11 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-import rich.box
-from rich.cells import cell_len
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 # Tables in a pipe have their natural width: what is written there must not depend on the terminal.
 _PIPE_WIDTH = 160
@@ -58,18 +57,20 @@ def note(message: str) -> None:
 
 def hint(command: str, what: str) -> None:
     """One line with the command to type next."""
+    from rich.text import Text
+
     console = _console(sys.stderr)
     console.print(Text.assemble(f"{what}: ", (safe(command), "bold cyan")), soft_wrap=True)
 
 
 def out(message: str = "") -> None:
     """One line of result, on standard output."""
-    _console(sys.stdout).print(Text(safe(message)), soft_wrap=True)
+    _console(sys.stdout).print(_text(message), soft_wrap=True)
 
 
 def sentence(message: str) -> None:
     """One line of result, on standard output; a terminal breaks it between words."""
-    _console(sys.stdout).print(Text(safe(message)), soft_wrap=not sys.stdout.isatty())
+    _console(sys.stdout).print(_text(message), soft_wrap=not sys.stdout.isatty())
 
 
 def document(value: Any) -> None:
@@ -106,6 +107,9 @@ def table(
         marked: the row that stands out.
         dispensable: the columns that are left out where a terminal is too narrow, the first to go first.
     """
+    import rich.box
+    from rich.table import Table
+
     grid = [[safe(str(cell)) for cell in row] for row in rows]
     width = {c: max(len(c), *(len(row[i]) for row in grid), 0) for i, c in enumerate(columns)}
     console = _console(sys.stdout)
@@ -117,27 +121,29 @@ def table(
     made = Table(box=rich.box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column in shown:
         flush = "right" if column in right else "left"
-        made.add_column(Text(column), justify=flush, overflow="fold")  # type: ignore[arg-type]
+        made.add_column(_text(column), justify=flush, overflow="fold")  # type: ignore[arg-type]
     for number, row in enumerate(grid):
-        cells = (Text(cell) for column, cell in zip(columns, row, strict=True) if column in shown)
+        cells = (_text(cell) for column, cell in zip(columns, row, strict=True) if column in shown)
         made.add_row(*cells, style="bold" if number == marked else None)
     console.print(made)
 
 
 def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:
     """Names and values, one pair a line; on a terminal a long value is folded beside its name."""
+    from rich.table import Table
+
     stream = sys.stderr if to_error else sys.stdout
     if stream.isatty():
         made = Table(box=None, show_header=False, pad_edge=False)
         made.add_column(style="dim", no_wrap=True)
         made.add_column(overflow="fold")
         for name, value in pairs:
-            made.add_row(Text(name), Text(safe(str(value))))
+            made.add_row(_text(name), _text(str(value)))
         _console(stream).print(made)
         return
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        _console(stream).print(Text(f"{name:{width}}  {safe(str(value))}"), soft_wrap=True)
+        _console(stream).print(_text(f"{name:{width}}  {value}"), soft_wrap=True)
 
 
 def heat(
@@ -159,10 +165,13 @@ def heat(
         unit: of the names.
         palette: paper and ink of each level.
     """
+    from rich.cells import cell_len
+    from rich.text import Text
+
     console = _console(sys.stdout)
     coloured = not console.no_color and console.color_system in {"256", "truecolor"}
     width = text_width()
-    console.print(Text(safe(title), "bold"))
+    console.print(_text(title, "bold"))
     styles = [f"{ink} on {paper}" for paper, ink in palette]
     for line in _folded(cells, width):
         if coloured:
@@ -180,6 +189,8 @@ def heat(
 
 def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tuple[str, int, bool]]]:
     """Lines that are no wider than that, broken after a space where there is one."""
+    from rich.cells import cell_len
+
     lines: list[list[tuple[str, int, bool]]] = [[]]
     used = 0
     for cell in cells:
@@ -201,6 +212,8 @@ def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tup
 
 def drawing(lines: Iterable[str], styles: Mapping[str, str]) -> None:
     """Lines of characters, on standard output, some characters of which have a style on a terminal."""
+    from rich.text import Text
+
     console = _console(sys.stdout)
     for line in lines:
         text = Text(line)
@@ -240,6 +253,8 @@ class Bars:
     """
 
     def __init__(self, quiet: bool = False) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn
+
         self._quiet = quiet
         self._console = _console(sys.stderr)
         self.live = self._console.is_terminal and not self._console.is_dumb_terminal and not quiet
@@ -277,12 +292,14 @@ class Bars:
         if now - self._drawn.get(bar, 0.0) < 0.1:
             return
         self._drawn[bar] = now
+        from rich.progress import TaskID
+
         self._progress.update(TaskID(bar), completed=done, info=short if self.narrow else info)
 
     def line(self, text: str, style: str = "") -> None:
         """A line above the bars."""
         if not self._quiet:
-            self._console.print(Text(safe(text), style), soft_wrap=not self.live)
+            self._console.print(_text(text, style), soft_wrap=not self.live)
 
 
 def seconds(value: float) -> str:
@@ -310,12 +327,22 @@ def size(value: float) -> str:
 
 
 def _line(label: str, style: str, message: str) -> None:
+    from rich.text import Text
+
     # One line, whatever the message came from: an exception's text may have several.
     text = Text.assemble((label, style), safe(" ".join(message.split())))
     _console(sys.stderr).print(text, soft_wrap=True)
 
 
+def _text(text: str, style: str = "") -> Text:
+    from rich.text import Text
+
+    return Text(safe(text), style)
+
+
 def _console(stream: TextIO) -> Console:
+    from rich.console import Console
+
     return Console(
         file=stream,
         width=None if stream.isatty() else _PIPE_WIDTH,

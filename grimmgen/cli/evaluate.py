@@ -181,33 +181,32 @@ def _scored(
     """What each run makes of its stories or of the given ones, and whether they are the same for all."""
     from grimmgen import registry
     from grimmgen.cli import console
-    from grimmgen.evaluation import encode_stories, evaluate_dynamically
+    from grimmgen.dynamic import evaluate_dynamically
+    from grimmgen.evaluation import encode_stories
     from grimmgen.evaluation import evaluate as score
     from grimmgen.model import LanguageModel, choose_device
 
     chosen = choose_device(device)
     loaded = [(asked, *registry.find_checkpoint(asked)) for asked in wanted]
-    read = [
-        [(story.name, story.read()) for story in given or _own_stories(name, asked, split)]
-        for asked, name, _ in loaded
-    ]
+    read = [given or _own_stories(name, asked, split) for asked, name, _ in loaded]
+    contents = [[(story.name, story.part, story.digest()) for story in stories] for stories in read]
     results = []
-    for (_, name, checkpoint), texts in zip(loaded, read, strict=True):
+    for (_, name, checkpoint), stories in zip(loaded, read, strict=True):
         if not quiet:
-            stories = "1 text" if len(texts) == 1 else f"{len(texts)} texts"
-            console.note(f"reading {stories} with {name}")
+            texts = "1 text" if len(stories) == 1 else f"{len(stories)} texts"
+            console.note(f"reading {texts} with {name}")
         model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(chosen)
         model.load_weights(checkpoint.weights)
-        encoded = encode_stories(texts, checkpoint.vocabulary)
-        adapted = None
+        encoded = encode_stories(((s.name, s.pieces()) for s in stories), checkpoint.vocabulary)
         static = score(model, encoded)
+        adapted = None
         if dynamic:
             with console.Bars(quiet) as bars:
                 bar = bars.add("texts", len(encoded))
                 told = partial(bars.update, bar, info="learning as it reads", short="")
                 adapted = evaluate_dynamically(model, encoded, told=told)
         results.append(_Result(name, static, adapted))
-    return results, all(texts == read[0] for texts in read)
+    return results, all(texts == contents[0] for texts in contents)
 
 
 def _baseline(asked: str | None, given: Sequence[Story], split: options.Part) -> _Result:
@@ -294,7 +293,7 @@ def _show_novelty(asked: str | None, given: Sequence[Story], split: options.Part
     from grimmgen.cli import console, novelty
 
     judge = novelty.Judge(asked, split)
-    judged, control = judge.measure([(story.name, story.read()) for story in given]), judge.control()
+    judged, control = judge.measure([(story.name, story.read()) for story in given]), judge.control
     if json:
         texts = [novelty.to_json(text) for text in judged]
         console.document({"run": judge.run, "split": split, "texts": texts, "control": novelty.to_json(control)})

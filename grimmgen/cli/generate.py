@@ -21,6 +21,9 @@ def generate(
     random_seed: Annotated[
         int | None, options.option(help="Makes the story the same again.", show_default="a new one")
     ] = None,
+    stories: Annotated[
+        int, options.option(help="Tell so many, each with a random seed one higher than that of the one before.")
+    ] = 1,
     state: Annotated[
         Literal["random", "zeros"],
         options.option(help="What the network begins with: a little noise as in the tutorial, or zeros."),
@@ -33,6 +36,8 @@ def generate(
     quiet: options.Quiet = False,
 ) -> None:
     """Tell a story with a trained model: the text goes to standard output as it is made, all else elsewhere.
+
+    Several stories are told side by side, and come when all are complete, with an empty line between them.
 
     Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
     """
@@ -65,29 +70,39 @@ def generate(
 
         judge = Judge(run)
     prompt = teller.vocabulary.normalise(seed)
-    pieces = teller.tell(seed, chosen)
-    if json:
-        text = "".join(pieces)
-        console.document(
-            {
-                "run": name,
-                "prompt": prompt,
-                "text": text,
-                "length": chosen.length,
-                "top_k": chosen.top_k,
-                "temperature": chosen.temperature,
-                "random_seed": chosen.random_seed,
-                "state": chosen.state,
-                **({} if judge is None else judge.describe(text[len(prompt) :])),
-            }
-        )
-        return
-    text = ""
-    for piece in pieces:
-        console.write(piece)
-        text += piece
-    console.write("\n")
+    if stories == 1 and not json:
+        pieces = []
+        for piece in teller.tell(seed, chosen):
+            console.write(piece)
+            if judge is not None:
+                pieces.append(piece)
+        console.write("\n")
+        told = ["".join(pieces)]
+    else:
+        told = teller.tell_several(seed, chosen, stories)
+        if json:
+            documents = [
+                {
+                    "run": name,
+                    "prompt": prompt,
+                    "text": text,
+                    "length": chosen.length,
+                    "top_k": chosen.top_k,
+                    "temperature": chosen.temperature,
+                    "random_seed": chosen.random_seed + number,
+                    "state": chosen.state,
+                    **({} if judge is None else judge.describe(text[len(prompt) :])),
+                }
+                for number, text in enumerate(told)
+            ]
+            console.document(documents if stories > 1 else documents[0])
+            return
+        console.write("\n".join(f"{text}\n" for text in told))
     if judge is not None:
-        judge.tell(text[len(prompt) :])
+        for number, text in enumerate(told, 1):
+            if stories > 1:
+                console.note(f"story {number}:")
+            judge.tell(text[len(prompt) :])
     if random_seed is None and not quiet and sys.stderr.isatty():
-        console.hint(f"--random-seed {chosen.random_seed}", f"{name} tells the same again with")
+        several = f" --stories {stories}" if stories > 1 else ""
+        console.hint(f"--random-seed {chosen.random_seed}{several}", f"{name} tells the same again with")

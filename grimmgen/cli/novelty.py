@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from grimmgen.cli import console, options
@@ -47,6 +48,7 @@ class Judge:
         texts = texts or [(story.name, story.read()) for story in self._held_out]
         return [measure(self._index, name, self._normalised(text)) for name, text in texts]
 
+    @cached_property
     def control(self) -> Novelty:
         """The novelty of the held-out stories together."""
         from grimmgen.novelty import measure_together
@@ -57,11 +59,11 @@ class Judge:
     def describe(self, text: str) -> dict[str, Any]:
         """What a story told by the run adds to its JSON document."""
         [judged] = self.measure([("told", text)])
-        return {"novelty": to_json(judged), "control": to_json(self.control())}
+        return {"novelty": to_json(judged), "control": to_json(self.control)}
 
     def tell(self, text: str) -> None:
         """The same in three lines, on standard error."""
-        [novelty], control = self.measure([("told", text)]), self.control()
+        [novelty], control = self.measure([("told", text)]), self.control
         console.note(
             f"longest copy: {_place(novelty.longest)}: {_quoted(novelty.longest)}"
             if novelty.longest

@@ -21,6 +21,7 @@ from grimmgen.configuration import (
     DropoutMode,
     Initialisation,
     Newlines,
+    Precision,
     Schedule,
 )
 from grimmgen.errors import UsageError
@@ -59,7 +60,7 @@ def train(
         bool, options.option("--resume", help="Go on with --run, or the latest run, exactly where it stopped.")
     ] = False,
     preset: Annotated[
-        Literal["tutorial", "quick", "strong"],
+        Literal["tutorial", "quick", "strong", "large"],
         options.option(help="What all other options begin with; README tells what each is for."),
     ] = "tutorial",
     epochs: Annotated[int, options.option(help="Passes over the stories, at most.")] = Configuration.epochs,
@@ -144,6 +145,14 @@ def train(
     warmup: Annotated[
         float, options.option(rich_help_panel=_LEARNING, help="Share of the training in which cosine rises.")
     ] = Configuration.warmup,
+    precision: Annotated[
+        Precision,
+        options.option(
+            metavar="PRECISION",
+            rich_help_panel=_LEARNING,
+            help="Of training's matrix products: fp32, or bf16, faster where the processor has it; auto is fp32.",
+        ),
+    ] = Configuration.precision,
     decay_factor: Annotated[
         float,
         options.option(rich_help_panel=_LEARNING, help="What plateau multiplies the rate with."),
@@ -198,6 +207,7 @@ def train(
     from grimmgen import registry
     from grimmgen.cli import console
     from grimmgen.corpus import open_corpus, split_by_file
+    from grimmgen.tokens import IN_MEMORY
     from grimmgen.training import Training, command_line
 
     if configuration is None:
@@ -206,6 +216,8 @@ def train(
     else:
         opened = open_corpus(corpus)
         parts = None if split is None else split_by_file(opened, split)
+        if (size := sum(story.size for story in opened.stories)) > IN_MEMORY and not (quiet or json):
+            console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
         training = Training.begin(opened, configuration, parts, run, device, command_line())
 
     signals: list[int] = []
@@ -310,9 +322,12 @@ def _introduce(event: Started, bars: Bars) -> None:
         f"run {event.run} {begun}: {event.corpus}, {train}/{valid}/{test} {unit} for train/valid/test", "bold"
     )
     configuration = event.configuration
-    bars.line(
-        f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {event.updates} updates an epoch"
-    )
+    updates = "1 update" if event.updates == 1 else f"{event.updates} updates"
+    bars.line(f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {updates} an epoch")
+    if event.unknown > _MUCH:
+        bars.line(
+            f"<unk> hides {event.unknown:.0%} of the n-grams: for so short a text lower --min-count", "yellow"
+        )
     bars.line(
         f"{_CELLS[configuration.cell]}: {configuration.layers} × {configuration.hidden} units,"
         f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
@@ -326,6 +341,9 @@ def _introduce(event: Started, bars: Bars) -> None:
 
 
 _CELLS = {"lstm": "LSTM", "peephole": "peephole LSTM", "gru": "GRU", "mogrifier": "mogrifier LSTM"}
+
+# A larger share of n-grams than this is not to be hidden without a word: of the tales <unk> hides 1 in 1,000.
+_MUCH = 0.05
 
 _REASONS = {
     "epochs": "all epochs are done",

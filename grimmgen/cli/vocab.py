@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -45,9 +44,10 @@ def vocab(
     """
     import numpy as np
 
+    from grimmgen import tokens
     from grimmgen.cli import console
     from grimmgen.corpus import PARTS, open_corpus, split_by_file, split_by_hash
-    from grimmgen.vocabulary import UNKNOWN, Vocabulary
+    from grimmgen.vocabulary import UNKNOWN
 
     opened = open_corpus(corpus)
     divided = split_by_hash(opened) if split is None else split_by_file(opened, split)
@@ -58,30 +58,35 @@ def vocab(
         _check(opened, divided, read, json)
         return
     parts = divided.parts
-    texts = {part: [story.read() for story in parts[part]] for part in PARTS}
-    vocabulary = Vocabulary.build(texts["train"], ngram, min_count, not keep_case, newlines, phases)
-    everything = Vocabulary.build((t for part in PARTS for t in texts[part]), ngram, 1, not keep_case, newlines)
+    every = [story for part in PARTS for story in parts[part]]
+    vocabulary = tokens.count(parts["train"], ngram, min_count, not keep_case, newlines, phases)
+    everything = tokens.count(every, ngram, 1, not keep_case, newlines)
 
     figures: dict[str, dict[str, Any]] = {}
     for part in PARTS:
-        ids = [vocabulary.encode(text) for text in texts[part]]
-        tokens = sum(map(len, ids))
-        hidden = sum(int(np.count_nonzero(story == UNKNOWN)) for story in ids)
+        characters, total_ids, hidden = 0, 0, 0
+        seen = np.zeros(len(everything), np.bool_)
+        for codes in (codes for story in parts[part] for codes in tokens.ngrams(story.pieces(), vocabulary)):
+            ids = vocabulary.ids(codes)
+            characters += len(codes)
+            total_ids += len(ids)
+            hidden += int(np.count_nonzero(ids == UNKNOWN))
+            seen[everything.ids(codes)] = True
         figures[part] = {
-            "stories": len(ids),
-            "characters": sum(len(vocabulary.normalise(text)) for text in texts[part]),
-            "tokens": tokens,
-            "distinct": len(Counter(token for text in texts[part] for token in everything.encode(text).tolist())),
-            "unknown": hidden / max(1, tokens),
+            "stories": len(parts[part]),
+            "characters": characters,
+            "tokens": total_ids,
+            "distinct": int(np.count_nonzero(seen)),
+            "unknown": hidden / max(1, total_ids),
         }
     total = {
         # Each once: a story may be cut into the three parts.
-        "stories": len({story.name for part in PARTS for story in parts[part]}),
+        "stories": len({story.name for story in every}),
         "characters": sum(f["characters"] for f in figures.values()),
         "tokens": sum(f["tokens"] for f in figures.values()),
         "distinct": len(everything.ngrams),
     }
-    first = vocabulary.normalise(texts["train"][0])
+    first = vocabulary.normalise(next(iter(parts["train"][0].pieces()), ""))
     beginning = [first[i : i + ngram] for i in range(0, 16 * ngram, ngram) if first[i : i + ngram]]
     ranked = list(zip(vocabulary.ngrams, vocabulary.counts, strict=True))
     if json:

@@ -1,8 +1,10 @@
 """The cells' equations once more, made for speed; each held against the plain ones in `grimmgen.cells`.
 
-Which path serves: the compiled kernel for float32 on a CPU, with the fastest instruction set that the machine has;
-PyTorch's operations for all else, and where the package was installed without a compiler. The environment variable
-GRIMMGEN_KERNEL forces one: `plain`, `native`, or an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
+Which path serves: the compiled kernel for float32 weights on a CPU, with the fastest instruction set that the
+machine has; PyTorch's operations for all else, where the package was installed without a compiler, and for
+products of bfloat16 where the machine has no instructions for them. For telling, which waits for no PyTorch, NumPy
+takes their place. The environment variable GRIMMGEN_KERNEL forces one: `plain`, `native`, or an instruction set
+(`avx512`, `avx2`, `portable`, `scalar`).
 
     T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
 """
@@ -11,9 +13,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
+from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,30 +25,59 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from grimmgen.kernels.stepping import Floats, Stepper
+
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
 
-def serving(device: torch.device | None = None, dtype: torch.dtype | None = None) -> str:
+# Whether `--precision auto` is bf16 where that is the faster one.
+_AUTO_ROUNDS = False
+
+
+def resolve_precision(configuration: Configuration, device: torch.device) -> Products:
+    """The precision of training's matrix products.
+
+    Args:
+        configuration: of the model; its precision may be `auto`.
+        device: of the weights.
+    """
+    if configuration.precision != "auto":
+        return configuration.precision
+    if device.type == "cpu":
+        faster = configuration.cell == "lstm" and _instructions("bf16") is not None
+    else:
+        faster = device.type == "cuda"
+    return "bf16" if _AUTO_ROUNDS and faster else "fp32"
+
+
+def serving(
+    device: torch.device | None = None, dtype: torch.dtype | None = None, precision: Products = "fp32"
+) -> str:
     """What computes here, in words: `native AVX-512, 2 threads`, or `PyTorch (…)` with the reason.
 
     Args:
         device: of the weights; None is the CPU.
         dtype: of the weights; None is float32.
+        precision: of the matrix products.
     """
     import torch
 
     from grimmgen.kernels import library, native
 
+    rounded = " bf16" if precision == "bf16" else ""
     if device is not None and device.type != "cpu":
-        return "PyTorch"
+        return f"PyTorch{rounded}"
     if dtype is not None and dtype != torch.float32:
         return f"PyTorch (the native kernel is for float32, this is {str(dtype).removeprefix('torch.')})"
-    instructions = _instructions()
+    instructions = _instructions(precision)
     if instructions is not None:
         threads = native.thread_count()
-        return f"native {_NAMES[instructions]}, {threads} thread{'s' if threads != 1 else ''}"
+        name = _NAMES[instructions.removesuffix("bf16")]
+        return f"native {name}{rounded}, {threads} thread{'s' if threads != 1 else ''}"
     _, reason = library.load()
-    return f"PyTorch ({reason})" if reason else "PyTorch"
+    if not reason and rounded and _instructions() is not None:
+        reason = "there are no instructions for bfloat16 here: fp32 would be faster"
+    return f"PyTorch{rounded} ({reason})" if reason else f"PyTorch{rounded}"
 
 
 def alone(device: torch.device) -> AbstractContextManager[None]:
@@ -57,13 +90,19 @@ def alone(device: torch.device) -> AbstractContextManager[None]:
 
 
 def lstm_window(
-    x: Tensor, recurrent_weight: Tensor, h0: Tensor, c0: Tensor, mask: Tensor | None, starts: Tensor | None
+    x: Tensor,
+    recurrent_weight: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    precision: Products = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """The hidden states [T, B, H] and the last cell state [B, H]; see `grimmgen.cells.lstm.forward`."""
     from grimmgen.cells import lstm
 
     result: tuple[Tensor, Tensor]
-    if (instructions := _serving(x)) is not None:
+    if (instructions := compiled(x, precision)) is not None:
         from grimmgen.kernels import native
 
         result = native.LSTMWindow.apply(  # type: ignore[no-untyped-call]
@@ -71,7 +110,7 @@ def lstm_window(
         )
     else:
         result = lstm.LSTMWindow.apply(  # type: ignore[no-untyped-call]
-            x, recurrent_weight, h0, c0, mask, starts
+            x, recurrent_weight, h0, c0, mask, starts, precision
         )
     return result
 
@@ -85,6 +124,7 @@ def lstm_look_up_window(
     c0: Tensor,
     mask: Tensor | None,
     starts: Tensor | None,
+    precision: Products = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """The same for one-hot input, of which the product with a matrix is a look-up of its rows.
 
@@ -97,8 +137,9 @@ def lstm_look_up_window(
         c0: [B, H].
         mask: [T, B, H] or None.
         starts: [T, B] bool or None.
+        precision: of the matrix products.
     """
-    if (instructions := _serving(input_weight)) is not None:
+    if (instructions := compiled(input_weight, precision)) is not None:
         from grimmgen.kernels import native
 
         result: tuple[Tensor, Tensor] = native.LookUpWindow.apply(  # type: ignore[no-untyped-call]
@@ -107,7 +148,32 @@ def lstm_look_up_window(
         return result
     from torch.nn.functional import embedding
 
-    return lstm_window(embedding(ids, input_weight + bias), recurrent_weight, h0, c0, mask, starts)
+    x = embedding(ids, input_weight + bias)
+    return lstm_window(x, recurrent_weight, h0, c0, mask, starts, precision)
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor | None, precision: Products = "fp32") -> Tensor:
+    """The rows x [N, K] times the weight [K, M], plus the bias [M] if there is one: [N, M]."""
+    if (instructions := compiled(x, precision)) is not None:
+        from grimmgen.kernels import native
+
+        result: Tensor = native.Affine.apply(instructions, x, weight, bias)  # type: ignore[no-untyped-call]
+    else:
+        from grimmgen.cells import products
+
+        result = products.Affine.apply(x, weight, bias, precision)  # type: ignore[no-untyped-call]
+    return result
+
+
+def stepper(configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> Stepper:
+    """What tells, on the CPU; takes what `grimmgen.kernels.stepping.Stepper` takes."""
+    from grimmgen.kernels.stepping import NativeStepper, Stepper
+
+    instructions = _instructions()
+    # The rounds of a mogrifier are small products one after the other, in which NumPy loses little.
+    if instructions is None or configuration.cell == "mogrifier":
+        return Stepper(configuration, weights, h, c)
+    return NativeStepper(instructions, configuration, weights, h, c)
 
 
 def dropout_mask(
@@ -140,9 +206,11 @@ def dropout_mask(
     return (bits < kept - 32768).to(torch.float32).mul_(65536 / kept).view(shape)
 
 
-def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, precision: Products = "fp32"
+) -> Tensor:
     """The loss of a window, a scalar; see `grimmgen.cells.softmax.CrossEntropy`."""
-    if (instructions := _serving(hidden)) is not None:
+    if (instructions := compiled(hidden, precision)) is not None:
         from grimmgen.kernels import native
 
         loss: Tensor = native.CrossEntropy.apply(  # type: ignore[no-untyped-call]
@@ -151,13 +219,15 @@ def cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor)
     else:
         from grimmgen.cells import softmax
 
-        loss = softmax.CrossEntropy.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
+        loss = softmax.CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            hidden, weight, bias, targets, precision
+        )
     return loss
 
 
 def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
     """The loss of each prediction in nats, [N]; see `grimmgen.cells.softmax.negative_log_likelihood`."""
-    if (instructions := _serving(hidden)) is not None:
+    if (instructions := compiled(hidden)) is not None:
         from grimmgen.kernels import native
 
         return native.negative_log_likelihood(instructions, hidden, weight, bias, targets)
@@ -166,18 +236,26 @@ def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, target
     return softmax.negative_log_likelihood(hidden, weight, bias, targets)
 
 
-def _serving(tensor: Tensor) -> str | None:
-    """The instruction set of the compiled kernel if that serves such a tensor, else None."""
+def compiled(tensor: Tensor, precision: Products = "fp32") -> str | None:
+    """The instruction set of the compiled kernel if that serves such a tensor, else None.
+
+    Args:
+        tensor: a weight, or what is multiplied with one.
+        precision: of the matrix products.
+    """
     import torch
 
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
         return None
-    return _instructions()
+    return _instructions(precision)
 
 
-def _instructions() -> str | None:
+def _instructions(precision: Products = "fp32") -> str | None:
     from grimmgen.kernels import library
 
+    if precision == "bf16":
+        rounding = f"{_instructions()}bf16"
+        return rounding if rounding in library.instruction_sets("bf16") else None
     forced = os.environ.get("GRIMMGEN_KERNEL", "")
     if forced == "plain":
         return None

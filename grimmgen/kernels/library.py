@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 1
+_VERSION = 4
+# The floats of a vector, by instruction set.
+WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 
 
 @functools.cache
@@ -32,14 +34,22 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
     return library, ""
 
 
-def instruction_sets() -> list[str]:
-    """Those that the library and this machine have, the fastest first; none where there is no library."""
+def instruction_sets(precision: str = "fp32") -> list[str]:
+    """Those that the library and this machine have, the fastest first; none where there is no library.
+
+    Args:
+        precision: of their products. A set for bfloat16 is called as the one it adds to, with `bf16` at the end.
+    """
     library, _ = load()
-    if library is None:
-        return []
+    return [] if library is None else _instruction_sets(library)[precision == "bf16"]
+
+
+@functools.cache
+def _instruction_sets(library: ctypes.CDLL) -> tuple[list[str], list[str]]:
     library.instruction_sets.restype = ctypes.c_char_p
-    names: bytes = library.instruction_sets()
-    return names.decode().split()
+    names = library.instruction_sets().decode().split()
+    rounding = [name for name in names if name.endswith("bf16")]
+    return [name for name in names if name not in rounding], rounding
 
 
 @functools.cache

@@ -1,11 +1,15 @@
-/* The equations of grimmgen.cells for a CPU, in float32: the window of the LSTM and the softmax layer.
+/* The equations of grimmgen.cells for a CPU: for training the window of the LSTM and the softmax layer, in float32, and
+ * again with products of bfloat16; for telling one step of every cell but the mogrifier, in float32.
  *
- * native_kernels.h has them once; it is compiled here for each instruction set, under names that end in the
- * set's, and grimmgen/kernels/native.py asks `instruction_sets` which of them this machine can run. Everything is
- * called through ctypes, on plain pointers: no header of Python, NumPy or PyTorch is needed, and no version of
- * theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads some of
- * the rows or columns, and room to work in.
+ * native_kernels.h and native_steps.h have them once; they are compiled here for each instruction set, under names that
+ * end in the set's, and grimmgen/kernels/library.py asks `instruction_sets` which of them this machine can run.
+ * Everything is called through ctypes, on plain pointers: no header of Python, NumPy or PyTorch is needed, and no
+ * version of theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads
+ * some of the rows or columns, and room to work in.
  */
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
@@ -25,13 +29,45 @@
 /* All sizes and indices. */
 typedef int64_t size;
 
-/* Steps of a product's inner dimension that are done at a time: the panel of the right factor they need, four
- * vectors wide, is to stay in the first-level cache. */
-enum { DEPTH = 128 };
+enum {
+    /* Words of a product's inner dimension that are done at a time: the panel of the right factor they need, four
+     * vectors wide, is to stay in the first-level cache. */
+    DEPTH = 128,
+    /* Rows of a window that are added to the gradient by a recurrent weight at a time. */
+    CHUNK = 256,
+    /* Rows of logits that are made at a time: they are to stay in the second-level cache. */
+    BLOCK = 128,
+    /* Numbers of a gradient whose squares are added up by themselves, so that the sum does not depend on threads. */
+    SLICE = 4096,
+};
 
-/* For each instruction set: LANES, the floats of a vector, and ROWS, the rows of a product's register block of
- * ROWS × 4 vectors: 32 vector registers hold 6 × 4 with what it takes to feed them, 16 hold 3 × 4. */
+/* For each instruction set: LANES, the floats of a vector; ROWS, the rows of a product's register block of
+ * ROWS × 4 vectors: 32 vector registers hold 6 × 4 with what it takes to feed them, 16 hold 3 × 4; and WORD, the
+ * numbers that a product takes at a time: 2 for bfloat16. */
 #if defined(__x86_64__) && defined(__GNUC__)
+
+/* Compilers have had the instructions of bfloat16 since these versions. */
+#if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
+#define HAS_BF16 __builtin_cpu_supports("avx512bf16")
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512bf16,avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
+#endif
+#define ISA avx512bf16
+#define LANES 16
+#define ROWS 6
+#define WORD 2
+#include "native_kernels.h"
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#else
+#define HAS_BF16 0
+#endif
 
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma"))), apply_to = function)
@@ -42,6 +78,7 @@ enum { DEPTH = 128 };
 #define ISA avx512
 #define LANES 16
 #define ROWS 6
+#define WORD 1
 #include "native_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -54,6 +91,7 @@ enum { DEPTH = 128 };
 #define ISA avx2
 #define LANES 8
 #define ROWS 3
+#define WORD 1
 #include "native_kernels.h"
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -67,6 +105,7 @@ enum { DEPTH = 128 };
 #if defined(__GNUC__)
 #define ISA portable
 #define LANES 4
+#define WORD 1
 #if defined(__aarch64__)
 #define ROWS 6
 #else
@@ -79,16 +118,18 @@ enum { DEPTH = 128 };
 #define ISA scalar
 #define LANES 1
 #define ROWS 2
+#define WORD 1
 #include "native_kernels.h"
 
-/* The instruction sets that this machine can run, the fastest first, with a space between them. */
+/* The instruction sets that this machine can run, the fastest first, with a space between them; the one whose
+ * products are of bfloat16 comes last. */
 EXPORT const char *instruction_sets(void)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
-        return "avx512 avx2 portable scalar";
+        return HAS_BF16 ? "avx512 avx2 portable scalar avx512bf16" : "avx512 avx2 portable scalar";
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         return "avx2 portable scalar";
 #endif
@@ -99,11 +140,11 @@ EXPORT const char *instruction_sets(void)
 #endif
 }
 
-/* Of the signatures above; native.py calls no other. A library of another version is one that an editable install has
+/* Of the signatures above; library.py loads no other. A library of another version is one that an editable install has
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 1;
+    return 4;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +24,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from grimmgen.kernels.library import function
+from grimmgen.kernels.library import WIDTH, function
 
-# As in native.c: the inner dimension of a product is done this many at a time.
-_DEPTH = 128
+# As in native.c.
+_CHUNK, _BLOCK, _SLICE = 256, 128, 4096
+# To wake another thread takes longer than to do something simple with so many numbers.
+_FEW = 2**18
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -134,21 +137,70 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
     d_h = h.new_zeros(B, H)
     d_c = h.new_zeros(B, H) if grad_c is None else grad_c.clone(memory_format=torch.contiguous_format)
     u = _pack(ctx.instructions, recurrent_weight.t())
+    room = h.new_empty(B, 4 * H)
     # What was saved makes room for the gradients.
     if ctx.done:
         raise RuntimeError(
             "the compiled kernel goes backward once; GRIMMGEN_KERNEL=plain goes as often as you like"
         )
     ctx.done, grad_z = True, gates
-    rows = (T, B, H, u, mask, starts, c, grad_z, grad_h, d_h, d_c)
+    rows = (T, B, H, u, mask, starts, c, grad_z, grad_h, d_h, d_c, room)
     _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
-    panels = _panels(ctx.instructions, 4 * H)
-    room = h.new_empty(_DEPTH, panels * _WIDTH[ctx.instructions] * 4)
-    columns = (T, B, H, V, ids, starts, h, grad_z, grad_u, grad_input, grad_bias, room)
-    _run(f"lstm_weights_{ctx.instructions}", [(*columns, *share) for share in _shares(panels)])
+    _weights(ctx.instructions, ids, starts, h[:T].view(T * B, H), grad_z, grad_u, grad_input, grad_bias)
     return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
+
+
+def _weights(
+    instructions: str,
+    ids: Tensor | None,
+    skip: Tensor | None,
+    x: Tensor,
+    grad: Tensor,
+    grad_weight: Tensor,
+    grad_input: Tensor | None,
+    grad_bias: Tensor | None,
+) -> None:
+    """Fill in the gradients by the weights of a product, and of a look-up added to it; see native_kernels.h."""
+    (N, K), M = x.shape, grad_weight.shape[1]
+    V = 0 if grad_input is None else len(grad_input)
+    shares = _shares(_panels(instructions, M))
+    rooms = [x.new_empty(_CHUNK, K + (end - begin) * 4 * WIDTH[instructions]) for begin, end in shares]
+    given = (N, K, M, V, ids, skip, x, grad, grad_weight, grad_input, grad_bias)
+    parts = zip(rooms, shares, strict=True)
+    _run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
+
+
+class Affine(torch.autograd.Function):
+    """`grimmgen.cells.products.Affine`, compiled; the first argument is the instruction set."""
+
+    @staticmethod
+    def forward(ctx: Any, instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: D102
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.instructions, ctx.has_bias = instructions, bias is not None
+        return _product(instructions, x, weight, None if bias is None else bias.contiguous())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_x = _product(ctx.instructions, grad, weight.t(), None) if ctx.needs_input_grad[1] else None
+        grad_weight = x.new_empty(weight.shape)
+        grad_bias = x.new_empty(weight.shape[1]) if ctx.has_bias else None
+        _weights(ctx.instructions, None, None, x, grad, grad_weight, None, grad_bias)
+        return None, grad_x, grad_weight, grad_bias
+
+
+def _product(instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    (N, K), M = x.shape, weight.shape[1]
+    y = x.new_empty(N, M)
+    shares = _shares(N)
+    given = (N, K, M, x, _pack(instructions, weight), bias, y)
+    parts = zip(x.new_empty(len(shares), _BLOCK, K), shares, strict=True)
+    _run(f"affine_{instructions}", [(*given, room, *share) for room, share in parts])
+    return y
 
 
 class CrossEntropy(torch.autograd.Function):
@@ -167,6 +219,39 @@ class CrossEntropy(torch.autograd.Function):
         # Training's gradient is 1, and to multiply by it costs as much as a tenth of the product it scales.
         saved: tuple[Tensor, ...] = ctx.saved_tensors
         return None, *(saved if grad.item() == 1.0 else (made * grad for made in saved)), None
+
+
+def norm(instructions: str, gradients: Sequence[Tensor]) -> float:
+    """The norm of all of the gradients together; the same for any number of threads."""
+    slices = [-(-gradient.numel() // _SLICE) for gradient in gradients]
+    sums = torch.empty(sum(slices), dtype=torch.float64)
+    first = 0
+    for given, own in zip(gradients, slices, strict=True):
+        gradient, count = given.contiguous(), given.numel()
+        shares = _shares(own) if count > _FEW else [(0, own)]
+        _run(f"squares_{instructions}", [(count, gradient, sums, first, *share) for share in shares])
+        first += own
+    return math.sqrt(sums.sum().item())
+
+
+def adamw(
+    instructions: str,
+    learning: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+    scale: float,
+    beta1: float,
+    beta2: float,
+    kept: float,
+    pace: float,
+    root: float,
+    epsilon: float,
+) -> None:
+    """A step of `grimmgen.optimiser.AdamW`, in place: weight, gradient, m and v of each; the rest as in `step`."""
+    rates = torch.tensor([scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
+    for weight, gradient, m, v in learning:
+        given = (weight, gradient.contiguous(), m, v, rates)
+        count = weight.numel()
+        shares = _shares(count) if count > _FEW else [(0, count)]
+        _run(f"adamw_{instructions}", [(*given, *share) for share in shares])
 
 
 def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
@@ -204,7 +289,7 @@ def _cross_entropy(
         raise IndexError(f"a target is not within the vocabulary of {V}")
     losses = hidden.new_empty(N)
     shares = _shares(N)
-    room = hidden.new_empty(len(shares), _DEPTH, V + _WIDTH[instructions])
+    room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + WIDTH[instructions]) + max(H, V))
     by_hidden: Tensor | None = None
     by_weight: Sequence[Tensor | None] = [None] * len(shares)
     by_bias: Sequence[Tensor | None] = [None] * len(shares)
@@ -232,24 +317,19 @@ def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
     return torch.zeros_like(like) if total is None else total
 
 
-# The floats of a vector.
-_WIDTH = {"avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
-
-
 def _panels(instructions: str, columns: int) -> int:
-    return -(-columns // (4 * _WIDTH[instructions]))
+    return -(-columns // (4 * WIDTH[instructions]))
 
 
 def _pack(instructions: str, matrix: Tensor) -> Tensor:
     """The right factor of a product, in the order in which the kernel reads it."""
     K, N = matrix.shape
-    width = _WIDTH[instructions]
-    packed = matrix.new_empty(K * -(-N // width) * width)
+    width = WIDTH[instructions]
+    packed = matrix.new_empty(-(-K // (2 if instructions.endswith("bf16") else 1)) * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
     panels = _panels(instructions, N)
-    # To wake another thread takes longer than to pack a small matrix.
-    shares = _shares(panels) if K * N > 2**18 else [(0, panels)]
+    shares = _shares(panels) if K * N > _FEW else [(0, panels)]
     _run(f"pack_{instructions}", [(*given, *share) for share in shares])
     return packed
 
@@ -293,9 +373,12 @@ def _shares(total: int) -> list[tuple[int, int]]:
 _TAKES = {
     "pack": "nnpnnp",
     "lstm_forward": "nnn" + 10 * "p",
-    "lstm_backward": "nnn" + 8 * "p",
-    "lstm_weights": "nnnn" + 8 * "p",
+    "lstm_backward": "nnn" + 9 * "p",
+    "affine": "nnn" + 5 * "p",
+    "weights": "nnnn" + 8 * "p",
     "dropout_mask": "nnpp",
+    "squares": "nppn",
+    "adamw": 5 * "p",
     "cross_entropy": "nnn" + 10 * "p",
 }
 _Argument = int | Tensor | None

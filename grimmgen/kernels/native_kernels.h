@@ -1,4 +1,4 @@
-/* The kernels, for one instruction set: ISA its name, LANES the floats of a vector, ROWS (see native.c).
+/* The kernels, for one instruction set: ISA its name, LANES, ROWS and WORD (see native.c).
  *
  *     T  steps of the window   B  rows   H  hidden units   V  vocabulary size   N = T·B predictions
  *
@@ -20,14 +20,20 @@
 #define largest_of NAMED(largest_of)
 #define smaller NAMED(smaller)
 #define larger NAMED(larger)
+#define square_root NAMED(square_root)
 #define exponential NAMED(exponential)
 #define logistic NAMED(logistic)
 #define hyperbolic_tangent NAMED(hyperbolic_tangent)
+#define multiply_add NAMED(multiply_add)
+#define neighbours NAMED(neighbours)
+#define pairs NAMED(pairs)
+#define numbers_of NAMED(numbers_of)
 #define block NAMED(block)
 #define block_of NAMED(block_of)
 #define pack_panels NAMED(pack_panels)
 #define multiply NAMED(multiply)
-#define multiply_transposed NAMED(multiply_transposed)
+#define multiply_rows NAMED(multiply_rows)
+#define multiply_columns NAMED(multiply_columns)
 #define softmax NAMED(softmax)
 
 #if LANES == 1
@@ -48,14 +54,35 @@ typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 #define AS_INTS(v) ((ints)(v))
 #define AS_VEC(v) ((vec)(v))
 INLINE vec splat(float a) { return a - (vec){0}; }
+#if LANES == 16
+INLINE vec smaller(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
+#elif LANES == 8
+INLINE vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
+#else
 INLINE vec smaller(vec a, vec b) { ints m = a < b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
 INLINE vec larger(vec a, vec b) { ints m = a > b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
+#endif
 #endif
 
 INLINE vec load(const float *p) { vec v; memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 
 /* The first `count` lanes, the others zero; `count` beyond LANES means all. */
+#if LANES == 16
+#define MASK(count) (__mmask16)((count) > 0 ? (1u << (count)) - 1 : 0)
+INLINE vec load_some(const float *p, size count)
+{
+    return count >= LANES ? load(p) : (vec)_mm512_maskz_loadu_ps(MASK(count), p);
+}
+
+INLINE void store_some(float *p, vec v, size count)
+{
+    if (count >= LANES) store(p, v);
+    else _mm512_mask_storeu_ps(p, MASK(count), (__m512)v);
+}
+#else
 INLINE vec load_some(const float *p, size count)
 {
     if (count >= LANES) return load(p);
@@ -71,6 +98,7 @@ INLINE void store_some(float *p, vec v, size count)
     store(lanes, v);
     for (size i = 0; i < count; i++) p[i] = lanes[i];
 }
+#endif
 
 /* sum += more */
 INLINE void add_to(float *sum, const float *more, size count)
@@ -95,6 +123,20 @@ INLINE float largest_of(vec v)
     for (int i = 1; i < LANES; i++) largest = lanes[i] > largest ? lanes[i] : largest;
     return largest;
 }
+
+#if LANES == 16
+INLINE vec square_root(vec v) { return (vec)_mm512_sqrt_ps((__m512)v); }
+#elif LANES == 8
+INLINE vec square_root(vec v) { return (vec)_mm256_sqrt_ps((__m256)v); }
+#else
+INLINE vec square_root(vec v)
+{
+    float lanes[LANES];
+    store(lanes, v);
+    for (int i = 0; i < LANES; i++) lanes[i] = sqrtf(lanes[i]);
+    return load(lanes);
+}
+#endif
 
 /* `smaller` and `larger` give their second argument where one is not a number, so that this lets NaN through. */
 #define CUT_OFF(x, bound) larger(splat(-(bound)), smaller(splat(bound), x))
@@ -138,34 +180,70 @@ INLINE vec hyperbolic_tangent(vec x)
 
 /* ---- Products ----------------------------------------------------------------------------------------------- */
 
+/* A product's inner loop takes its factors a word at a time, four bytes in the place of a float: a number, or, where
+ * WORD is 2, two neighbours along the inner dimension, rounded to bfloat16. The sums are float32 in either case. */
+#define WORDS(K) (((K) + WORD - 1) / WORD)
+
+#if WORD == 2
+INLINE vec multiply_add(vec sum, vec left, vec right)
+{
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+}
+
+/* The words of first[0] first[1], first[2] first[3], … to second[14] second[15]. */
+INLINE vec neighbours(vec first, vec second) { return (vec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
+
+/* The words of even[0] odd[0], even[1] odd[1], … */
+INLINE vec pairs(vec even, vec odd)
+{
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return (vec)_mm512_permutexvar_epi16(order, (__m512i)neighbours(even, odd));
+}
+#else
+INLINE vec multiply_add(vec sum, vec left, vec right) { return sum + left * right; }
+#endif
+
 /* The right factor of a product is packed beforehand, so that the inner loop reads it straight on: DEPTH of its
- * rows at a time, and of these a panel of 4 · LANES columns at a time, the last panel as many vectors wide as it
- * takes, filled up with zeros. A packed [K, N] takes K · ⌈N / LANES⌉ · LANES floats. */
+ * rows of words at a time, and of these a panel of 4 · LANES columns at a time, the last panel as many vectors wide as
+ * it takes, filled up with zeros. A packed [K, N] takes WORDS(K) · ⌈N / LANES⌉ · LANES words. */
 enum { NAMED(PANEL) = 4 * LANES };
 #define PANEL NAMED(PANEL)
 #define PADDED(N) (((N) + LANES - 1) / LANES * LANES)
+
+/* The first `count` of from[0], from[right], from[2 · right], …, then zeros. */
+INLINE vec numbers_of(const float *from, size right, size count)
+{
+    if (right == 1) return load_some(from, count);
+    float lanes[LANES] = {0};
+    for (size i = 0; i < SMALLER(count, LANES); i++) lanes[i] = from[i * right];
+    return load(lanes);
+}
 
 /* Pack the panels `begin` to `end` (of all ⌈N / PANEL⌉) of a matrix [K, N], whose element (k, n) is
  * b[k · down + n · right]. Rows with `skip[k]` become zero; a null pointer skips none. */
 INLINE void pack_panels(size K, size N, const float *b, size down, size right, const uint8_t *skip, size begin,
                         size end, float *packed)
 {
-    for (size k0 = 0; k0 < K; k0 += DEPTH) {
-        size depth = SMALLER(DEPTH, K - k0);
+#define ROW(k) \
+    ((k) < K && !(skip && skip[k]) ? numbers_of(b + (k) * down + (n0 + n) * right, right, columns - n) : splat(0))
+    for (size w0 = 0; w0 < WORDS(K); w0 += DEPTH) {
+        size depth = SMALLER(DEPTH, WORDS(K) - w0);
         for (size panel = begin; panel < end; panel++) {
             size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0), width = PADDED(columns);
-            float *to = packed + k0 * PADDED(N) + n0 * depth;
-            for (size k = k0; k < k0 + depth; k++, to += width) {
-                const float *from = b + k * down + n0 * right;
-                if (skip && skip[k])
-                    memset(to, 0, width * sizeof *to);
-                else if (right == 1)
-                    for (size n = 0; n < columns; n += LANES) store(to + n, load_some(from + n, columns - n));
-                else
-                    for (size n = 0; n < width; n++) to[n] = n < columns ? from[n * right] : 0;
-            }
+            float *to = packed + w0 * PADDED(N) + n0 * depth;
+            for (size n = 0; n < columns; n += LANES)
+                for (size w = 0; w < depth; w++) {
+                    size k = (w0 + w) * WORD;
+#if WORD == 2
+                    store(to + w * width + n, pairs(ROW(k), ROW(k + 1)));
+#else
+                    store(to + w * width + n, ROW(k));
+#endif
+                }
         }
     }
+#undef ROW
 }
 
 EXPORT void NAMED(pack)(size K, size N, const float *b, size down, size right, float *packed, size begin, size end)
@@ -173,9 +251,9 @@ EXPORT void NAMED(pack)(size K, size N, const float *b, size down, size right, f
     pack_panels(K, N, b, down, right, 0, begin, end, packed);
 }
 
-/* c += a b for `rows` rows and `vectors` vectors of columns; both are constants wherever this is inlined, so that
- * the accumulators are registers. a[m · a_row + k · a_step]; b and c have b_row and c_row floats a row, and of c
- * `columns` are written. */
+/* c = a b, or c += a b where `add`, for `rows` rows and `vectors` vectors of columns; both are constants wherever this
+ * is inlined, so that the sums are registers. a[m · a_row + k · a_step]; b and c have b_row and c_row words a row, and
+ * of c `columns` are written. */
 INLINE void block(const int rows, const int vectors, size depth, const float *a, size a_row, size a_step,
                   const float *b, size b_row, float *c, size c_row, size columns, int add)
 {
@@ -193,7 +271,7 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
         for (int m = 0; m < rows; m++) {
             vec left = splat(a[m * a_row]);
             _Pragma("GCC unroll 4")
-            for (int v = 0; v < vectors; v++) sum[m][v] += left * right[v];
+            for (int v = 0; v < vectors; v++) sum[m][v] = multiply_add(sum[m][v], left, right[v]);
         }
     }
     _Pragma("GCC unroll 8")
@@ -221,36 +299,68 @@ static void block_of(int rows, int vectors, size depth, const float *a, size a_r
 #undef CASES
 }
 
-/* c = a b, or c += a b where `add`, for a [M, K] and a packed b [K, N], of it the panels `begin` to `end`. */
+/* c = a b, or c += a b where `add`, for words a [M, K] and a packed b [K, N], of it the panels `begin` to `end`. */
 static void multiply(size M, size N, size K, const float *a, size a_row, size a_step, const float *packed,
                      float *c, size c_row, int add, size begin, size end)
 {
     size blocks = (M + ROWS - 1) / ROWS;
-    for (size k0 = 0; k0 < K; k0 += DEPTH) {
-        size depth = SMALLER(DEPTH, K - k0);
+    for (size w0 = 0; w0 < WORDS(K); w0 += DEPTH) {
+        size depth = SMALLER(DEPTH, WORDS(K) - w0);
         for (size panel = begin; panel < end; panel++) {
             size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0);
-            const float *b = packed + k0 * PADDED(N) + n0 * depth;
+            const float *b = packed + w0 * PADDED(N) + n0 * depth;
             /* Blocks of rows as equal as can be: a small one keeps too few multiplications under way. */
             for (size i = 0; i < blocks; i++) {
                 size m = M * i / blocks, rows = M * (i + 1) / blocks - m;
-                block_of((int)rows, (int)(PADDED(columns) / LANES), depth, a + m * a_row + k0 * a_step, a_row,
-                         a_step, b, PADDED(columns), c + m * c_row + n0, c_row, columns, add || k0);
+                block_of((int)rows, (int)(PADDED(columns) / LANES), depth, a + m * a_row + w0 * a_step, a_row,
+                         a_step, b, PADDED(columns), c + m * c_row + n0, c_row, columns, add || w0);
             }
         }
     }
 }
 
-/* c = aᵀ b, or c += aᵀ b where `add`, for no more than DEPTH rows of a [K, M] and of b, which is not packed, but whose
- * rows have room for PADDED(N) floats. */
-static void multiply_transposed(size M, size N, size K, const float *a, const float *b, float *c, int add)
+/* The same for numbers a [M, K], whose rows stand a_row apart; those with `skip[m]` count as zeros (a null pointer
+ * skips none). `room` has M · K floats. */
+static void multiply_rows(size M, size N, size K, const float *a, size a_row, const uint8_t *skip,
+                          const float *packed, float *c, size c_row, int add, size begin, size end, float *room)
 {
-    for (size n = 0; n < N; n += PANEL)
-        for (size m = 0; m < M; m += ROWS) {
-            size columns = SMALLER(PANEL, N - n);
-            block_of((int)SMALLER(ROWS, M - m), (int)(PADDED(columns) / LANES), K, a + m, 1, M, b + n, PADDED(N),
-                     c + m * N + n, N, columns, add);
+#if WORD == 2
+    for (size m = 0; m < M; m++) {
+        const float *from = a + m * a_row;
+        float *to = room + m * WORDS(K);
+        for (size k = 0; k < K; k += 2 * LANES) {
+            vec words = neighbours(load_some(from + k, K - k), load_some(from + k + LANES, K - k - LANES));
+            store_some(to + k / 2, skip && skip[m] ? splat(0) : words, WORDS(K) - k / 2);
         }
+    }
+    a = room, a_row = WORDS(K);
+#else
+    if (skip && memchr(skip, 1, M)) {
+        for (size m = 0; m < M; m++)
+            if (skip[m]) memset(room + m * K, 0, K * sizeof *room);
+            else memcpy(room + m * K, a + m * a_row, K * sizeof *room);
+        a = room, a_row = K;
+    }
+#endif
+    multiply(M, N, K, a, a_row, 1, packed, c, c_row, add, begin, end);
+}
+
+/* c = aᵀ b, or c += aᵀ b where `add`, for numbers a [K, M]. `room` has K · M floats. */
+static void multiply_columns(size M, size N, size K, const float *a, const float *packed, float *c, size c_row,
+                             int add, size begin, size end, float *room)
+{
+#if WORD == 2
+    for (size w = 0; w < WORDS(K); w++) {
+        const float *even = a + 2 * w * M, *odd = even + M;
+        for (size m = 0; m < M; m += LANES)
+            store_some(room + w * M + m, pairs(load_some(even + m, M - m),
+                       2 * w + 1 < K ? load_some(odd + m, M - m) : splat(0)), M - m);
+    }
+    a = room;
+#else
+    (void)room;
+#endif
+    multiply(M, N, K, a, 1, M, packed, c, c_row, add, begin, end);
 }
 
 /* ---- The window of the LSTM --------------------------------------------------------------------------------- */
@@ -269,16 +379,8 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
                                 float *gates, float *room, size begin, size end)
 {
     size rows = end - begin, panels = (4 * H + PANEL - 1) / PANEL;
-    room += begin * H;
     for (size t = 0; t < T; t++) {
         const uint8_t *start = starts ? starts + t * B : 0;
-        const float *entered = h + (t * B + begin) * H; /* (1) */
-        if (start && memchr(start + begin, 1, rows)) {
-            memcpy(room, entered, rows * H * sizeof *room);
-            for (size b = begin; b < end; b++)
-                if (start[b]) memset(room + (b - begin) * H, 0, H * sizeof *room);
-            entered = room;
-        }
         for (size b = begin; b < end; b++) {
             float *z = gates + (t * B + b) * 4 * H;
             const float *from = x + (ids ? ids[t * B + b] : t * B + b) * 4 * H;
@@ -288,7 +390,8 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
                 store_some(z + n, given, 4 * H - n);
             }
         }
-        multiply(rows, 4 * H, H, entered, H, 1, u, gates + (t * B + begin) * 4 * H, 4 * H, 1, 0, panels); /* (2) */
+        multiply_rows(rows, 4 * H, H, h + (t * B + begin) * H, H, start ? start + begin : 0, u, /* (1), (2) */
+                      gates + (t * B + begin) * 4 * H, 4 * H, 1, 0, panels, room + begin * H);
         for (size b = begin; b < end; b++) {
             float *z = gates + (t * B + b) * 4 * H, *c_in = c + (t * B + b) * H, *c_out = c_in + B * H;
             float *h_out = h + ((t + 1) * B + b) * H;
@@ -319,10 +422,11 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
  * gates         [T, B, 4H]: before, the gates; after, the gradients by z
  * grad_h        [T, B, H], by the hidden states that came out; null is zero
  * d_h, d_c      [B, H]: before, the gradients by the last states beyond grad_h; after, those by the first states
+ * room          [B, 4H] to work in
  */
 EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *mask,
                                  const uint8_t *starts, const float *c, float *gates, const float *grad_h, float *d_h,
-                                 float *d_c, size begin, size end)
+                                 float *d_c, float *room, size begin, size end)
 {
     size panels = (H + PANEL - 1) / PANEL;
     for (size t = T; t-- > 0;) {
@@ -347,39 +451,59 @@ EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transpos
                 store_some(d_c + b * H + n, start && start[b] ? splat(0) : d_cell * f, left); /* (1) */
             }
         }
-        multiply(end - begin, H, 4 * H, gates + (t * B + begin) * 4 * H, 4 * H, 1, u_transposed, d_h + begin * H, H,
-                 0, 0, panels); /* (2) */
+        multiply_rows(end - begin, H, 4 * H, gates + (t * B + begin) * 4 * H, 4 * H, 0, u_transposed, /* (2) */
+                      d_h + begin * H, H, 0, 0, panels, room + begin * 4 * H);
         for (size b = begin; start && b < end; b++)
             if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
     }
 }
 
-/* The gradients by the weights, from `lstm_backward`'s grad_z: of their 4H columns the panels `begin` to `end`, so
- * that the sums do not depend on how many threads make them.
+/* ---- Layers that are no cells -------------------------------------------------------------------------------- */
+
+/* y = x W + b for the rows `begin` to `end`.
  *
- * h           [T + 1, B, H] as `lstm_forward` left it
- * grad_u      [H, 4H]
- * grad_input  [V, 4H] and grad_bias [4H], by what `ids` [T, B] were looked up in; null pointers where x was given
- * room        [DEPTH, 4H] rounded up to whole panels
+ * x [N, K]; weight [K, M] packed; bias [M], a null pointer where there is none; y [N, M]
+ * room [BLOCK, K]
  */
-EXPORT void NAMED(lstm_weights)(size T, size B, size H, size V, const int64_t *ids, const uint8_t *starts,
-                                const float *h, const float *grad_z, float *grad_u, float *grad_input,
-                                float *grad_bias, float *room, size begin, size end)
+EXPORT void NAMED(affine)(size N, size K, size M, const float *x, const float *weight, const float *bias, float *y,
+                          float *room, size begin, size end)
 {
-    size first = begin * PANEL, columns = SMALLER(end * PANEL, 4 * H) - first;
-    for (size v = 0; grad_input && v < V; v++) memset(grad_input + v * 4 * H + first, 0, columns * sizeof *grad_bias);
-    room += first * DEPTH;
-    for (size k = 0; k < T * B; k += DEPTH) {
-        size depth = SMALLER(DEPTH, T * B - k);
-        const float *d_z = grad_z + k * 4 * H + first;
-        /* Where a story starts, no hidden state entered. */
-        pack_panels(depth, columns, d_z, 4 * H, 1, starts ? starts + k : 0, 0, end - begin, room);
-        multiply(H, columns, depth, h + k * H, 1, H, room, grad_u + first, 4 * H, k > 0, 0, end - begin);
-        for (size row = 0; grad_input && row < depth; row++)
-            add_to(grad_input + ids[k + row] * 4 * H + first, d_z + row * 4 * H, columns);
+    (void)N;
+    for (size n = begin; n < end; n += BLOCK) {
+        size rows = SMALLER(BLOCK, end - n);
+        for (size row = 0; bias && row < rows; row++) memcpy(y + (n + row) * M, bias, M * sizeof *bias);
+        multiply_rows(rows, M, K, x + n * K, K, 0, weight, y + n * M, M, bias != 0, 0, (M + PANEL - 1) / PANEL, room);
     }
-    if (grad_input) memset(grad_bias + first, 0, columns * sizeof *grad_bias);
-    for (size v = 0; grad_input && v < V; v++) add_to(grad_bias + first, grad_input + v * 4 * H + first, columns);
+}
+
+/* The gradients by the weights of y = x W + b, from those by y: of their M columns the panels `begin` to `end`, so that
+ * the sums do not depend on how many threads make them. For the recurrent weights, x are the hidden states that
+ * entered, and y what they add to the gates.
+ *
+ * x           [N, K], its rows with `skip` [N] (where a story starts) count as zeros; a null pointer skips none
+ * grad        [N, M] by y
+ * grad_weight [K, M] and grad_bias [M]
+ * grad_input  [V, M] by what `ids` [N] were looked up in, to be added to y; null pointers where there is no such thing
+ * room        [CHUNK, K + the columns rounded up to whole vectors], for these columns alone
+ */
+EXPORT void NAMED(weights)(size N, size K, size M, size V, const int64_t *ids, const uint8_t *skip, const float *x,
+                           const float *grad, float *grad_weight, float *grad_input, float *grad_bias, float *room,
+                           size begin, size end)
+{
+    size first = begin * PANEL, columns = SMALLER(end * PANEL, M) - first;
+    float *packed = room + CHUNK * K;
+    for (size v = 0; grad_input && v < V; v++) memset(grad_input + v * M + first, 0, columns * sizeof *grad_input);
+    if (grad_bias) memset(grad_bias + first, 0, columns * sizeof *grad_bias);
+    for (size n = 0; n < N; n += CHUNK) {
+        size rows = SMALLER(CHUNK, N - n);
+        const float *d_y = grad + n * M + first;
+        pack_panels(rows, columns, d_y, M, 1, skip ? skip + n : 0, 0, end - begin, packed);
+        multiply_columns(K, columns, rows, x + n * K, packed, grad_weight + first, M, n > 0, 0, end - begin, room);
+        for (size row = 0; row < rows; row++)
+            if (grad_input) add_to(grad_input + ids[n + row] * M + first, d_y + row * M, columns);
+            else if (grad_bias) add_to(grad_bias + first, d_y + row * M, columns);
+    }
+    for (size v = 0; grad_input && v < V; v++) add_to(grad_bias + first, grad_input + v * M + first, columns);
 }
 
 /* The dropout mask of a window, elements `begin` to `end`: `scale` with the probability threshold / 2³², else zero.
@@ -399,10 +523,50 @@ EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, f
     }
 }
 
+/* ---- The optimiser ------------------------------------------------------------------------------------------- */
+
+/* The sums of the squares of a gradient [count]: for each of its slices `begin` to `end`, of SLICE numbers, one, from
+ * `at` on in `sums`. */
+EXPORT void NAMED(squares)(size count, const float *gradient, double *sums, size at, size begin, size end)
+{
+    for (size slice = begin; slice < end; slice++) {
+        size first = slice * SLICE, left = SMALLER(SLICE, count - first);
+        vec sum = splat(0), more = splat(0);
+        for (size n = 0; n < left; n += 2 * LANES) {
+            vec a = load_some(gradient + first + n, left - n);
+            vec b = load_some(gradient + first + n + LANES, left - n - LANES);
+            sum += a * a, more += b * b;
+        }
+        sums[at + slice] = (double)sum_of(sum) + (double)sum_of(more);
+    }
+}
+
+/* A step for the weights `begin` to `end`; the steps are numbered as in grimmgen/optimiser.py.
+ *
+ * rates  what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
+ */
+EXPORT void NAMED(adamw)(float *weight, const float *gradient, float *mean, float *mean_square, const float *rates,
+                         size begin, size end)
+{
+    const float scale = rates[0], share = rates[1], beta2 = rates[2], share2 = rates[3], kept = rates[4];
+    const float pace = rates[5], root = rates[6], epsilon = rates[7];
+    for (size n = begin; n < end; n += LANES) {
+        vec g = load_some(gradient + n, end - n) * scale; /* (1) */
+        vec m = load_some(mean + n, end - n), v = load_some(mean_square + n, end - n); /* (2) */
+        m += (g - m) * share;
+        v = v * beta2 + g * g * share2;
+        vec w = load_some(weight + n, end - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
+        store_some(mean + n, m, end - n);
+        store_some(mean_square + n, v, end - n);
+        store_some(weight + n, w, end - n);
+    }
+}
+
 /* ---- The softmax layer -------------------------------------------------------------------------------------- */
 
-/* One row of logits [V]: returns -ln p of the target, and puts scale · (p - onehot(target)) in their place. */
-static float softmax(size V, float *y, size target, float scale)
+/* One row of logits [V]: returns -ln p of the target, puts scale · (p - onehot(target)) in their place, and adds that
+ * to `total` [V], if that is no null pointer. */
+static float softmax(size V, float *y, size target, float scale, float *total)
 {
     float largest = y[0];
     if (V >= LANES) {
@@ -421,8 +585,13 @@ static float softmax(size V, float *y, size target, float scale)
     sum = sum_of(sums);
     for (size n = V / LANES * LANES; n < V; n++) sum += y[n];
     vec factor = splat(scale / sum);
-    for (size n = 0; n < V; n += LANES) store_some(y + n, load_some(y + n, V - n) * factor, V - n);
+    for (size n = 0; n < V; n += LANES) {
+        vec d_y = load_some(y + n, V - n) * factor;
+        store_some(y + n, d_y, V - n);
+        if (total) store_some(total + n, load_some(total + n, V - n) + d_y, V - n);
+    }
     y[target] -= scale;
+    if (total) total[target] -= scale;
     return largest - at_target + logf(sum);
 }
 
@@ -432,7 +601,7 @@ static float softmax(size V, float *y, size target, float scale)
  * losses  [N]
  * grad_hidden [N, H], grad_weight [H, V], grad_bias [V]: the last two sums over these rows only;
  *             null pointers where no gradients are wanted
- * room        [DEPTH, V rounded up to whole vectors]
+ * room        [BLOCK, 2 · V rounded up to whole vectors + the larger of H and V]
  */
 EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, const float *weight,
                                  const float *weight_transposed, const float *bias, const int64_t *targets,
@@ -441,25 +610,31 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 {
     size panels = (V + PANEL - 1) / PANEL, panels_h = (H + PANEL - 1) / PANEL;
     size width = PADDED(V);
+    float *packed = room + BLOCK * width, *left = packed + BLOCK * width;
     if (grad_bias) memset(grad_bias, 0, V * sizeof *grad_bias);
     /* A block of logits becomes its own gradient while it is in the cache. */
-    for (size n0 = begin; n0 < end; n0 += DEPTH) {
-        size rows = SMALLER(DEPTH, end - n0);
+    for (size n0 = begin; n0 < end; n0 += BLOCK) {
+        size rows = SMALLER(BLOCK, end - n0);
         const float *h = hidden + n0 * H;
         for (size row = 0; row < rows; row++) memcpy(room + row * width, bias, V * sizeof *bias);
-        multiply(rows, V, H, h, H, 1, weight, room, width, 1, 0, panels);
+        multiply_rows(rows, V, H, h, H, 0, weight, room, width, 1, 0, panels, left);
         for (size row = 0; row < rows; row++) {
             float *y = room + row * width;
             size target = targets[n0 + row];
-            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N);
+            losses[n0 + row] = target < 0 ? 0 : softmax(V, y, target, 1.0f / N, grad_bias);
             if (target < 0) memset(y, 0, V * sizeof *y);
-            if (grad_bias) add_to(grad_bias, y, V);
         }
         if (!grad_hidden) continue;
-        multiply(rows, H, V, room, width, 1, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h);
-        multiply_transposed(H, V, rows, h, room, grad_weight, n0 > begin);
+        multiply_rows(rows, H, V, room, width, 0, weight_transposed, grad_hidden + n0 * H, H, 0, 0, panels_h, left);
+        pack_panels(rows, V, room, width, 1, 0, 0, panels, packed);
+        multiply_columns(H, V, rows, h, packed, grad_weight, V, n0 > begin, 0, panels, left);
     }
 }
+
+/* bfloat16 has no equations of its own for telling: one step reads the weights once, and is not about products. */
+#if WORD == 1
+#include "native_steps.h"
+#endif
 
 #undef vec
 #undef ints
@@ -473,21 +648,30 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef largest_of
 #undef smaller
 #undef larger
+#undef square_root
 #undef exponential
 #undef logistic
 #undef hyperbolic_tangent
+#undef multiply_add
+#undef neighbours
+#undef pairs
+#undef numbers_of
 #undef block
 #undef block_of
 #undef pack_panels
 #undef multiply
-#undef multiply_transposed
+#undef multiply_rows
+#undef multiply_columns
 #undef softmax
 #undef INLINE
 #undef AS_INTS
 #undef AS_VEC
 #undef PANEL
 #undef CUT_OFF
+#undef MASK
 #undef PADDED
 #undef ISA
 #undef LANES
 #undef ROWS
+#undef WORD
+#undef WORDS

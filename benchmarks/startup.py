@@ -1,0 +1,84 @@
+"""How long one waits for a command, from the shell to its end, against `import torch` and a bare interpreter.
+
+    python benchmarks/startup.py
+
+`generate` tells 200 characters with a model that is made for it, of the tutorial's size, or with that of `--run`.
+All run in turn, each in a process of its own; printed are medians, quartiles, and the share of `import torch` (the
+median, round by round).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.corpus import open_corpus
+from grimmgen.vocabulary import END, Vocabulary
+
+
+def make_checkpoint(path: Path) -> None:
+    """A model of the tutorial's size over the bigrams of the bundled tales, as large as a trained one."""
+    texts = [story.read() for story in open_corpus("sampler").stories]
+    vocabulary = Vocabulary.build(texts, min_count=1)
+    configuration = Configuration(min_count=1)
+    draw = np.random.default_rng(0)
+    weights = {
+        name: draw.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+        for name, shape in weight_shapes(configuration, len(vocabulary)).items()
+    }
+    weights["output.bias"][END] = -99.0
+    Checkpoint(configuration, vocabulary, {}, weights).write(path)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--run", help="a run, or the path of a checkpoint")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        run = options.run
+        if run is None:
+            run = str(Path(directory) / "made.safetensors")
+            make_checkpoint(Path(run))
+        program = ["-m", "grimmgen"]
+        commands = {
+            "python -c pass": ["-c", "pass"],
+            "grimmgen --help": [*program, "--help"],
+            "grimmgen generate --length 200": [*program, "generate", "--length", "200", "--run", run],
+            "python -c 'import torch'": ["-c", "import torch"],
+        }
+        times: dict[str, list[float]] = {name: [] for name in commands}
+        # The first round fills the caches of the disk.
+        for number in range(options.rounds + 1):
+            for name, arguments in commands.items():
+                began = time.perf_counter()
+                subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+                if number:
+                    times[name].append(time.perf_counter() - began)
+    torch = times["python -c 'import torch'"]
+    shares = {n: statistics.median(a / b for a, b in zip(t, torch, strict=True)) for n, t in times.items()}
+    if options.json:
+        medians = {name: statistics.median(values) for name, values in times.items()}
+        print(json.dumps({"seconds": medians, "share of import torch": shares}))
+        return
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        print(
+            f"{name:31s} {middle:6.3f} s   (quartiles {low:.3f} – {high:.3f}), {shares[name]:.2f} of import torch"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Adam with decoupled weight decay, and the gradient clipped by its global norm.
+
+With the gradient g of all weights w together, and t the number of the update from 1:
+
+    (1)  g ← g min(1, clip / (‖g‖ + 10⁻⁶))
+    (2)  m ← β₁ m + (1 - β₁) g         the mean of the gradient
+         v ← β₂ v + (1 - β₂) g²        the mean of its square
+    (3)  w ← w - rate decay w
+    (4)  w ← w - rate m̂ / (√v̂ + ε)     with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
+
+Kingma and Ba (2015), arXiv 1412.6980; Loshchilov and Hutter (2019), arXiv 1711.05101. On a CPU the compiled kernel
+does each of the two passes over memory, (1) and (2) to (4), at once for all weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from grimmgen import kernels
+
+_BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+class AdamW:
+    """The optimiser of some weights.
+
+    Args:
+        weights: all on one device.
+        decay: what a weight is pulled to zero by, times the rate.
+
+    Attributes:
+        steps: how many have been done.
+        exp_avg: m for each weight, shaped like it.
+        exp_avg_sq: v for each weight.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], decay: float = 0.0) -> None:
+        self._weights = list(weights)
+        self._decay = decay
+        self.steps = 0
+        self.exp_avg = [torch.zeros_like(weight) for weight in self._weights]
+        self.exp_avg_sq = [torch.zeros_like(weight) for weight in self._weights]
+
+    def zero_gradient(self) -> None:
+        """Forget the gradient."""
+        for weight in self._weights:
+            weight.grad = None
+
+    def norm(self) -> float:
+        """The norm of the gradient, ‖g‖."""
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        if gradients and (instructions := kernels.compiled(gradients[0])) is not None:
+            from grimmgen.kernels import native
+
+            return native.norm(instructions, gradients)
+        norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
+        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+
+    @torch.no_grad()
+    def step(self, rate: float, clip: float, norm: float) -> None:
+        """Learn from the gradient; a weight that has none stays as it is.
+
+        Args:
+            rate: the learning rate.
+            clip: the largest norm that the gradient may have.
+            norm: the one that it has.
+        """
+        self.steps += 1
+        given = zip(self._weights, self.exp_avg, self.exp_avg_sq, strict=True)
+        learning = [(weight, weight.grad, m, v) for weight, m, v in given if weight.grad is not None]
+        scale = min(1.0, clip / (norm + 1e-6))
+        kept = 1.0 - rate * self._decay
+        pace = rate / (1.0 - _BETA1**self.steps)
+        root = (1.0 - _BETA2**self.steps) ** -0.5
+        if learning and (instructions := kernels.compiled(learning[0][0])) is not None:
+            from grimmgen.kernels import native
+
+            native.adamw(instructions, learning, scale, _BETA1, _BETA2, kept, pace, root, _EPSILON)
+            return
+        for weight, gradient, m, v in learning:
+            g = gradient * scale  # (1)
+            m.lerp_(g, 1.0 - _BETA1)  # (2)
+            v.mul_(_BETA2).addcmul_(g, g, value=1.0 - _BETA2)
+            weight.mul_(kept)  # (3)
+            weight.addcdiv_(m, (v.sqrt() * root).add_(_EPSILON), value=-pace)  # (4)
