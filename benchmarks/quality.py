@@ -37,9 +37,10 @@ from grimmgen.cli.options import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.corpus import Corpus, Part, Split, open_corpus, split_by_file, split_by_hash
 from grimmgen.dynamic import evaluate_dynamically
-from grimmgen.evaluation import Evaluation, encode_stories, evaluate
+from grimmgen.evaluation import encode_stories, evaluate
 from grimmgen.events import Finished, Started
 from grimmgen.model import LanguageModel
+from grimmgen.scores import Evaluation
 from grimmgen.training import Training, cosine
 from grimmgen.vocabulary import Vocabulary, normalise
 

@@ -14,8 +14,8 @@ from grimmgen.corpus import open_corpus
 from grimmgen.generation import Storyteller
 
 if TYPE_CHECKING:
-    from grimmgen.evaluation import Evaluation
     from grimmgen.events import Event
+    from grimmgen.scores import Evaluation
 
 
 def train(

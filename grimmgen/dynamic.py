@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from grimmgen.batches import Window, together
-from grimmgen.evaluation import EncodedStory, Evaluation, score_of
+from grimmgen.evaluation import EncodedStory, score_of
 from grimmgen.model import LanguageModel
+from grimmgen.scores import Evaluation
 from grimmgen.vocabulary import END
 
 # Streams told, and segments of each, to see how large gradients are: more change nothing in the figures.

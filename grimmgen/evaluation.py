@@ -4,15 +4,11 @@ Every story is read from its first n-gram to its `<end>`, the state carried thro
 more than 65,536 n-grams (a book; all tales are shorter) is read in parts of equal length side by side, each from a
 zero state: a network remembers some hundred n-grams, so that the figure hardly differs, and is there much sooner.
 What training reports after each epoch and what `grimmgen eval` prints come from `evaluate` alike.
-
-Bits per character are all bits, those of `<end>` and of spelling what `<unk>` hides included
-(`Vocabulary.encode_with_costs` says how), divided by the characters of the normalised text.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +19,7 @@ from grimmgen import tokens
 from grimmgen.batches import together
 from grimmgen.errors import GrimmgenError
 from grimmgen.model import LanguageModel, State
+from grimmgen.scores import Evaluation, Score
 from grimmgen.vocabulary import UNKNOWN, Vocabulary
 
 # Rows read side by side and steps at a time: of no influence on the figures beyond the last digits.
@@ -70,58 +67,6 @@ class EncodedStory:
             if most is not None and ngrams >= most:
                 break
         return cls(name, np.concatenate(parts), spelling, characters)
-
-
-@dataclass(frozen=True)
-class Score:
-    """What one text, or several together, cost.
-
-    Attributes:
-        name: of the text.
-        nats: the negative log-likelihood of all of it.
-        predictions: n-grams and ends of stories.
-        characters: of the text.
-        unknown: how many n-grams `<unk>` hides.
-    """
-
-    name: str
-    nats: float
-    predictions: int
-    characters: int
-    unknown: int
-
-    @property
-    def perplexity(self) -> float:
-        """Per n-gram."""
-        # A model that has gone astray may cost more than a float can be raised to.
-        return math.exp(min(700.0, self.nats / self.predictions))
-
-    @property
-    def bits_per_character(self) -> float:
-        """The unit in which unlike vocabularies compare."""
-        return self.nats / math.log(2) / self.characters
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The scores of some stories.
-
-    Attributes:
-        stories: one score a story.
-    """
-
-    stories: tuple[Score, ...]
-
-    @property
-    def total(self) -> Score:
-        """All stories together."""
-        return Score(
-            "total",
-            math.fsum(score.nats for score in self.stories),
-            sum(score.predictions for score in self.stories),
-            sum(score.characters for score in self.stories),
-            sum(score.unknown for score in self.stories),
-        )
 
 
 def encode_stories(

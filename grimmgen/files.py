@@ -31,10 +31,10 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` where the block ends well.
+    """A file to write to, or to map, which takes the place of `path` where the block ends well.
 
-    A temporary file in the same directory is written and flushed to the disk, then renamed over `path`, then
-    the directory is flushed, in this order: after a power cut the name leads to the old or the new content.
+    The temporary file in the same directory is flushed to the disk, then renamed over `path`, then the directory
+    is flushed, in this order: after a power cut the name leads to the old or the new content.
 
     Raises:
         GrimmgenError: the disk is full, read-only or failing; `path` is as it was, or new and whole if only
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     with explained(f"cannot write {path}"):
         try:
-            with temporary.open("xb") as file:
+            with temporary.open("x+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -16,7 +16,7 @@ from grimmgen.errors import UsageError
 
 
 def cache_directory() -> Path:
-    """The directory of what can be made again: fetched corpora, the ids of large texts."""
+    """The directory of what can be made again: fetched corpora, ids of large texts, indices for novelty."""
     return _directory("cache", platformdirs.user_cache_path)
 
 
@@ -28,6 +28,11 @@ def data_directory() -> Path:
 def corpus_directory(name: str) -> Path:
     """The cached corpus of that name."""
     return cache_directory() / "corpora" / name
+
+
+def index_directory(digest: str) -> Path:
+    """The index of the training stories with that digest."""
+    return cache_directory() / "indices" / digest
 
 
 def tokens_directory() -> Path:

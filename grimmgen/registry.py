@@ -103,6 +103,18 @@ class Run:
         """The options that the run was begun with."""
         return Configuration.from_json(self.info().get("configuration"))
 
+    def split(self) -> Split:
+        """The stories of each part, as they were; what has changed since is noticed when it is read.
+
+        Raises:
+            GrimmgenError: the corpus is no longer there.
+            IntegrityError: the run is not described as it should be, or a story is gone.
+        """
+        from grimmgen.corpus import Split, open_corpus
+
+        corpus = self.info()["corpus"]
+        return Split.from_json(corpus["split"], open_corpus(corpus["source"]))
+
     def checkpoint(self) -> Checkpoint:
         """The best weights so far, or the last ones where no evaluation has been yet.
 

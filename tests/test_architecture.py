@@ -25,17 +25,18 @@ PACKAGE = Path(grimmgen.__file__).parent
 FLOORS = [
     "errors",
     "paths files configuration kernels.library",
-    "vocabulary downloads events cells.products",
+    "vocabulary downloads events scores cells.products",
     "batches corpus decoding cells.lstm",
     "tokens cells",
     "kernels.native kernels.stepping",
     "kernels",
     "model checkpoint optimiser",
-    "registry",
-    "evaluation generation",
+    "registry novelty kneser_ney doctor",
+    "evaluation surprise generation curves",
     "training dynamic",
     "api",
     "cli.console cli.options",
+    "cli.novelty cli.heatmap cli.chart",
     "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
     "cli",
     "__main__",
@@ -132,7 +133,7 @@ def test_imports_go_down_only(module: str) -> None:
         ("def f():\n    from grimmgen import training", ["batches (floor 3) imports training (floor 10)"]),
         ("import grimmgen.cli.console", ["batches (floor 3) imports cli.console (floor 12)"]),
         ("from grimmgen.corpus import Story", ["batches (floor 3) imports corpus (floor 3)"]),
-        ("from grimmgen.novelty import novel", ["batches (floor 3) imports novelty (floor None)"]),
+        ("from grimmgen.nowhere import novel", ["batches (floor 3) imports nowhere (floor None)"]),
         ("from . import errors", ["batches imports ., which is relative"]),
         ("from grimmgen import load", ["batches imports the whole package"]),
         ("if TYPE_CHECKING:\n    from grimmgen import training\nelse:\n    from grimmgen import files", []),
@@ -143,13 +144,19 @@ def test_the_checker_catches_what_goes_up(line: str, complaint: list[str]) -> No
 
 
 def test_a_module_without_a_place_is_caught_and_no_place_is_empty() -> None:
-    assert upward("novelty", "") == ["novelty has no floor"]
+    assert upward("nowhere", "") == ["nowhere has no floor"]
     assert set(FLOOR_OF) <= set(SOURCES)
 
 
 @pytest.mark.parametrize(
     ("library", "home"),
-    [("rich", "cli.console"), ("urllib3", "downloads"), ("filelock", "files"), ("platformdirs", "paths")],
+    [
+        ("rich", "cli.console"),
+        ("urllib3", "downloads"),
+        ("filelock", "files"),
+        ("platformdirs", "paths"),
+        ("matplotlib", "curves"),
+    ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:
     importers = {m for m, source in SOURCES.items() if any(n.split(".")[0] == library for n in imports(source))}
@@ -224,7 +231,19 @@ def imported(commands: list[list[str]], modules: list[str]) -> list[str]:
 
 
 def test_help_waits_for_neither_pytorch_nor_numpy() -> None:
-    commands = ["", "fetch", "vocab", "train", "eval", "generate", "runs", "runs list", "runs show", "runs rm"]
+    commands = [
+        "",
+        "fetch",
+        "vocab",
+        "train",
+        "eval",
+        "generate",
+        "runs",
+        "runs list",
+        "runs show",
+        "runs plot",
+        "runs rm",
+    ]
     asked = [[*command.split(), "--help"] for command in commands]
     heavy = ["torch", "numpy", "safetensors", "urllib3"]
     assert imported([*asked, ["--version"]], heavy) == [f"{command} 0" for command in [*asked, ["--version"]]]
@@ -239,10 +258,14 @@ def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
         commands = [
             ["fetch", "--stories", "1", "--url", server.url],
             ["vocab", "--corpus", "sampler"],
+            ["vocab", "--corpus", "sampler", "--check"],
             ["runs", "list"],
             ["runs", "show"],
             ["runs", "path"],
             ["generate", "--length", "20"],
+            ["generate", "--length", "20", "--novelty"],
+            ["eval", "--novelty"],
+            ["eval", "--heatmap", __file__],
             ["runs", "rm", "--yes", "sly-fox"],
         ]
         assert imported(commands, ["torch"]) == [f"{command} 0" for command in commands]
@@ -264,5 +287,5 @@ def test_importing_grimmgen_loads_nothing_and_its_names_come_when_asked_for() ->
         assert "torch" not in sys.modules"""
     subprocess.run([sys.executable, "-c", code], check=True)
     assert all(getattr(grimmgen, name) for name in grimmgen.__all__)
-    with pytest.raises(AttributeError, match="module 'grimmgen' has no attribute 'novelty'"):
-        grimmgen.novelty  # noqa: B018 - the look-up is what is tested
+    with pytest.raises(AttributeError, match="module 'grimmgen' has no attribute 'moral'"):
+        grimmgen.moral  # noqa: B018 - the look-up is what is tested

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 import typer.main
 
-from grimmgen import registry
+from grimmgen import curves, registry
 from grimmgen.cli import app
+from grimmgen.cli.chart import draw
+from grimmgen.kneser_ney import KneserNey
 from grimmgen.registry import Run
 from tests.program import PROGRAM, Ran, grimmgen, on_terminal, shell
 
@@ -29,16 +31,17 @@ Program = Callable[..., Ran]
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
-    "vocab": "--corpus --ngram --min-count --keep-case --newlines --phases --no-phases --split --top",
+    "vocab": "--corpus --ngram --min-count --keep-case --newlines --phases --no-phases --split --top --check",
     "train": "--corpus --run --resume --preset --epochs --budget --random-seed --device --cell --rounds --hidden"
     " --layers --embedding --tied --untied --init --reset-state --no-reset-state --batch-size --unroll --lr --clip"
     " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --precision"
     " --decay-factor --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
-    "eval": "--run --split --dynamic --device",
-    "generate": "--run --seed --length --top-k --temperature --random-seed --stories --state",
+    "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
+    "generate": "--run --seed --length --top-k --temperature --random-seed --stories --state --novelty",
     "runs": "",
     "runs list": "",
     "runs show": "",
+    "runs plot": "--output -o --over",
     "runs path": "",
     "runs rm": "--yes -y",
 }
@@ -111,6 +114,7 @@ BAD_NAME = "give letters, digits, dots, dashes and underscores, 64 at most, a le
         ("eval", 1, NO_RUN),
         ("runs show", 1, NO_RUN),
         ("runs path latest", 1, NO_RUN),
+        ("runs plot", 1, NO_RUN),
         ("train --resume", 1, NO_RUN),
         ("generate --run sly-owl", 2, "there is no run sly-owl: the latest are: none"),
         ("runs rm sly-owl", 2, "there is no run sly-owl: the latest are: none"),
@@ -135,7 +139,7 @@ def test_what_cannot_be_is_told_in_one_line(line: str, code: int, message: str, 
     [
         ("generate --length x", "Invalid value for '--length'"),
         ("eval --split all", "'all' is not one of 'train', 'valid', 'test'"),
-        ("generate --novelty", "No such option: --novelty"),
+        ("generate --moral", "No such option: --moral"),
         ("runs rm", "Missing argument 'RUN'"),
     ],
 )
@@ -347,12 +351,80 @@ def test_eval_ranks_runs_by_bits_per_character(trained: Run, run: Program) -> No
     worse(trained, "sly-owl")
     ran = run("eval", "--run", "sly-owl", "--run", "sly-fox")
     assert ran.err == "reading 5 texts with sly-owl\nreading 5 texts with sly-fox\n"
-    rows = [line.split()[:3] for line in ran.out.splitlines() if "sly-" in line]
+    rows = [line.split()[:3] for line in ran.out.splitlines() if re.match(" [12] ", line)]
     assert [row[:2] for row in rows] == [["1", "sly-fox"], ["2", "sly-owl"]]
     assert float(rows[0][2]) < float(rows[1][2])
     ranked = json.loads(run("eval", "--run", "sly-owl", "--run", "sly-fox", "--json").out)
     assert [result["run"] for result in ranked] == ["sly-fox", "sly-owl"]
     assert [f"{result['perplexity']:.3f}" for result in ranked] == [row[2] for row in rows]
+
+
+def test_eval_compares_runs_story_by_story_and_says_which_difference_is_real(
+    trained: Run, run: Program, tales: Path
+) -> None:
+    worse(trained, "sly-owl")
+    runs = ["--run", "sly-owl", "--run", "sly-fox"]
+    files = [str(tales / f"{number:02d}.txt") for number in range(8)]
+    best, other = json.loads(run("eval", *runs, *files, "--json").out)
+    assert "difference" not in best
+    found = other["difference"]
+    assert found["to"] == "sly-fox"
+    assert found["bits_per_character"] == pytest.approx(other["bits_per_character"] - best["bits_per_character"])
+    assert 0 < found["low"] < found["bits_per_character"] < found["high"]
+    assert found["real"] is True
+    ran = run("eval", *runs, *files)
+    stories = {
+        line.split()[0]: line.split()[1:] for line in ran.out.splitlines() if ".txt" in line or " all" in line
+    }
+    for one, two in zip(best["stories"], other["stories"], strict=True):
+        assert stories[one["name"]] == [f"{s['bits_per_character']:.4f}" for s in (one, two)]
+    assert stories["all"] == [f"{s['bits_per_character']:.4f}" for s in (best, other)]
+    assert ran.out.splitlines()[-1] == (
+        f"sly-fox needs {found['bits_per_character']:.4f} bits per character less than sly-owl"
+        f" (95 % interval {found['low']:.4f} to {found['high']:.4f}): a real difference"
+    )
+    # The same model twice: nothing lies between; and of five stories nothing can be said.
+    twice = run("eval", "--run", "sly-fox", "--run", "sly-fox", *files).out
+    assert twice.endswith("less than sly-fox (95 % interval 0.0000 to 0.0000): that may be chance\n")
+    few = run("eval", *runs).out
+    assert few.endswith("less than sly-owl; of fewer than 6 stories nobody can say whether that is chance\n")
+
+
+def test_eval_says_what_counting_characters_would_do(
+    trained: Run, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ranked = json.loads(run("eval", "--baseline", "--split", "test", "--json").out)
+    [counted] = [result for result in ranked if result["run"] == "Kneser-Ney"]
+    lower = [[story.read().lower() for story in trained.split().parts[part]] for part in ("train", "test")]
+    expected = KneserNey(lower[0]).evaluate([("", text) for text in lower[1]])
+    assert counted["bits_per_character"] == expected.total.bits_per_character
+    assert [story["characters"] for story in counted["stories"]] == [len(text) for text in lower[1]]
+    assert "perplexity" not in counted
+    rows = [line.split()[1:4] for line in run("eval", "--baseline").out.splitlines() if re.match(" [12] ", line)]
+    assert ["Kneser-Ney", "–"] in [row[:2] for row in rows]
+    monkeypatch.chdir(trained.path)
+    shutil.copy(trained.best_path, "x.safetensors")
+    message = "./x.safetensors does not bring the stories it has learnt from: give a run's name first"
+    text = str(trained.path / "run.json")
+    code, said = (
+        (ran := run("eval", "--baseline", "--run", "./x.safetensors", text)).code,
+        ran.err.splitlines()[-1],
+    )
+    assert (code, said) == (2, f"error: {message}")
+
+
+def test_runs_of_other_stories_are_ranked_but_not_compared(
+    trained: Run, training: list[str], tmp_path: Path, run: Program
+) -> None:
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": ["00", "01"], "valid": ["02"], "test": ["03"]}))
+    options = [*training, "--run", "sly-owl", "--epochs", "1", "--split", str(split), "--quiet"]
+    assert run("train", *options).code == 0
+    ran = run("eval", "--run", trained.name, "--run", "sly-owl")
+    assert ran.err.endswith("the runs have different stories: to compare them on the same text, give FILEs\n")
+    assert "needs" not in ran.out
+    ranked = json.loads(run("eval", "--run", trained.name, "--run", "sly-owl", "--json").out)
+    assert not any("difference" in result for result in ranked)
 
 
 def test_eval_reads_files_with_a_run_or_with_a_checkpoint_that_was_copied(
@@ -423,7 +495,8 @@ def test_runs_show(trained: Run, run: Program) -> None:
         "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9,"
         " else the tutorial's"
     )
-    assert [line.split()[:2] for line in ran.out.splitlines()[11:-1]] == [["1", "111"], ["2", "222"]]
+    assert [line.split()[:2] for line in ran.out.splitlines()[11:13]] == [["1", "111"], ["2", "222"]]
+    assert ran.out.splitlines()[14:] == draw(curves.read(trained), 80)
     shown = json.loads(run("runs", "show", "--json").out)
     assert shown["info"] == trained.info()
     assert shown["log"] == trained.log()

@@ -11,8 +11,9 @@ import torch
 
 from grimmgen.configuration import Cell
 from grimmgen.dynamic import evaluate_dynamically, sample, usual_gradients
-from grimmgen.evaluation import EncodedStory, Evaluation, encode_stories, evaluate
+from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
 from grimmgen.model import LanguageModel
+from grimmgen.scores import Evaluation
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 
 STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}

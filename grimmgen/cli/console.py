@@ -10,10 +10,11 @@ rich is imported by what draws with it: who asks for help, or tells a story, doe
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Tables in a pipe have their natural width: what is written there must not depend on the terminal.
 _PIPE_WIDTH = 160
+# Lines of a text there.
+_TEXT_WIDTH = 80
 _NARROW = 70
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
@@ -63,6 +66,11 @@ def hint(command: str, what: str) -> None:
 def out(message: str = "") -> None:
     """One line of result, on standard output."""
     _console(sys.stdout).print(_text(message), soft_wrap=True)
+
+
+def sentence(message: str) -> None:
+    """One line of result, on standard output; a terminal breaks it between words."""
+    _console(sys.stdout).print(_text(message), soft_wrap=not sys.stdout.isatty())
 
 
 def document(value: Any) -> None:
@@ -136,6 +144,96 @@ def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
         _console(stream).print(_text(f"{name:{width}}  {value}"), soft_wrap=True)
+
+
+def heat(
+    title: str,
+    cells: Sequence[tuple[str, int, bool]],
+    levels: Sequence[str],
+    unit: str,
+    palette: Sequence[tuple[str, str]],
+) -> None:
+    """A text of which each piece has a level, with a legend, on standard output.
+
+    A terminal with 256 colours or more shows the levels as colours; elsewhere each line of the text has a line of
+    numbers under it, of which 0 is left out.
+
+    Args:
+        title: above it.
+        cells: what is shown of each character, its level, and whether a line ends after it.
+        levels: the name of each.
+        unit: of the names.
+        palette: paper and ink of each level.
+    """
+    from rich.cells import cell_len
+    from rich.text import Text
+
+    console = _console(sys.stdout)
+    coloured = not console.no_color and console.color_system in {"256", "truecolor"}
+    width = text_width()
+    console.print(_text(title, "bold"))
+    styles = [f"{ink} on {paper}" for paper, ink in palette]
+    for line in _folded(cells, width):
+        if coloured:
+            console.print(Text.assemble(*((shown, styles[level]) for shown, level, _ in line)), no_wrap=True)
+            continue
+        marks = "".join((str(level) if level else " ").ljust(cell_len(shown), " ") for shown, level, _ in line)
+        console.print(Text("".join(shown for shown, _, _ in line).rstrip()), soft_wrap=True)
+        if marks.strip():
+            console.print(Text(marks.rstrip()), soft_wrap=True)
+    legend = Text()
+    for number, name in enumerate(levels):
+        legend.append(f" {name} " if coloured else f"{number}: {name}  ", styles[number] if coloured else "")
+    console.print(legend.append(f" {unit}"))
+
+
+def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tuple[str, int, bool]]]:
+    """Lines that are no wider than that, broken after a space where there is one."""
+    from rich.cells import cell_len
+
+    lines: list[list[tuple[str, int, bool]]] = [[]]
+    used = 0
+    for cell in cells:
+        line, wide = lines[-1], cell_len(cell[0])
+        if line and used + wide > width:
+            after = max(
+                (number for number, (shown, _, _) in enumerate(line, 1) if shown == " "), default=len(line)
+            )
+            lines.append(line[after:])
+            del line[after:]
+            used = sum(cell_len(shown) for shown, _, _ in lines[-1])
+        lines[-1].append(cell)
+        used += wide
+        if cell[2]:
+            lines.append([])
+            used = 0
+    return [line for line in lines if line]
+
+
+def drawing(lines: Iterable[str], styles: Mapping[str, str]) -> None:
+    """Lines of characters, on standard output, some characters of which have a style on a terminal."""
+    from rich.text import Text
+
+    console = _console(sys.stdout)
+    for line in lines:
+        text = Text(line)
+        for character, style in styles.items():
+            text.highlight_regex(re.escape(character), style)
+        console.print(text, soft_wrap=True)
+
+
+def text_width() -> int:
+    """How wide lines may be: those of the terminal; in a pipe always as many."""
+    return _console(sys.stdout).width if sys.stdout.isatty() else _TEXT_WIDTH
+
+
+def has_unicode() -> bool:
+    """Whether standard output shows more than ASCII: a terminal whose locale names another encoding may not."""
+    # Python itself sets LC_CTYPE to this where the locale is C (PEP 538); what the user had said is in LANG.
+    coerced = os.environ.get("LC_CTYPE") == "C.UTF-8"
+    named = [os.environ.get(name) for name in ("LC_ALL", "LANG" if coerced else "LC_CTYPE", "LANG")]
+    locale = next(filter(None, named), "UTF-8")
+    return not sys.stdout.isatty() or "utf" in locale.lower()
 
 
 def confirm(question: str) -> bool:

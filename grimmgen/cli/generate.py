@@ -28,6 +28,10 @@ def generate(
         Literal["random", "zeros"],
         options.option(help="What the network begins with: a little noise as in the tutorial, or zeros."),
     ] = "random",
+    novelty: Annotated[
+        bool,
+        options.option("--novelty", help="Then tell what of it stands verbatim in the run's training stories."),
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -60,29 +64,45 @@ def generate(
     if not quiet and (unseen := teller.vocabulary.unseen(seed)):
         shown = " ".join(repr(character) for character in unseen[:20]) + (" …" if len(unseen) > 20 else "")
         console.warn(f"the model has never seen {shown}: it reads <unk> there and goes on")
+    judge = None
+    if novelty:
+        from grimmgen.cli.novelty import Judge
+
+        judge = Judge(run)
+    prompt = teller.vocabulary.normalise(seed)
     if stories == 1 and not json:
+        pieces = []
         for piece in teller.tell(seed, chosen):
             console.write(piece)
+            if judge is not None:
+                pieces.append(piece)
         console.write("\n")
+        told = ["".join(pieces)]
     else:
         told = teller.tell_several(seed, chosen, stories)
         if json:
             documents = [
                 {
                     "run": name,
-                    "prompt": teller.vocabulary.normalise(seed),
+                    "prompt": prompt,
                     "text": text,
                     "length": chosen.length,
                     "top_k": chosen.top_k,
                     "temperature": chosen.temperature,
                     "random_seed": chosen.random_seed + number,
                     "state": chosen.state,
+                    **({} if judge is None else judge.describe(text[len(prompt) :])),
                 }
                 for number, text in enumerate(told)
             ]
             console.document(documents if stories > 1 else documents[0])
             return
         console.write("\n".join(f"{text}\n" for text in told))
+    if judge is not None:
+        for number, text in enumerate(told, 1):
+            if stories > 1:
+                console.note(f"story {number}:")
+            judge.tell(text[len(prompt) :])
     if random_seed is None and not quiet and sys.stderr.isatty():
         several = f" --stories {stories}" if stories > 1 else ""
         console.hint(f"--random-seed {chosen.random_seed}{several}", f"{name} tells the same again with")

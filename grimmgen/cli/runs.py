@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -66,12 +67,12 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
 
 @app.command("show")
 def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Show what a run was made of and how it learnt.
+    """Show what a run was made of and how it learnt: its evaluations, and its learning curve.
 
     Example: grimmgen runs show latest
     """
-    from grimmgen import registry
-    from grimmgen.cli import console
+    from grimmgen import curves, registry
+    from grimmgen.cli import chart, console
     from grimmgen.errors import IntegrityError
 
     run = registry.find(name)
@@ -105,6 +106,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             for event in scores
         ]
         best = max((number for number, event in enumerate(scores) if event["best"]), default=None)
+        curve = curves.read(run)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise IntegrityError(
             f"the run {run.name} is not described as it should be", f"remove it with `grimmgen runs rm {run.name}`"
@@ -117,6 +119,46 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         marked = shown.index(rows[best]) if best is not None and rows[best] in shown else None
         dispensable = ["update", "time", "bits/char", "rate", "training"]
         console.table(heads, shown, right=heads, marked=marked, dispensable=dispensable)
+        glyphs = chart.UNICODE if console.has_unicode() else chart.ASCII
+        styles = {
+            glyphs.validation: "cyan",
+            glyphs.best: "bold cyan",
+            glyphs.training: "dim",
+            glyphs.decay: "yellow",
+        }
+        console.drawing(chart.draw(curve, console.text_width(), glyphs), styles)
+
+
+@app.command("plot")
+def plot(
+    names: Annotated[
+        list[str] | None,
+        options.argument(
+            metavar="RUN", help="The runs; the latest, if none is given.", autocompletion=options.complete_runs
+        ),
+    ] = None,
+    output: Annotated[
+        Path, options.option("--output", "-o", help="The picture; its ending is its format: svg, png or pdf.")
+    ] = Path("curves.svg"),
+    over: Annotated[
+        Literal["steps", "seconds"], options.option(help="What goes to the right: steps (updates) or seconds.")
+    ] = "steps",
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Draw the learning curves of runs for a paper; needs matplotlib: pip install 'grimmgen[plot]'.
+
+    Example: grimmgen runs plot sly-fox old-owl --over seconds --output curves.svg
+    """
+    from grimmgen import curves, registry
+    from grimmgen.cli import console
+
+    runs = [registry.find(name) for name in dict.fromkeys(names or [registry.LATEST])]
+    curves.plot([curves.read(run) for run in runs], output, over)
+    if json:
+        console.document({"path": output, "runs": [run.name for run in runs], "over": over})
+    elif not quiet:
+        console.note(f"written to {output}")
 
 
 @app.command("path")

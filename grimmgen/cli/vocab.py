@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from grimmgen.cli import options
 from grimmgen.configuration import Configuration, Newlines
+
+if TYPE_CHECKING:
+    from grimmgen.corpus import Corpus, Split
 
 
 def vocab(
@@ -25,12 +29,18 @@ def vocab(
     ] = Configuration.phases,
     split: Annotated[Path | None, options.option(help="A JSON file that names the stories of each part.")] = None,
     top: Annotated[int, options.option(help="How many of the most and least frequent to show.", min=0)] = 20,
+    check: Annotated[
+        bool,
+        options.option("--check", help="Instead, look for what may do harm in the corpus, and tell what to do."),
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Show the n-grams of a corpus: how many, how often, and what <unk> hides.
 
     Example: grimmgen vocab --corpus sampler --top 10
+
+    Example: grimmgen vocab --corpus ~/letters --check
     """
     import numpy as np
 
@@ -40,7 +50,14 @@ def vocab(
     from grimmgen.vocabulary import UNKNOWN
 
     opened = open_corpus(corpus)
-    parts = (split_by_hash(opened) if split is None else split_by_file(opened, split)).parts
+    divided = split_by_hash(opened) if split is None else split_by_file(opened, split)
+    if check:
+        read = Configuration(
+            ngram=ngram, min_count=min_count, lower=not keep_case, newlines=newlines, phases=phases
+        )
+        _check(opened, divided, read, json)
+        return
+    parts = divided.parts
     every = [story for part in PARTS for story in parts[part]]
     vocabulary = tokens.count(parts["train"], ngram, min_count, not keep_case, newlines, phases)
     everything = tokens.count(every, ngram, 1, not keep_case, newlines)
@@ -125,6 +142,23 @@ def vocab(
     if not quiet:
         given = "" if corpus == "grimm" else f" --corpus {shlex.quote(corpus)}"
         console.hint(f"grimmgen train{given}", "next")
+
+
+def _check(corpus: Corpus, split: Split, configuration: Configuration, json: bool) -> None:
+    """What the doctor has found, one line each; findings are advice, and no failure."""
+    from grimmgen.cli import console
+    from grimmgen.doctor import examine
+
+    findings = examine(split, configuration)
+    if json:
+        found = [dataclasses.asdict(finding) for finding in findings]
+        console.document({"corpus": corpus.source, "stories": len(corpus.stories), "findings": found})
+        return
+    for finding in findings:
+        console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
+    number = {0: "nothing", 1: "one thing"}.get(len(findings), f"{len(findings)} things")
+    stories = "one story" if len(corpus.stories) == 1 else f"{len(corpus.stories)} stories"
+    console.out(f"{number} found to mind in {stories} of {corpus.name}")
 
 
 def _list(ranked: list[tuple[str, int]]) -> str:
