@@ -220,7 +220,9 @@ def _size(split: Split, texts: _Texts, configuration: Configuration) -> list[Fin
     c = configuration
     findings = []
     try:
-        vocabulary = Vocabulary.build((t for _, t in texts["train"]), c.ngram, c.min_count, c.lower, c.newlines)
+        vocabulary = Vocabulary.build(
+            (t for _, t in texts["train"]), c.ngram, c.min_count, c.lower, c.newlines, c.phases
+        )
     except UsageError as error:
         return [Finding("size", error.what, error.remedy)]
     ids = {part: [vocabulary.encode(text) for _, text in texts[part]] for part in PARTS}

@@ -13,12 +13,13 @@ from __future__ import annotations
 import bisect
 import json
 import mmap
+import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -338,15 +339,23 @@ def _sort(text: NDArray[np.uint8], order: NDArray[np.int32], rank: NDArray[np.in
         depth *= 2
 
 
+def _room(file: IO[bytes], n: int) -> np.memmap[Any, np.dtype[np.int32]]:
+    """So many integers in a file, mapped."""
+    # A mapped file with holes would end the program where the disk turns out to be full; this is an error instead.
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, 4 * n)
+    return np.memmap(file, np.int32, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=n)
+
+
 def _write(directory: Path, stories: Iterable[tuple[str, str]]) -> None:
     files.make_directory(directory)
     files.sweep(directory)
     backwards, names, starts = _join(stories)
     n = len(backwards)
     with files.replacing(directory / "order") as file:
-        order = np.memmap(file, np.int32, "w+", shape=n)
+        order = _room(file, n)
         with tempfile.TemporaryFile(dir=directory) as scratch:
-            _sort(np.frombuffer(backwards, np.uint8), order, np.memmap(scratch, np.int32, "w+", shape=n))
+            _sort(np.frombuffer(backwards, np.uint8), order, _room(scratch, n))
         order.flush()
         sums = {"order": zlib.crc32(order.data), "text": zlib.crc32(backwards)}
         del order

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
@@ -196,6 +198,23 @@ def test_where_nothing_can_be_written_the_error_names_the_place(stories: list[St
     with pytest.raises(GrimmgenError, match="cannot read") as raised:
         index_of(stories, True, "keep")
     assert str(home) in str(raised.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve room on a disk")
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_program(
+    stories: list[Story], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Fault 15: what is written to a mapped file with holes has no error to return.
+    def full(_: int, begin: int, size: int) -> None:
+        assert (begin, size) == (0, 4 * len("\0the king.\nthe queen.\0a fox, a fox.\0"))
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(GrimmgenError, match="No space left"):
+            index_of(stories, True, "keep")
+    assert not kept()
+    assert index_of(stories, True, "keep").longest_suffixes("", ["fox"], 99) == [3]
 
 
 # --- the command line ----------------------------------------------------------------------------------------

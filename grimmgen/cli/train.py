@@ -150,7 +150,7 @@ def train(
         options.option(
             metavar="PRECISION",
             rich_help_panel=_LEARNING,
-            help="Of training's matrix products: fp32, or bf16; auto is bf16 where the compiled kernel is faster so.",
+            help="Of training's matrix products: fp32 or bf16; auto is bf16 where the compiled kernel has it.",
         ),
     ] = Configuration.precision,
     decay_factor: Annotated[
