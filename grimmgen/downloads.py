@@ -1,6 +1,7 @@
 """Fetching one file over HTTP from a server that is not trusted. The sole importer of the HTTP library.
 
 A body is taken whole, plain and of a bounded size, or not at all; what can pass is tried again, politely.
+Whole is what the server says is whole: a Content-Length that is too small cuts a body off, and nobody can tell.
 Knows URLs and bytes, and nothing of stories.
 """
 
@@ -31,6 +32,7 @@ ATTEMPTS = 5
 LONGEST_WAIT = 60.0
 _REDIRECTS = 5
 _CHUNK = 1 << 16
+_LONGEST_URL = 500
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _REMEDY = "check the connection and run the command again"
 
@@ -80,7 +82,7 @@ class Downloader:
         """
         reason = ""
         for attempt in range(ATTEMPTS):
-            if self._stopped.is_set():
+            if self.stopped:
                 raise GrimmgenError(f"{url}: stopped", "run the command again to go on")
             try:
                 return self._try(url)
@@ -97,6 +99,11 @@ class Downloader:
         """End all waiting: tries in progress run out, none begins."""
         self._stopped.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopped.is_set()
+
     def __enter__(self) -> Downloader:
         return self
 
@@ -110,7 +117,7 @@ class Downloader:
         deadline = time.monotonic() + self._deadline
 
         def check() -> None:
-            if time.monotonic() > deadline or self._stopped.is_set():
+            if time.monotonic() > deadline or self.stopped:
                 raise _Passing(f"not done after {self._deadline:g} s")
 
         _check.set(check)
@@ -226,6 +233,8 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 
 def _redirected(url: str, location: str) -> str:
     """Where a redirect leads: to the same host, and never from https to something less."""
+    if len(location) > _LONGEST_URL:
+        raise GrimmgenError(f"{url}: redirected to an address of {len(location)} characters", "check the --url")
     try:
         target = urljoin(url, location)
         old, new = urlsplit(url), urlsplit(target)

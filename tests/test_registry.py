@@ -414,8 +414,8 @@ def test_a_checkpoint_is_found_by_run_or_by_path(tmp_path: Path, monkeypatch: py
         ("~no such user/x.safetensors", UsageError, "there is no such user"),
         ("a\0/b", UsageError, "'a\\x00/b' cannot be a path"),
         ("/" + "x" * 300, GrimmgenError, "(File name too long)"),
-        ("/dev/null", IntegrityError, "/dev/null is not a grimmgen checkpoint"),
-        ("/dev/zero", IntegrityError, "/dev/zero is not a grimmgen checkpoint"),
+        ("/dev/null", GrimmgenError, "cannot read /dev/null (Not a regular file)"),
+        ("/dev/zero", GrimmgenError, "cannot read /dev/zero (Not a regular file)"),
         ("bad name", UsageError, "cannot be the name of a run"),
     ],
 )

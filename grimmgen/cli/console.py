@@ -25,7 +25,10 @@ from rich.text import Text
 _PIPE_WIDTH = 160
 _NARROW = 70
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff\ud800-\udfff]"
+)
 
 
 def safe(text: str) -> str:
