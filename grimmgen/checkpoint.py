@@ -29,8 +29,8 @@ FORMAT = 1
 _KEY = "grimmgen"
 # As JSON becomes some thirty times as large in memory.
 _LARGEST_HEADER = 16 << 20
-# No training leads there; and products of such weights, summed over the most units there can be, stay finite, so that
-# every logit is a number.
+# No training leads there; and products of such weights, summed over the most units there can be, stay finite, so
+# that every logit is a number.
 _LARGEST_WEIGHT = 1e12
 # Of the optimiser, which squares gradients.
 _LARGEST_MOMENT = 1e30
