@@ -27,7 +27,7 @@ def test_fault_40_no_character_that_steers_a_terminal_is_left() -> None:
     left = {character for character in console.safe(everything) if unicodedata.category(character) in steering}
     # Tab, line end, and marks of Arabic, Kaithi, hieroglyphs, shorthand and music: none has to do with direction.
     assert {character for character in left if character < "\u0600"} == {"\t", "\n"}
-    assert {unicodedata.bidirectional(character) for character in left} <= {"S", "B", "AN", "L", "BN"}
+    assert {unicodedata.bidirectional(character) for character in left} <= {"S", "B", "AN", "AL", "L", "BN"}
     assert not left & set("\u061c\u180e\u200b\u200e\u200f\u2028\u202e\u2060\u2066\u2069\ufeff\U000e0041")
 
 

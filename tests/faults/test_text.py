@@ -30,9 +30,7 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @patiently
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), ngram=st.integers(1, 3))
-def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary_and_back(
-    tale: Path, text: str, ngram: int
-) -> None:
+def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, text: str, ngram: int) -> None:
     tale.write_bytes(text.encode())
     read = Story("tale", tale).read()
     assert read == text.removeprefix("\ufeff")
