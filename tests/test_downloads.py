@@ -284,6 +284,11 @@ def test_a_redirect_to_rubbish_is_refused(server: Server, client: Client, locati
     assert str(client.fail(url)) == f"{url}: redirected to {location!r}, which is no URL: check the --url"
 
 
+def test_a_redirect_to_an_address_without_end_is_not_told_in_full(server: Server, client: Client) -> None:
+    url = server.on("/001.txt", answer(b"", 302, Location="/" + "a" * 60_000))
+    assert str(client.fail(url)) == f"{url}: redirected to an address of 60001 characters: check the --url"
+
+
 def test_a_redirect_to_nowhere_is_refused(server: Server, client: Client) -> None:
     assert client.fail(server.on("/001.txt", answer(b"", 302))).exit_code == 1
     assert server.requests == ["/001.txt"]

@@ -435,3 +435,17 @@ def test_a_corrupt_best_checkpoint_is_not_passed_over() -> None:  # fault 30
     with pytest.raises(IntegrityError, match=re.escape(f"{run.best_path} is not whole")):
         registry.find_checkpoint("mine")
     assert Checkpoint.read(run.last_path).progress == {"step": 7}
+
+
+def test_what_was_half_made_or_half_removed_goes_with_the_next_change(
+    runs: Path, tmp_path: Path
+) -> None:  # fault 10
+    run = create("mine")
+    (tmp_path / "elsewhere").write_text("stays")
+    for name in (".draft-0123abcd", ".removed-0123abcd"):
+        (runs / name).mkdir()
+        (runs / name / "run.json").touch()
+    (runs / ".removed-link").symlink_to(tmp_path)
+    registry.make_latest(run, Configuration())
+    assert below(runs) - {".removed-link"} == {"mine", "mine/run.json"}
+    assert (tmp_path / "elsewhere").exists()

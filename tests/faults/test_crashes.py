@@ -111,7 +111,7 @@ def note(record: Callable[[str, object], None], tally: crash.Tally) -> None:
 def test_fault_31_training_struck_at_each_of_its_writes(
     victim: Victim, home: Path, beginning: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
-    note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(9, 1)))
+    note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(17, 1)))
 
 
 @pytest.mark.parametrize("first", [crash.KILL, crash.ENOSPC])
@@ -137,7 +137,7 @@ def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
     template = tmp_path / "struck"
     crash.fresh(home, template)
     again = Scenario(template, RESUME, go_on(victim, train), runs_are_whole, trained)
-    note(record_property, crash.strike(victim, home, again, EARLIER, rounds(9, 1)))
+    note(record_property, crash.strike(victim, home, again, EARLIER, rounds(17, 1)))
 
 
 def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(

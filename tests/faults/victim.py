@@ -27,7 +27,7 @@ def main() -> None:
         vars(sys.modules["grimmgen.training"])["_SAVE_SECONDS"] = 0.0
     # A server that stalls is given up soon, and is not waited for.
     if downloads := sys.modules.get("grimmgen.downloads"):
-        downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 2.0, 4.0, _no_wait)
+        downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 1.0, 2.0, _no_wait)
     for line in sys.stdin:
         _one(json.loads(line))
 
