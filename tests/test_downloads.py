@@ -222,6 +222,8 @@ HUGE = "the body is over 1 MB"
         pytest.param(endless(chunked(), b"10000\r\n%b\r\n" % bytes(1 << 16)), HUGE, id="7 endless"),
         pytest.param(endless(answer(Content_Length="9" * 12), bytes(1 << 16)), HUGE, id="7 long by its word"),
         pytest.param(answer(Content_Length="9" * 5000), HUGE, id="7 length of 5000 digits"),
+        pytest.param(endless(chunked(), b"0" * (1 << 16)), HUGE, id="7 endless chunk size"),
+        pytest.param(endless(chunked() + b"0\r\n", b"A: %b\r\n" % bytes(1 << 16)), HUGE, id="7 endless trailers"),
         pytest.param(
             endless(answer(Content_Encoding="gzip", Content_Length="4096"), bytes(1 << 16)),
             "the server sends a compressed body unasked",

@@ -6,6 +6,7 @@ alone writes, and so its system calls come in the same order in every run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -106,8 +107,9 @@ class Victim:
         self.pid = int(said["pid"])
 
     def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the command at work."""
-        os.kill(self.pid, number)
+        """Send a signal to the command at work, if it is still."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, number)
 
     def end(self) -> Ended:
         """Wait for the command at work."""

@@ -67,11 +67,11 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
         # What rich colours with is known: nothing else begins with ESC.
         assert "owned\x07" not in shown, command
         assert not set(shown) & set("\x07\x9b\u202e\u2066\u061c"), command
-        assert "]0;owned" not in shown.replace("\\x1b]0;owned", ""), command
+        assert "\x1b]" not in shown, command
         piped = grimmgen(*command)
         assert piped.code in {0, 1, 2}, piped.err
         assert "\x1b" not in piped.err, command
-        assert "[red]" in piped.out + piped.err or command[0] == "runs", command
+        assert "[red]" in piped.out + piped.err or command[0] not in {"generate", "train"}, command
 
 
 def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Run) -> None:
