@@ -108,7 +108,8 @@ def table(
         # Three columns of space and rule between two cells.
         if sum(width[c] + 3 for c in shown) - 1 > console.width:
             shown.remove(column)
-    made = Table(box=rich.box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    made = Table(box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    made.title = Text(safe(title), "italic") if title else None
     for column in shown:
         flush = "right" if column in right else "left"
         made.add_column(Text(column), justify=flush, overflow="fold")  # type: ignore[arg-type]

@@ -76,7 +76,7 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
 
 def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Run) -> None:
     ran = grimmgen("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
-    assert ran == (2, "", "error: standard input is over 1 MB: give the last part of it\n")
+    assert ran == (2, "", "error: standard input is longer than 1 MB: give the last part of it\n")
 
 
 @pytest.mark.parametrize(

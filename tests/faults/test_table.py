@@ -14,7 +14,7 @@ TABLE = {
 }
 
 
-def tests_of(path: Path) -> set[str]:
+def defined_in(path: Path) -> set[str]:
     tree = ast.parse(path.read_text("utf-8"))
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
@@ -36,12 +36,12 @@ def test_every_fault_is_in_the_table_once_and_in_order() -> None:
 
 def test_every_test_of_the_table_is_there() -> None:
     named = {(file, name) for shown in TABLE.values() for file, name in shown}
-    assert {(file, name) for file, name in named if name not in tests_of(TESTS / file)} == set()
+    assert {(file, name) for file, name in named if name not in defined_in(TESTS / file)} == set()
 
 
 def test_every_test_with_a_number_in_its_name_stands_in_that_row() -> None:
     for path in (TESTS / "faults").glob("test_*.py"):
-        for name in tests_of(path):
+        for name in defined_in(path):
             for number in numbers(name):
                 assert (f"faults/{path.name}", name) in TABLE[number], (number, name)
 

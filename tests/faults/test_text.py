@@ -118,7 +118,7 @@ def test_fault_21_a_line_of_a_gigabyte_is_refused_in_bounded_memory(
     os.truncate(tmp_path / "tale.txt", 1 << 30)
     harmless = victim.run(home, "vocab", "--corpus", "sampler")
     ended = victim.run(home, command, "--corpus", str(tmp_path / "tale.txt"))
-    message = f"error: {tmp_path / 'tale.txt'} is over 128 MB: cut it into several files\n"
+    message = f"error: {tmp_path / 'tale.txt'} is larger than 128 MB: cut it into several files\n"
     assert (ended.code, ended.out, ended.err) == (1, "", message)
     assert command == "train" or ended.peak < harmless.peak + (200 << 20)
 
