@@ -315,6 +315,7 @@ class _Loop:
         self._resumed = checkpoint is not None
         self._clock = time.monotonic() - self._progress.seconds
         self._saved_at = time.monotonic()
+        self._unsaved = not self._resumed
 
     def events(self) -> Iterator[Event]:
         if self._resumed:
@@ -327,7 +328,8 @@ class _Loop:
             yield from self._epochs()
         except GeneratorExit:
             # Whoever listened has left: nothing can be told, but nothing is lost.
-            self._save()
+            if self._unsaved:
+                self._save()
             raise
 
     def _epochs(self) -> Iterator[Event]:
@@ -394,6 +396,7 @@ class _Loop:
         with kernels.alone(self._model.device):
             self._optimiser.step()
         self._state = state
+        self._unsaved = True
         progress.step += 1
         progress.window += 1
         progress.loss += mean * window.targets.size
@@ -402,6 +405,7 @@ class _Loop:
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
+        self._unsaved = True
         total = evaluate(self._model, self._validation).total
         best = total.perplexity < progress.schedule.minimum
         old = progress.schedule
@@ -493,6 +497,7 @@ class _Loop:
             tensors,
         ).write(self._run.last_path)
         self._saved_at = time.monotonic()
+        self._unsaved = False
         return Saved(self._progress.step, self._run.last_path, best is not None)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
