@@ -98,6 +98,7 @@ PASSING: dict[str, tuple[Script, str, dict[str, float]]] = {
     "1 cut in the head": (HEAD[:20], UNTOLD, {}),
     "1 nothing": (b"", BROKEN, {}),
     "1 not HTTP": (b"SSH-2.0-OpenSSH_9.7\r\n", BROKEN, {}),
+    "7 endless chunk size": (endless(chunked(), b"0" * (1 << 16)), BROKEN, {}),
     "1 a thousand headers": (b"HTTP/1.1 200 So\r\n" + b"A: b\r\n" * 1000, BROKEN, {}),
     "2 stall before the head": (stalling(), STALLED, SHORT),
     "2 stall in the body": (stalling(HEAD + TALE[:-1]), STALLED, SHORT),
@@ -222,8 +223,7 @@ HUGE = "the body is over 1 MB"
         pytest.param(endless(chunked(), b"10000\r\n%b\r\n" % bytes(1 << 16)), HUGE, id="7 endless"),
         pytest.param(endless(answer(Content_Length="9" * 12), bytes(1 << 16)), HUGE, id="7 long by its word"),
         pytest.param(answer(Content_Length="9" * 5000), HUGE, id="7 length of 5000 digits"),
-        pytest.param(endless(chunked(), b"0" * (1 << 16)), HUGE, id="7 endless chunk size"),
-        pytest.param(endless(chunked() + b"0\r\n", b"A: %b\r\n" % bytes(1 << 16)), HUGE, id="7 endless trailers"),
+        pytest.param(endless(chunked() + b"0\r\n", b"A: b\r\n" * 10_000), HUGE, id="7 endless trailers"),
         pytest.param(
             endless(answer(Content_Encoding="gzip", Content_Length="4096"), bytes(1 << 16)),
             "the server sends a compressed body unasked",

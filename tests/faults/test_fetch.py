@@ -141,8 +141,8 @@ BEHAVIOURS: dict[str, tuple[Script, int]] = {
     "7 an encoding of no name": (answer(GOOD, Content_Encoding="\x1b[2J"), 3),
     "7 endless headers": (endless(OK + b"\r\n", b"A: " + b"b" * 60_000 + b"\r\n"), 1),
     "7 an endless header": (endless(OK + b"\r\nA: ", MORE), 1),
-    "7 endless trailers": (endless(chunked(GOOD) + b"0\r\n", b"A: %b\r\n" % MORE), 3),
-    "7 an endless chunk size": (endless(chunked(), b"0" * (1 << 16)), 3),
+    "7 endless trailers": (endless(chunked(GOOD) + b"0\r\n", b"A: b\r\n" * 10_000), 1),
+    "7 an endless chunk size": (endless(chunked(), b"0" * (1 << 16)), 1),
 }
 
 
