@@ -58,7 +58,7 @@ def note(message: str) -> None:
 def hint(command: str, what: str) -> None:
     """One line with the command to type next."""
     console = _console(sys.stderr)
-    console.print(Text.assemble(f"{what}: ", (safe(command), "bold cyan")), soft_wrap=True)
+    console.print(Text.assemble(f"{safe(what)}: ", (safe(command), "bold cyan")), soft_wrap=True)
 
 
 def out(message: str = "") -> None:
