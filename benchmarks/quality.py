@@ -39,12 +39,10 @@ from grimmgen.corpus import Corpus, Part, Split, open_corpus, split_by_file, spl
 from grimmgen.dynamic import evaluate_dynamically
 from grimmgen.evaluation import encode_stories, evaluate
 from grimmgen.events import Finished, Started
-from grimmgen.model import LanguageModel
+from grimmgen.model import LanguageModel, State
 from grimmgen.scores import Evaluation
 from grimmgen.training import Training, cosine
 from grimmgen.vocabulary import Vocabulary, normalise
-
-State = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -158,14 +156,14 @@ class Rival(nn.Module):
     def forward(self, inputs: Tensor, state: State) -> tuple[Tensor, State]:
         """Logits [T, B, V] and the state."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16 and self.training):
-            hidden, state = self.lstm(self.embedding(inputs), state)
+            hidden, after = self.lstm(self.embedding(inputs), tuple(state))
             logits = self.projection(self.dropout(hidden)) @ self.embedding.weight.T + self.bias
-        return logits.float(), (state[0].float(), state[1].float())
+        return logits.float(), State(after[0].float(), after[1].float())
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
         zeros = torch.zeros(1, rows, self.hidden)
-        return zeros, zeros
+        return State(zeros, zeros)
 
     @torch.no_grad()
     def losses(self, window: Window, state: State) -> tuple[NDArray[np.float64], State]:
@@ -212,7 +210,7 @@ def nn_lstm(name: str, task: Task) -> Figures:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            state = (after[0].detach(), after[1].detach())
+            state = State(after.h.detach(), after.c.detach())
             updates += 1
         number += 1
     seconds = time.monotonic() - began
@@ -247,7 +245,9 @@ def table(results: Sequence[Result]) -> str:
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
         # A limit in seconds means little without what they were spent on.
-        limit = result.limit + (f", {result.threads} threads" if result.limit.endswith(" s") else "")
+        limit = result.limit + (
+            f", {result.threads} thread{'s' * (result.threads > 1)}" if result.limit.endswith(" s") else ""
+        )
         groups.setdefault((result.contender, limit, result.newlines, result.part), []).append(result)
     rows = sorted(groups.items(), key=lambda item: (item[0][1:], _mean(item[1], "bits_per_character")))
     lines = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from grimmgen.configuration import Configuration
     from grimmgen.corpus import fetch, open_corpus
     from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-    from grimmgen.events import Evaluated, Finished, RateDecayed, Saved, Started, Stepped
+    from grimmgen.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped
     from grimmgen.generation import Storyteller
     from grimmgen.training import Training
     from grimmgen.vocabulary import Vocabulary
@@ -34,6 +34,7 @@ __all__ = [
     "GrimmgenError",
     "IntegrityError",
     "RateDecayed",
+    "Recovered",
     "Saved",
     "Started",
     "Stepped",
@@ -56,6 +57,7 @@ _HOMES = {
     "GrimmgenError": "errors",
     "IntegrityError": "errors",
     "RateDecayed": "events",
+    "Recovered": "events",
     "Saved": "events",
     "Started": "events",
     "Stepped": "events",

@@ -27,9 +27,13 @@ from grimmgen.vocabulary import Vocabulary
 
 FORMAT = 1
 _KEY = "grimmgen"
-_LARGEST_HEADER = 64 << 20
-# No training leads there; and sums of so many products stay finite, so that every logit is a number.
-_LARGEST_NUMBER = 1e30
+# As JSON becomes some thirty times as large in memory.
+_LARGEST_HEADER = 16 << 20
+# No training leads there; and products of such weights, summed over the most units there can be, stay finite, so
+# that every logit is a number.
+_LARGEST_WEIGHT = 1e12
+# Of the optimiser, which squares gradients.
+_LARGEST_MOMENT = 1e30
 _REMEDY = "copy it again, or take another checkpoint"
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -59,7 +63,7 @@ class Checkpoint:
         """Write the file atomically.
 
         Raises:
-            GrimmgenError: the disk does not take it; what was there stays.
+            GrimmgenError: the disk does not take it, or the vocabulary is too large; what was there stays.
         """
         header = {
             "format": FORMAT,
@@ -72,6 +76,10 @@ class Checkpoint:
         tensors = {n: np.ascontiguousarray(t) for n, t in {**self.weights, **self.training_tensors}.items()}
         # In ASCII: the name of a corpus may have bytes of a file name that are no Unicode.
         content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header)})
+        if int.from_bytes(content[:8], "little") > _LARGEST_HEADER:
+            raise GrimmgenError(
+                f"cannot write {path}: its vocabulary is too large", "raise --min-count, or lower --ngram"
+            )
         files.write_atomically(path, content)
 
     @classmethod
@@ -82,7 +90,7 @@ class Checkpoint:
             GrimmgenError: the file cannot be read.
             IntegrityError: it is not a checkpoint, not whole, of a future format, or contradicts itself.
         """
-        with files.explained(f"cannot read {path}"), path.open("rb") as file:
+        with files.explained(f"cannot read {path}"), files.opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size, _LARGEST_HEADER):
@@ -99,7 +107,8 @@ class Checkpoint:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
         for name, tensor in tensors.items():
             # Written so that nan is outside, too. A mogrifier of no rounds has tensors without numbers.
-            if tensor.size and not (tensor.min() >= -_LARGEST_NUMBER and tensor.max() <= _LARGEST_NUMBER):
+            limit = _LARGEST_MOMENT if name.startswith("adam.") else _LARGEST_WEIGHT
+            if tensor.size and not (tensor.min() >= -limit and tensor.max() <= limit):
                 raise IntegrityError(f"{path} has numbers in {name} that are vast or not finite", _REMEDY)
         names = weight_shapes(header.configuration, len(header.vocabulary))
         return cls(

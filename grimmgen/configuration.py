@@ -203,7 +203,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "initialisation": "xavier",
         "dropout": 0.3,
         "dropout_mode": "output",
-        "learning_rate": 0.004,
+        "learning_rate": 0.008,
         "clip": 1.0,
         "batch_size": 32,
         "schedule": "cosine",

@@ -8,13 +8,14 @@ Knows text files, and nothing of n-grams.
 from __future__ import annotations
 
 import codecs
-import concurrent.futures
 import contextlib
 import hashlib
 import importlib.resources
 import io
+import queue
 import re
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ GRIMM = "grimm"
 SAMPLER = "sampler"
 STORIES_ON_THE_PAGE = 209
 _SIZES = range(200, 1 << 20)
+# What is read takes some twenty times its size in memory, as text, as codes and as ids.
+_LARGEST_STORY = 128 << 20
 _LOCK_TIMEOUT = 600.0
 _MANIFEST = "manifest.json"
 # What is read at a time, in bytes: little enough to stay in a processor's cache while it is worked on.
@@ -96,7 +99,7 @@ class Story:
         """The bytes of the whole file, checked.
 
         Raises:
-            GrimmgenError: the file cannot be read.
+            GrimmgenError: the file cannot be read, or is too large.
             IntegrityError: it is not what was fetched.
         """
         if isinstance(self.path, Path) and self.sha256 is not None and self.latin1:
@@ -105,7 +108,11 @@ class Story:
             if self.path.exists() and not self.path.is_file():
                 raise IntegrityError(f"{self.path} is not a file", self._remedy)
         with self._opened() as file:
-            content = file.read()
+            content = file.read(_LARGEST_STORY + 1)
+        if len(content) > _LARGEST_STORY:
+            raise GrimmgenError(
+                f"{self.path} is larger than {_LARGEST_STORY >> 20} MB", "cut it into several files"
+            )
         self._check(files.sha256(content) if self.sha256 else None)
         return content
 
@@ -276,8 +283,11 @@ def open_corpus(source: str) -> Corpus:
                 for file in path.rglob("*.txt")
                 if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
             ]
-        else:
+        elif path.is_file():
             stories = [Story(path.stem, path)]
+        else:
+            # A pipe could be read but once, and a device for ever.
+            raise UsageError(f"{path} is not a file", "copy what it holds into a text file, and give that")
     except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError):
         # RuntimeError: links in a circle, or the home of a user who does not exist.
         raise UsageError(
@@ -451,14 +461,29 @@ def _fetch_missing(
     directory: Path, manifest: dict[str, dict[str, Any]], missing: Sequence[str], base: str, jobs: int
 ) -> Iterator[FetchEvent]:
     written = time.monotonic()
-    pool = concurrent.futures.ThreadPoolExecutor(jobs, thread_name_prefix="fetch")
+    waiting, done = queue.SimpleQueue[str](), queue.SimpleQueue[tuple[str, bytes | Exception]]()
+    for name in missing:
+        waiting.put(name)
     with downloads.Downloader(jobs) as downloader:
+
+        def work() -> None:
+            with contextlib.suppress(queue.Empty):
+                while not downloader.stopped:
+                    name = waiting.get_nowait()
+                    try:
+                        done.put((name, downloader.get(f"{base}{name}.txt")))
+                    except Exception as error:
+                        done.put((name, error))
+
+        # Daemons, since who is stopped does not wait for a host that does not answer.
+        for _ in range(min(jobs, len(missing))):
+            threading.Thread(target=work, name="fetch", daemon=True).start()
         try:
-            tasks = {pool.submit(downloader.get, f"{base}{name}.txt"): name for name in missing}
-            for task in concurrent.futures.as_completed(tasks):
-                name = tasks[task]
+            for _ in missing:
+                name, content = done.get()
                 try:
-                    content = task.result()
+                    if isinstance(content, Exception):
+                        raise content
                     _check_story(f"{base}{name}.txt", content)
                 except GrimmgenError as error:
                     yield StoryFailed(name, error)
@@ -478,7 +503,6 @@ def _fetch_missing(
         finally:
             # Also when the user stops: what has its place is remembered, what waits is not begun.
             downloader.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
             if missing:
                 _write_manifest(directory, manifest)
 

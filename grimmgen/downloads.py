@@ -1,6 +1,7 @@
 """Fetching one file over HTTP from a server that is not trusted. The sole importer of the HTTP library.
 
 A body is taken whole, plain and of a bounded size, or not at all; what can pass is tried again, politely.
+Whole is what the server says is whole: a Content-Length that is too small cuts a body off, and nobody can tell.
 Knows URLs and bytes, and nothing of stories.
 """
 
@@ -31,6 +32,8 @@ ATTEMPTS = 5
 LONGEST_WAIT = 60.0
 _REDIRECTS = 5
 _CHUNK = 1 << 16
+_LONGEST_URL = 500
+_OVERHEAD = 1 << 20
 _RETRIED = {408, 425, 429, 500, 502, 503, 504}
 _REMEDY = "check the connection and run the command again"
 
@@ -80,7 +83,7 @@ class Downloader:
         """
         reason = ""
         for attempt in range(ATTEMPTS):
-            if self._stopped.is_set():
+            if self.stopped:
                 raise GrimmgenError(f"{url}: stopped", "run the command again to go on")
             try:
                 return self._try(url)
@@ -97,6 +100,11 @@ class Downloader:
         """End all waiting: tries in progress run out, none begins."""
         self._stopped.set()
 
+    @property
+    def stopped(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stopped.is_set()
+
     def __enter__(self) -> Downloader:
         return self
 
@@ -108,9 +116,15 @@ class Downloader:
 
     def _try(self, url: str) -> bytes:
         deadline = time.monotonic() + self._deadline
+        # Also of what is no body: heads, chunk sizes and trailers have no end of their own.
+        left = 2 * self._limit + _OVERHEAD
 
-        def check() -> None:
-            if time.monotonic() > deadline or self._stopped.is_set():
+        def check(received: int) -> None:
+            nonlocal left
+            left -= received
+            if left < 0:
+                raise self._too_long(url)
+            if time.monotonic() > deadline or self.stopped:
                 raise _Passing(f"not done after {self._deadline:g} s")
 
         _check.set(check)
@@ -150,7 +164,6 @@ class Downloader:
             raise GrimmgenError(f"{url}: the server answers {response.status}", "check the --url and the numbers")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise IntegrityError(f"{url}: the server sends a compressed body unasked", "check the --url")
-        too_long = IntegrityError(f"{url}: the body is over {self._limit >> 20} MB", "check the --url")
         if not response.chunked:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
@@ -158,16 +171,19 @@ class Downloader:
                 raise _Passing("the server does not say how long the body is")
             # Not int(), which refuses 5000 digits.
             if float(length) > self._limit:
-                raise too_long
+                raise self._too_long(url)
         body = bytearray()
         try:
             while chunk := response.read1(_CHUNK):
                 body += chunk
                 if len(body) > self._limit:
-                    raise too_long
+                    raise self._too_long(url)
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _Passing(_short(error)) from error
         return bytes(body)
+
+    def _too_long(self, url: str) -> IntegrityError:
+        return IntegrityError(f"{url}: the body is over {self._limit >> 20} MB", "check the --url")
 
 
 class _Passing(Exception):  # noqa: N818 - never leaves this module
@@ -179,12 +195,12 @@ class _Passing(Exception):  # noqa: N818 - never leaves this module
         self.pause = pause
 
 
-# Of the try that this thread is at: raises when its time is up.
-_check: ContextVar[Callable[[], None]] = ContextVar("_check")
+# Of the try that this thread is at: told how many bytes have come, it raises when they are too many or too late.
+_check: ContextVar[Callable[[int], None]] = ContextVar("_check")
 
 
-class _Timed(io.RawIOBase):
-    """What a connection brings, in time: head, chunk sizes and body alike, or a byte a second outlasts all."""
+class _Bounded(io.RawIOBase):
+    """What a connection brings, bounded in time and size: head, chunk sizes, body and trailers alike."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
@@ -194,8 +210,10 @@ class _Timed(io.RawIOBase):
         return True
 
     def readinto(self, buffer: WriteableBuffer) -> int | None:
-        self._check()
-        return self._raw.readinto(buffer)
+        self._check(0)
+        count = self._raw.readinto(buffer)
+        self._check(count or 0)
+        return count
 
     def close(self) -> None:
         self._raw.close()
@@ -205,7 +223,7 @@ class _Timed(io.RawIOBase):
 class _Answer(http.client.HTTPResponse):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.fp = io.BufferedReader(_Timed(self.fp.detach()))
+        self.fp = io.BufferedReader(_Bounded(self.fp.detach()))
 
 
 class _Connection(urllib3.connection.HTTPConnection):
@@ -226,6 +244,8 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 
 def _redirected(url: str, location: str) -> str:
     """Where a redirect leads: to the same host, and never from https to something less."""
+    if len(location) > _LONGEST_URL:
+        raise GrimmgenError(f"{url}: redirected to an address of {len(location)} characters", "check the --url")
     try:
         target = urljoin(url, location)
         old, new = urlsplit(url), urlsplit(target)

@@ -16,6 +16,19 @@ Reason = Literal["epochs", "budget", "converged", "interrupted"]
 
 
 @dataclass(frozen=True)
+class Recovered:
+    """The last checkpoint of a run is damaged: the one before takes its place; comes before `Started`.
+
+    Attributes:
+        step: where that one stands.
+        error: what is wrong with the last one.
+    """
+
+    step: int
+    error: str
+
+
+@dataclass(frozen=True)
 class Started:
     """Before the first update.
 
@@ -160,9 +173,10 @@ class Finished:
     seconds: float
 
 
-Event = Started | Stepped | Evaluated | RateDecayed | Saved | Finished
+Event = Recovered | Started | Stepped | Evaluated | RateDecayed | Saved | Finished
 
 _NAMES = {
+    Recovered: "recovered",
     Started: "started",
     Stepped: "stepped",
     Evaluated: "evaluated",

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ from typing import Any, BinaryIO
 from grimmgen.errors import GrimmgenError, IntegrityError
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
+# What a file system says that has no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,7 +44,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         GrimmgenError: the disk is full, read-only or failing; `path` is as it was, or new and whole if only
             the directory could not be flushed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     with explained(f"cannot write {path}"):
         try:
             with temporary.open("x+b") as file:
@@ -55,11 +59,45 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
+def keep(path: Path, copy: Path) -> None:
+    """Let `copy` hold what `path` holds now, whatever is written to `path` later.
+
+    Raises:
+        GrimmgenError: it cannot be; `copy` is as it was.
+    """
+    temporary = _temporary(copy)
+    with explained(f"cannot write {copy}"):
+        try:
+            os.link(path, temporary)
+            temporary.replace(copy)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            write_atomically(copy, path.read_bytes())
+        finally:
+            # Where both names are of one file already, a rename does nothing and leaves the first.
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` atomically as indented JSON, keys in the order given."""
     # surrogatepass, as json.loads reads it: a story may be named after a file whose name is not UTF-8.
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode("utf-8", "surrogatepass"))
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file to be read; a pipe would be waited for, and a device read for ever.
+
+    Raises:
+        OSError: it cannot be opened, or is no file.
+    """
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT))  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "Not a regular file", str(path))
+    return file
 
 
 def read_json(path: Path, limit: int = 64 << 20) -> Any:
@@ -69,7 +107,7 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
         FileNotFoundError: there is no such file.
         IntegrityError: it is not JSON, or larger than `limit` bytes.
     """
-    with explained(f"cannot read {path}", missing_ok=True), path.open("rb") as file:
+    with explained(f"cannot read {path}", missing_ok=True), opened(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise IntegrityError(f"{path} is larger than {limit >> 20} MB", "remove it")
@@ -177,6 +215,10 @@ _REMEDIES = {
     errno.EPERM: "check the permissions, or set GRIMMGEN_HOME to a place of yours",
     errno.EIO: "the disk reports an error; check it and run the command again",
 }
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
 
 
 def _flush_directory(path: Path) -> None:

@@ -1,9 +1,10 @@
 """The runs on disk: one directory each, with its checkpoints, its log and what it was made of.
 
-    run.json            configuration, corpus and split, versions, command; `order` says which run is latest
-    log.jsonl           one event a line
-    best.safetensors    weights only, chosen by validation
-    last.safetensors    everything that a bit-exact resume needs
+    run.json                configuration, corpus and split, versions, command; `order` says which run is latest
+    log.jsonl               one event a line
+    best.safetensors        weights only, chosen by validation
+    last.safetensors        everything that a bit-exact resume needs
+    previous.safetensors    the last one before that, for a resume that finds the last one damaged
 
 Knows files and names, and nothing of training. Imports no PyTorch.
 """
@@ -74,6 +75,11 @@ class Run:
         return self.path / "last.safetensors"
 
     @property
+    def previous_path(self) -> Path:
+        """What `last_path` held before, for a resume that finds that damaged."""
+        return self.path / "previous.safetensors"
+
+    @property
     def log_path(self) -> Path:
         """The log."""
         return self.path / "log.jsonl"
@@ -131,8 +137,11 @@ class Run:
         """The events that were logged; a line that a crash has torn is left out."""
         events = []
         try:
-            with files.explained(f"cannot read {self.log_path}", missing_ok=True):
-                lines = self.log_path.read_bytes().splitlines()
+            with (
+                files.explained(f"cannot read {self.log_path}", missing_ok=True),
+                files.opened(self.log_path) as file,
+            ):
+                lines = file.read().splitlines()
         except FileNotFoundError:
             return []
         for line in lines:
@@ -185,13 +194,14 @@ class Run:
         Raises:
             GrimmgenError: it is being trained, or cannot be removed.
         """
-        with self.locked():
-            # Renamed first: a run is there whole, or not there.
-            doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
-            with files.explained(f"cannot remove {self.path}"):
-                self.path.rename(doomed)
-        with files.explained(f"cannot remove {doomed}"):
-            shutil.rmtree(doomed)
+        with _changing(self.path.parent):
+            with self.locked():
+                # Renamed first: a run is there whole, or not there.
+                doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
+                with files.explained(f"cannot remove {self.path}"):
+                    self.path.rename(doomed)
+            with files.explained(f"cannot remove {doomed}"):
+                shutil.rmtree(doomed)
 
     @property
     def _remedy(self) -> str:
@@ -222,8 +232,7 @@ def create(
     directory = paths.runs_directory()
     if name is not None:
         check_name(name)
-    files.make_directory(directory)
-    with files.locked(directory / ".lock", "the registry", timeout=30.0):
+    with _changing(directory):
         name = name or _made_up(directory)
         run = Run(directory / name)
         if run.path.exists() or run.path.is_symlink():
@@ -261,7 +270,7 @@ def create(
 def make_latest(run: Run, configuration: Configuration) -> None:
     """Note that a run is gone on with: it is the latest now, with these limits of training."""
     directory = run.path.parent
-    with files.locked(directory / ".lock", "the registry", timeout=30.0):
+    with _changing(directory):
         value = {**run.info(), "order": _next_order(directory), "configuration": configuration.to_json()}
         files.write_json(run.path / "run.json", value)
 
@@ -332,6 +341,16 @@ def check_name(name: str) -> None:
             f"{name[:80]!r} cannot be the name of a run",
             "give letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first",
         )
+
+
+@contextlib.contextmanager
+def _changing(directory: Path) -> Iterator[None]:
+    """Keep others from making or removing runs; what was half made or half removed by the dead goes first."""
+    files.make_directory(directory)
+    with files.locked(directory / ".lock", "the registry", timeout=30.0):
+        for stale in (*directory.glob(".draft-*"), *directory.glob(".removed-*")):
+            shutil.rmtree(stale, ignore_errors=True)
+        yield
 
 
 def _order(run: Run) -> int:

@@ -50,6 +50,9 @@ _FORMAT = 1
 _MAGIC = b"grimmids"
 # Keys counted at a time: enough to make up for adding a whole table of counts.
 _AT_ONCE = 1 << 17
+# Characters after which a text is cut even where both sides are not normalised apart (a file of nothing but dots):
+# memory stays bounded, and at worst a letter and its accent stay two characters there.
+_LONGEST = 1 << 20
 _FINAL_SIGMA = "\u03a3"
 _SPACES = (" ", "\n")
 _NOT_ALONE = 0xFFFF
@@ -125,6 +128,8 @@ def _folded(pieces: Iterable[str], lower: bool, newlines: Newlines) -> Iterator[
     for piece in pieces:
         text = rest + piece
         at = seam(text, max(1, len(rest)))
+        if not at and len(text) > _LONGEST:
+            at = len(text) - (2 if text.endswith("\r\n") else 1)
         rest = text[at:]
         if at:
             yield fold(text[:at], lower, newlines)

@@ -18,19 +18,31 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from grimmgen import kernels, registry, tokens
+from grimmgen import files, kernels, registry, tokens
 from grimmgen.batches import IdSequence, Window, epoch, window_count
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
-from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Reason, Saved, Started, Stepped, event_to_json
+from grimmgen.events import (
+    Evaluated,
+    Event,
+    Finished,
+    RateDecayed,
+    Reason,
+    Recovered,
+    Saved,
+    Started,
+    Stepped,
+    event_to_json,
+)
 from grimmgen.model import LanguageModel, State, choose_device
 from grimmgen.optimiser import AdamW
 from grimmgen.registry import Run
@@ -173,7 +185,7 @@ class Training:
     def resume(
         cls, run: Run, device: str = "auto", epochs: int | None = None, budget: float | None = None
     ) -> Training:
-        """Go on with a run where it stopped.
+        """Go on with a run where it stopped: with its last checkpoint, or with the one before if that is damaged.
 
         Args:
             run: of the registry.
@@ -192,17 +204,22 @@ class Training:
         corpus = open_corpus(str(info["corpus"]["source"]))
         split = Split.from_json(info["corpus"]["split"], corpus)
         training = cls(run, configuration, corpus, split, device)
-        if not run.last_path.exists():
-            raise GrimmgenError(
-                f"the run {run.name} has nothing saved to go on from",
-                f"remove it with `grimmgen runs rm {run.name}` and train anew",
-            )
-        training._checkpoint = Checkpoint.read(run.last_path)
-        if training._checkpoint.progress is None:
-            raise IntegrityError(f"{run.last_path} has weights only", "copy the run again, or train anew")
+        try:
+            training._checkpoint = _resumable(run.last_path)
+        except GrimmgenError as error:
+            if not run.previous_path.exists():
+                if run.last_path.exists():
+                    raise
+                raise GrimmgenError(
+                    f"the run {run.name} has nothing saved to go on from",
+                    f"remove it with `grimmgen runs rm {run.name}` and train anew",
+                ) from None
+            training._checkpoint = _resumable(run.previous_path)
+            training._damage = error
         return training
 
     _prepared: _Prepared | None = None
+    _damage: GrimmgenError | None = None
 
     def stop(self) -> None:
         """Ask the loop to end after the update at work, saved; may be called from a signal handler."""
@@ -218,6 +235,10 @@ class Training:
         with self.run.locked():
             if self._checkpoint is not None:
                 registry.make_latest(self.run, self._configuration)
+                if self._damage is not None:
+                    # At once, or the next save would keep what is damaged.
+                    files.keep(self.run.previous_path, self.run.last_path)
+                    yield Recovered(_Progress.from_json(self._checkpoint.progress).step, self._damage.what)
             loop = _Loop(self, self._prepared or _prepare(self._configuration, self._split))
             yield from loop.events()
 
@@ -229,6 +250,16 @@ class _Prepared:
     vocabulary: Vocabulary
     training: list[list[IdSequence]]  # for each story the ways in which it may be cut
     validation: list[EncodedStory]
+
+
+def _resumable(path: Path) -> Checkpoint:
+    """A checkpoint that says where training stood."""
+    checkpoint = Checkpoint.read(path)
+    try:
+        _Progress.from_json(checkpoint.progress)
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+        raise IntegrityError(f"{path} does not say where training stood", "copy it again, or train anew") from None
+    return checkpoint
 
 
 def _prepare(configuration: Configuration, split: Split) -> _Prepared:
@@ -273,10 +304,12 @@ class _Loop:
             self._state = self._model.zero_state(configuration.batch_size)
             self._progress = _Progress(Plateau(configuration.learning_rate))
         else:
+            self._progress = _Progress.from_json(checkpoint.progress)
             self._restore(checkpoint)
         self._resumed = checkpoint is not None
         self._clock = time.monotonic() - self._progress.seconds
         self._saved_at = time.monotonic()
+        self._unsaved = not self._resumed
 
     def events(self) -> Iterator[Event]:
         if self._resumed:
@@ -289,7 +322,8 @@ class _Loop:
             yield from self._epochs()
         except GeneratorExit:
             # Whoever listened has left: nothing can be told, but nothing is lost.
-            self._save()
+            if self._unsaved:
+                self._save()
             raise
 
     def _epochs(self) -> Iterator[Event]:
@@ -353,6 +387,7 @@ class _Loop:
             )
         self._optimiser.step(rate, configuration.clip, norm)
         self._state = state
+        self._unsaved = True
         progress.step += 1
         progress.window += 1
         progress.loss += mean * window.targets.size
@@ -361,6 +396,7 @@ class _Loop:
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
+        self._unsaved = True
         total = evaluate(self._model, self._validation).total
         best = total.perplexity < progress.schedule.minimum
         old = progress.schedule
@@ -437,6 +473,8 @@ class _Loop:
             self._best = None
         tensors = {"state.h": self._state.h.cpu().numpy(), "state.c": self._state.c.cpu().numpy()}
         tensors |= {name: moment.cpu().numpy() for name, moment in self._moments().items()}
+        if self._run.last_path.exists():
+            files.keep(self._run.last_path, self._run.previous_path)
         Checkpoint(
             self._configuration,
             self._vocabulary,
@@ -446,6 +484,7 @@ class _Loop:
             tensors,
         ).write(self._run.last_path)
         self._saved_at = time.monotonic()
+        self._unsaved = False
         return Saved(self._progress.step, self._run.last_path, best is not None)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -453,12 +492,6 @@ class _Loop:
             raise IntegrityError(
                 f"{self._run.last_path} has another vocabulary than the training stories", "train anew"
             )
-        try:
-            self._progress = _Progress.from_json(checkpoint.progress)
-        except (TypeError, KeyError, ValueError):
-            raise IntegrityError(
-                f"{self._run.last_path} does not say where training stood", "train anew"
-            ) from None
         self._model.load_weights(checkpoint.weights)
         device = self._training._device
         tensors = {name: torch.from_numpy(t).to(device) for name, t in checkpoint.training_tensors.items()}

@@ -86,6 +86,10 @@ def trained(_trained_home: Path, home: Path) -> Run:
     return registry.find("sly-fox")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow tests last."""
+    """Put the slow tests last; a campaign is slow, too."""
+    for item in items:
+        if item.get_closest_marker("faults"):
+            item.add_marker("slow")
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)

@@ -22,6 +22,7 @@ import safetensors.numpy
 from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import GrimmgenError, IntegrityError
+from grimmgen.kernels.stepping import Stepper
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 
 Json = dict[str, Any]
@@ -416,93 +417,40 @@ def test_nothing_is_allocated_for_two_thousand_million_units(path: Path) -> None
     assert allocated(lambda: refusal(path, put_together(entries, ours, body))) < 2_000_000
 
 
-# --- chance ----------------------------------------------------------------------------------------------
-
-HOSTILE: list[object] = [
-    *(None, True, False, 0, 1, -1, 3, 12, 2**31, 2**63, -(2**63), 10**400, 0.5, -0.0, 1e308, math.nan, math.inf),
-    *("", "F32", "F64", "\0", "\n\x1b[2J", "\ud800", "x" * 5000),
-    *([], [[]], [0], [2**62, 4], ["th"], {}, {"": 1}, {"a": {}}),
-]
+# --- numbers ---------------------------------------------------------------------------------------------
 
 
-def bytes_mutated(content: bytes, draw: np.random.Generator) -> bytes:
-    """Flip, overwrite, cut out, double or insert, in one to four places."""
-    changed = bytearray(content)
-    for _ in range(draw.integers(1, 5)):
-        at = int(draw.integers(0, len(changed)))
-        piece = slice(at, at + int(draw.integers(1, 20)))
-        match draw.integers(0, 5):
-            case 0:
-                changed[at] ^= 1 << int(draw.integers(0, 8))
-            case 1:
-                changed[at] = int(draw.choice([0, 255, *b'{}[]",:0-9e']))
-            case 2:
-                del changed[piece]
-                changed += b" " * (len(content) - len(changed))
-            case 3:
-                changed[at:at] = changed[piece]
-            case _:
-                changed[piece] = draw.bytes(len(changed[piece]))
-    return bytes(changed)
-
-
-def json_mutated(value: Any, draw: np.random.Generator) -> Any:
-    """Put something hostile in one place, any depth down; or take it away, or double it."""
-    keys = list(value) if isinstance(value, dict) else list(range(len(value))) if isinstance(value, list) else []
-    if not keys or draw.random() < 0.1:
-        return HOSTILE[draw.integers(0, len(HOSTILE))]
-    key = keys[draw.integers(0, len(keys))]
-    action = draw.random()
-    if action < 0.05:
-        del value[key]
-    elif action < 0.1 and isinstance(value, list):
-        value.append(value[key])
-    elif action < 0.1:
-        value[f"{key}\n"] = value[key]
-    else:
-        value[key] = json_mutated(value[key], draw)
-    return value
-
-
-def mutated(content: bytes, draw: np.random.Generator) -> bytes:
-    if draw.random() < 0.5:
-        return bytes_mutated(content, draw)
-    entries, ours, body = taken_apart(content)
-    if draw.random() < 0.3:
-        return put_together(json_mutated(entries, draw), ours, body)
-    return put_together(entries, json_mutated(ours, draw), body)
-
-
-@pytest.mark.slow
-def test_thousands_of_mutants_are_refused_or_sound(path: Path) -> None:  # fault 25
-    draw = np.random.default_rng(25)
-    content = written(tiny_checkpoint(True), path)
-    refusals, sound = [], 0
-    for _ in range(2500):
-        lay(path, mutated(content, draw))
-        try:
-            read = Checkpoint.read(path)
-        except IntegrityError as error:
-            refusals.append(str(error))
-            continue
-        sound += 1
-        shapes = weight_shapes(read.configuration, len(read.vocabulary))
-        assert {name: weight.shape for name, weight in read.weights.items()} == shapes
-        assert all(
-            np.isfinite(tensor).all() for tensor in [*read.weights.values(), *read.training_tensors.values()]
-        )
-        ids, costs, _ = read.vocabulary.encode_with_costs("the hen!")
-        assert ids.max() < len(read.vocabulary)
-        assert np.isfinite(costs).all()
-    assert all(refusal.isprintable() and len(refusal) < len(str(path)) + 250 for refusal in refusals)
-    assert len(refusals) > 1500, "most mutants are damaged"
-    assert sound > 100, "some changes do no harm, and show that reading is reached"
-
-
-def test_the_largest_number_allowed_keeps_every_sum_of_products_finite(path: Path) -> None:
-    checkpoint = tiny_checkpoint()
-    weights = {name: np.full_like(tensor, 1e30) for name, tensor in checkpoint.weights.items()}
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_largest_weights_allowed_keep_every_logit_a_number(path: Path, network: str) -> None:
+    # A nan, or a warning of NumPy's, which is an error here, would let no story be told.
+    checkpoint = tiny_checkpoint(hidden=64, **NETWORKS[network])
+    draw = np.random.default_rng(3)
+    largest = np.nextafter(np.float32(1e12), np.float32(0))
+    weights = {
+        name: np.where(draw.random(tensor.shape) < 0.5, largest, -largest).astype(np.float32)
+        for name, tensor in checkpoint.weights.items()
+    }
     Checkpoint(checkpoint.configuration, checkpoint.vocabulary, {}, weights).write(path)
     assert same(Checkpoint.read(path).weights, weights)
-    widest = np.full(2**15, 1e30, np.float32)
-    assert np.isfinite(np.ones(2**15, np.float32) @ widest + np.float32(1e30))
+    layers = checkpoint.configuration.layers
+    stepper = Stepper(checkpoint.configuration, weights, *np.ones((2, layers, 1, 64), np.float32))
+    for token in range(len(checkpoint.vocabulary)):
+        assert np.isfinite(stepper.step([token])).all()
+    # The longest chain of products: tied, through the widest embedding and the most units.
+    assert 2**15 * 2**15 * float(largest) ** 2 < np.finfo(np.float32).max
+
+
+def test_moments_may_be_as_large_as_the_square_of_the_largest_gradient(path: Path) -> None:
+    checkpoint = tiny_checkpoint(True)
+    checkpoint.training_tensors["adam.exp_avg_sq.output.bias"][:] = 1e24
+    checkpoint.write(path)
+    assert same(Checkpoint.read(path).training_tensors, checkpoint.training_tensors)
+
+
+def test_a_header_that_could_not_be_read_again_is_not_written(path: Path) -> None:
+    checkpoint = tiny_checkpoint()
+    content = written(checkpoint, path)
+    vast = Checkpoint(checkpoint.configuration, checkpoint.vocabulary, {"x": "x" * (17 << 20)}, checkpoint.weights)
+    with pytest.raises(GrimmgenError, match="its vocabulary is too large: raise --min-count"):
+        vast.write(path)
+    assert path.read_bytes() == content

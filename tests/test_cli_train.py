@@ -343,7 +343,7 @@ def test_every_option_of_train_has_a_bad_value_here_or_has_none() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_cuda_where_there_is_none_is_refused(training: list[str], run: Program, home: Path) -> None:  # fault 37
-    for command in (["train", *training], ["eval", str(home)]):
+    for command in (["train", *training], ["eval", __file__]):
         ran = run(*command, "--device", "cuda")
         message = "--device cuda: PyTorch finds no CUDA GPU here: give --device cpu or auto"
         assert ran == (2, "", f"error: {message}\n")

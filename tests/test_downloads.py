@@ -98,6 +98,7 @@ PASSING: dict[str, tuple[Script, str, dict[str, float]]] = {
     "1 cut in the head": (HEAD[:20], UNTOLD, {}),
     "1 nothing": (b"", BROKEN, {}),
     "1 not HTTP": (b"SSH-2.0-OpenSSH_9.7\r\n", BROKEN, {}),
+    "7 endless chunk size": (endless(chunked(), b"0" * (1 << 16)), BROKEN, {}),
     "1 a thousand headers": (b"HTTP/1.1 200 So\r\n" + b"A: b\r\n" * 1000, BROKEN, {}),
     "2 stall before the head": (stalling(), STALLED, SHORT),
     "2 stall in the body": (stalling(HEAD + TALE[:-1]), STALLED, SHORT),
@@ -222,6 +223,7 @@ HUGE = "the body is over 1 MB"
         pytest.param(endless(chunked(), b"10000\r\n%b\r\n" % bytes(1 << 16)), HUGE, id="7 endless"),
         pytest.param(endless(answer(Content_Length="9" * 12), bytes(1 << 16)), HUGE, id="7 long by its word"),
         pytest.param(answer(Content_Length="9" * 5000), HUGE, id="7 length of 5000 digits"),
+        pytest.param(endless(chunked() + b"0\r\n", b"A: b\r\n" * 10_000), HUGE, id="7 endless trailers"),
         pytest.param(
             endless(answer(Content_Encoding="gzip", Content_Length="4096"), bytes(1 << 16)),
             "the server sends a compressed body unasked",
@@ -282,6 +284,11 @@ def test_a_redirect_to_another_place_is_refused(server: Server, client: Client, 
 def test_a_redirect_to_rubbish_is_refused(server: Server, client: Client, location: str) -> None:
     url = server.on("/001.txt", answer(b"", 302, Location=location))
     assert str(client.fail(url)) == f"{url}: redirected to {location!r}, which is no URL: check the --url"
+
+
+def test_a_redirect_to_an_address_without_end_is_not_told_in_full(server: Server, client: Client) -> None:
+    url = server.on("/001.txt", answer(b"", 302, Location="/" + "a" * 60_000))
+    assert str(client.fail(url)) == f"{url}: redirected to an address of 60001 characters: check the --url"
 
 
 def test_a_redirect_to_nowhere_is_refused(server: Server, client: Client) -> None:

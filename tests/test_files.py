@@ -189,6 +189,47 @@ def test_only_temporary_files_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert files.sweep(tmp_path / "gone") == 0
 
 
+# --- keeping and opening ---------------------------------------------------------------------------------------
+
+
+def test_what_is_kept_stays_whatever_is_written_after(path: Path) -> None:
+    copy = path.with_name("copy.txt")
+    for _ in range(2):
+        # The second time both names are of one file already.
+        files.keep(path, copy)
+        assert content(path.parent) == {"tale.txt": OLD, "copy.txt": OLD}
+    files.write_atomically(path, NEW)
+    assert content(path.parent) == {"tale.txt": NEW, "copy.txt": OLD}
+    files.keep(path, copy)
+    assert content(path.parent) == {"tale.txt": NEW, "copy.txt": NEW}
+
+
+def test_where_there_are_no_links_what_is_kept_is_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", failing(errno.EPERM))
+    files.keep(path, path.with_name("copy.txt"))
+    assert content(path.parent) == {"tale.txt": OLD, "copy.txt": OLD}
+
+
+@pytest.mark.parametrize("call", ["link", "replace"])
+def test_what_cannot_be_kept_leaves_all_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    path.with_name("copy.txt").write_bytes(NEW)
+    monkeypatch.setattr(os, call, failing(errno.ENOSPC))
+    with pytest.raises(GrimmgenError, match=f"cannot write .*copy.txt .*: {FREE}"):
+        files.keep(path, path.with_name("copy.txt"))
+    assert content(path.parent) == {"tale.txt": OLD, "copy.txt": NEW}
+
+
+def test_only_a_file_is_opened(path: Path) -> None:
+    with files.opened(path) as file:
+        assert file.read() == OLD
+    os.mkfifo(path.with_name("pipe"))
+    for name, reason in (("pipe", "Not a regular file"), ("gone", "No such file"), ("..", "Is a directory")):
+        with pytest.raises(OSError, match=reason):
+            files.opened(path.parent / name)
+    with pytest.raises(OSError, match="Not a regular file"):
+        files.opened(Path("/dev/zero"))
+
+
 # --- JSON, directories, explanations -------------------------------------------------------------------------
 
 

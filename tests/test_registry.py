@@ -414,8 +414,8 @@ def test_a_checkpoint_is_found_by_run_or_by_path(tmp_path: Path, monkeypatch: py
         ("~no such user/x.safetensors", UsageError, "there is no such user"),
         ("a\0/b", UsageError, "'a\\x00/b' cannot be a path"),
         ("/" + "x" * 300, GrimmgenError, "(File name too long)"),
-        ("/dev/null", IntegrityError, "/dev/null is not a grimmgen checkpoint"),
-        ("/dev/zero", IntegrityError, "/dev/zero is not a grimmgen checkpoint"),
+        ("/dev/null", GrimmgenError, "cannot read /dev/null (Not a regular file)"),
+        ("/dev/zero", GrimmgenError, "cannot read /dev/zero (Not a regular file)"),
         ("bad name", UsageError, "cannot be the name of a run"),
     ],
 )
@@ -435,3 +435,17 @@ def test_a_corrupt_best_checkpoint_is_not_passed_over() -> None:  # fault 30
     with pytest.raises(IntegrityError, match=re.escape(f"{run.best_path} is not whole")):
         registry.find_checkpoint("mine")
     assert Checkpoint.read(run.last_path).progress == {"step": 7}
+
+
+def test_what_was_half_made_or_half_removed_goes_with_the_next_change(
+    runs: Path, tmp_path: Path
+) -> None:  # fault 10
+    run = create("mine")
+    (tmp_path / "elsewhere").write_text("stays")
+    for name in (".draft-0123abcd", ".removed-0123abcd"):
+        (runs / name).mkdir()
+        (runs / name / "run.json").touch()
+    (runs / ".removed-link").symlink_to(tmp_path)
+    registry.make_latest(run, Configuration())
+    assert below(runs) - {".removed-link"} == {"mine", "mine/run.json"}
+    assert (tmp_path / "elsewhere").exists()

@@ -109,6 +109,14 @@ def test_folding_is_normalising(text: str, lower: bool, newlines: Newlines) -> N
     assert tokens.fold(text, lower, newlines).tolist() == code_points(normalise(text, lower, newlines)).tolist()
 
 
+def test_what_has_no_seam_is_cut_all_the_same_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_LONGEST", 20)
+    dots = ["." * 7] * 9 + ["\r\n"] * 30 + ["\0" * 50]
+    folded = list(tokens._folded(dots, True, "keep"))
+    assert max(map(len, folded)) <= 50
+    assert "".join(map(chr, np.concatenate(folded))) == normalise("".join(dots), True)
+
+
 def test_seams_are_found_in_every_script() -> None:
     for text in (
         "the king",

@@ -22,6 +22,7 @@ __all__ = ["app", "main"]
 
 _BUG = 70
 _INTERRUPTED = 130
+_YES = {"1", "true", "t", "yes", "y", "on"}
 _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
 
 app = typer.Typer(
@@ -68,7 +69,8 @@ def main() -> None:
 
 def _run(arguments: list[str]) -> int:
     _prepare_streams()
-    debug = "--debug" in arguments or bool(os.environ.get("GRIMMGEN_DEBUG"))
+    # The words that typer reads as yes in a variable.
+    debug = "--debug" in arguments or os.environ.get("GRIMMGEN_DEBUG", "").lower() in _YES
     from grimmgen.cli import console
 
     try:
@@ -82,6 +84,11 @@ def _run(arguments: list[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         console.note("stopped")
         return _INTERRUPTED
+    except MemoryError:
+        if debug:
+            traceback.print_exc()
+        console.error("the memory is full: give less text, or a smaller network")
+        return 1
     except BrokenPipeError:
         _drop_output()
         return 0

@@ -28,7 +28,10 @@ _PIPE_WIDTH = 160
 _TEXT_WIDTH = 80
 _NARROW = 70
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff\ud800-\udfff]"
+)
 
 
 def safe(text: str) -> str:
@@ -60,7 +63,7 @@ def hint(command: str, what: str) -> None:
     from rich.text import Text
 
     console = _console(sys.stderr)
-    console.print(Text.assemble(f"{what}: ", (safe(command), "bold cyan")), soft_wrap=True)
+    console.print(Text.assemble(f"{safe(what)}: ", (safe(command), "bold cyan")), soft_wrap=True)
 
 
 def out(message: str = "") -> None:
@@ -118,7 +121,8 @@ def table(
         # Three columns of space and rule between two cells.
         if sum(width[c] + 3 for c in shown) - 1 > console.width:
             shown.remove(column)
-    made = Table(box=rich.box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
+    made = Table(box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    made.title = _text(title, "italic") if title else None
     for column in shown:
         flush = "right" if column in right else "left"
         made.add_column(_text(column), justify=flush, overflow="fold")  # type: ignore[arg-type]

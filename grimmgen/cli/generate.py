@@ -7,6 +7,9 @@ from typing import Annotated, Literal
 
 from grimmgen.cli import options
 
+# It is read n-gram by n-gram before the story goes on.
+_LONGEST_PROMPT = 1 << 20
+
 
 def generate(
     run: options.RunOrFile = None,
@@ -56,9 +59,14 @@ def generate(
     if seed == "-":
         try:
             # One line end before the end of the input is the shell's, not the story's.
-            seed = sys.stdin.buffer.read().decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+            sent = sys.stdin.buffer.read(_LONGEST_PROMPT + 1)
+            seed = sent.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
         except UnicodeDecodeError as error:
             raise UsageError(f"standard input is not UTF-8 (byte {error.start})", "convert it first") from None
+        if len(sent) > _LONGEST_PROMPT:
+            raise UsageError(
+                f"standard input is longer than {_LONGEST_PROMPT >> 20} MB", "give the last part of it"
+            )
     name, checkpoint = registry.find_checkpoint(run)
     teller = Storyteller(name, checkpoint)
     if not quiet and (unseen := teller.vocabulary.unseen(seed)):

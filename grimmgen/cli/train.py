@@ -251,7 +251,7 @@ def _configuration(preset: str, values: Mapping[str, Any], given: set[str], budg
 def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
     """Draw what happens, or write it as JSON lines."""
     from grimmgen.cli import console
-    from grimmgen.events import Evaluated, Finished, RateDecayed, Saved, Started, Stepped, event_to_json
+    from grimmgen.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped, event_to_json
 
     valid, rate, epoch_bar, update_bar = "", "", 0, 0
     configuration: Configuration | None = None
@@ -260,6 +260,8 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
         if json:
             console.json_line(event_to_json(event))
         match event:
+            case Recovered():
+                console.warn(f"{event.error}: going on from the checkpoint before, of update {event.step}")
             case Started():
                 configuration, updates = event.configuration, event.updates
                 _introduce(event, bars)

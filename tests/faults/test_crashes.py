@@ -1,0 +1,265 @@
+"""Killed, or failed by the disk, at every write (faults 10, 15, 31, 32, and pairs of them)."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from grimmgen import corpus, files, registry
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.registry import Run
+from tests.faults import crash, rounds
+from tests.faults.crash import Scenario, Victim
+from tests.server import Server, answer
+
+pytestmark = [pytest.mark.faults, crash.needs_strace]
+
+# Of two epochs with a few updates each, every one of which is saved.
+TRAIN = "train --quiet --run sly-owl --hidden 4 --batch-size 16 --unroll 100 --min-count 9 --epochs 2".split()
+RESUME = "train --quiet --resume --run sly-owl".split()
+EARLIER = ["data/runs/sly-fox/*"]
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.training") as victim:
+        yield victim
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with Server() as server:
+        for number in range(1, 210):
+            server.on(f"/{number:03d}.txt", answer(b"There was once a king of number %d. " % number * 9))
+        yield server
+
+
+@pytest.fixture
+def earlier(_trained_home: Path) -> Path:
+    """A home directory with a finished run in it."""
+    return _trained_home
+
+
+# --- training --------------------------------------------------------------------------------------------
+
+
+def checkpoint(path: Path) -> object:
+    read = Checkpoint.read(path)
+    progress = {name: value for name, value in (read.progress or {}).items() if name != "seconds"}
+    tensors = {**read.weights, **read.training_tensors}
+    return progress, {name: tensor.tobytes() for name, tensor in tensors.items()}
+
+
+def trained(home: Path) -> object:
+    """All that training leaves, but for the clock."""
+    run = Run(home / "data" / "runs" / "sly-owl")
+    log = [{k: v for k, v in event.items() if k not in {"seconds", "path"}} for event in run.log()]
+    return checkpoint(run.best_path), checkpoint(run.last_path), log, sorted(p.name for p in run.path.iterdir())
+
+
+def runs_are_whole(home: Path) -> None:
+    for run in registry.all_runs():
+        assert run.info()["name"] == run.name
+        for path in run.path.glob("*.safetensors"):
+            Checkpoint.read(path)
+    # Nothing but runs has a name that could be a run's.
+    assert {p.name for p in (home / "data/runs").iterdir() if not p.name.startswith(".")} <= {"sly-fox", "sly-owl"}
+
+
+def go_on(victim: Victim, train: list[str]) -> Callable[[Path], None]:
+    """What the user does whose training has ended badly: go on with it, or train anew where nothing was saved."""
+
+    def recover(home: Path) -> None:
+        run = Run(home / "data" / "runs" / "sly-owl")
+        if run.last_path.exists() or run.previous_path.exists():
+            commands = [RESUME]
+        elif run.path.exists():
+            refused = victim.run(home, *RESUME)
+            assert refused.err.startswith("error: the run sly-owl has nothing saved to go on from: remove it")
+            commands = [["runs", "rm", "--yes", "sly-owl"], train]
+        else:
+            commands = [train]
+        for command in commands:
+            ended = victim.run(home, *command)
+            assert (ended.code, "error" in ended.err) == (0, False), ended.err
+
+    return recover
+
+
+@pytest.fixture
+def train(tales: Path) -> list[str]:
+    return [*TRAIN, "--corpus", str(tales)]
+
+
+@pytest.fixture
+def beginning(victim: Victim, earlier: Path, train: list[str]) -> Scenario:
+    return Scenario(earlier, train, go_on(victim, train), runs_are_whole, trained)
+
+
+def note(record: Callable[[str, object], None], tally: crash.Tally) -> None:
+    record("system calls", tally.calls)
+    record("cases", tally.cases)
+    print(f"{tally.calls} system calls, {tally.cases} cases survived")  # noqa: T201 - the figures of tests/README.md
+    assert tally.cases > 20
+
+
+def test_fault_31_training_struck_at_each_of_its_writes(
+    victim: Victim, home: Path, beginning: Scenario, record_property: Callable[[str, object], None]
+) -> None:
+    note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(17, 1)))
+
+
+@pytest.mark.parametrize("first", [crash.KILL, crash.ENOSPC])
+def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
+    victim: Victim,
+    home: Path,
+    beginning: Scenario,
+    train: list[str],
+    tmp_path: Path,
+    first: str,
+    record_property: Callable[[str, object], None],
+) -> None:
+    # A pair: the run that is resumed was struck itself, at the rename of its third save.
+    crash.fresh(beginning.template, home)
+    undisturbed = victim.run(home, *train, inject=[])
+    renames = [
+        c for c in crash.calls(undisturbed.trace, home) if c.line.startswith("rename") and "/last." in c.line
+    ]
+    assert len(renames) > 3
+    crash.fresh(beginning.template, home)
+    struck = victim.run(home, *train, inject=[crash.injection(renames[2], first)])
+    assert struck.code != 0
+    template = tmp_path / "struck"
+    crash.fresh(home, template)
+    again = Scenario(template, RESUME, go_on(victim, train), runs_are_whole, trained)
+    note(record_property, crash.strike(victim, home, again, EARLIER, rounds(17, 1)))
+
+
+def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(
+    victim: Victim, home: Path, beginning: Scenario
+) -> None:
+    crash.fresh(beginning.template, home)
+    done = crash.calls(victim.run(home, *beginning.command, inject=[]).trace, home)
+    written = [
+        n for n, call in enumerate(done) if call.name.startswith("rename") and '/last.safetensors"' in call.line
+    ]
+    assert len(written) > 3
+    for number in written:
+        source, directory = re.findall(r'"(.*?)"', done[number].line)[0], home / "data/runs/sly-owl"
+        before, after = done[number - 1].line, done[number + 1].line
+        assert re.match(rf"fsync\(\d+<{re.escape(source)}>\) += 0", before), before
+        assert re.match(rf"fsync\(\d+<{re.escape(str(directory))}>\) += 0", after), after
+
+
+# --- removing --------------------------------------------------------------------------------------------
+
+
+def test_fault_10_removing_struck_at_each_of_its_writes(
+    victim: Victim, home: Path, earlier: Path, train: list[str], tmp_path: Path
+) -> None:
+    crash.fresh(earlier, home)
+    assert victim.run(home, *train).code == 0
+    template = tmp_path / "two"
+    crash.fresh(home, template)
+
+    def recover(home: Path) -> None:
+        if (home / "data/runs/sly-owl").exists():
+            assert victim.run(home, "runs", "rm", "--yes", "sly-owl").code == 0
+        # What is left over goes with the next change of the registry.
+        assert victim.run(home, *train).code == 0
+        assert victim.run(home, "runs", "rm", "--yes", "sly-owl").code == 0
+
+    def left(home: Path) -> object:
+        return sorted(p.name for p in (home / "data/runs").iterdir() if not p.name.startswith(".lock"))
+
+    scenario = Scenario(template, ["runs", "rm", "--yes", "--quiet", "sly-owl"], recover, runs_are_whole, left)
+    tally = crash.strike(victim, home, scenario, EARLIER, rounds(3, 1))
+    print(f"{tally.calls} system calls, {tally.cases} cases survived")  # noqa: T201
+
+
+# --- fetching --------------------------------------------------------------------------------------------
+
+
+def cache_is_whole(home: Path) -> None:
+    cache = home / "cache" / "corpora" / "grimm"
+    if (cache / "manifest.json").exists():
+        files.read_json(cache / "manifest.json")
+        for story in corpus.open_corpus("grimm").stories:
+            story.content()
+    for path in cache.glob("*.txt"):
+        assert len(path.read_bytes()) > 200
+
+
+def fetched(home: Path) -> object:
+    cache = home / "cache" / "corpora" / "grimm"
+    stories = {path.name: path.read_bytes() for path in cache.glob("*.txt")}
+    manifest = json.loads((cache / "manifest.json").read_text())["stories"]
+    return stories, {name: entry["sha256"] for name, entry in manifest.items()}
+
+
+@pytest.fixture
+def fetching(victim: Victim, server: Server, tmp_path: Path) -> Scenario:
+    """Two stories are there, three more are asked for."""
+    template = tmp_path / "some"
+    template.mkdir()
+    fetch = ["fetch", "--quiet", "--jobs", "1", "--url", server.url, "--stories"]
+    assert victim.run(template, *fetch, "2").code == 0
+
+    def recover(home: Path) -> None:
+        assert victim.run(home, *fetch, "5").code == 0
+
+    return Scenario(template, [*fetch, "5"], recover, cache_is_whole, fetched)
+
+
+GOOD = ["cache/corpora/grimm/001.txt", "cache/corpora/grimm/002.txt"]
+
+
+def test_fault_10_a_fetch_struck_at_each_of_its_writes(
+    victim: Victim, home: Path, fetching: Scenario, record_property: Callable[[str, object], None]
+) -> None:
+    note(record_property, crash.strike(victim, home, fetching, GOOD, rounds(3, 1)))
+
+
+def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
+    victim: Victim, home: Path, fetching: Scenario, tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    crash.fresh(fetching.template, home)
+    done = crash.calls(victim.run(home, *fetching.command, inject=[]).trace, home)
+    last = [call for call in done if call.name.startswith("rename")][-1]
+    crash.fresh(fetching.template, home)
+    assert victim.run(home, *fetching.command, inject=[crash.injection(last, crash.KILL)]).code == -signal.SIGKILL
+    template = tmp_path / "killed"
+    crash.fresh(home, template)
+    assert list(template.rglob("*.tmp"))
+    again = Scenario(template, fetching.command, fetching.recover, cache_is_whole, fetched)
+    note(record_property, crash.strike(victim, home, again, GOOD, rounds(3, 1)))
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["vocab", "--corpus", "sampler"],
+        ["generate"],
+        ["eval"],
+        ["runs", "list"],
+        ["runs", "show"],
+        ["runs", "path"],
+    ],
+    ids=" ".join,
+)
+def test_fault_31_what_only_reads_writes_nothing_that_could_be_struck(
+    victim: Victim, home: Path, earlier: Path, command: list[str]
+) -> None:
+    crash.fresh(earlier, home)
+    ended = victim.run(home, *command, "--quiet", inject=[])
+    assert ended.code == 0
+    assert "write(1<" in ended.trace, "the trace shows what is written"
+    assert crash.calls(ended.trace, home) == []

@@ -1,0 +1,95 @@
+"""What reaches the user: nothing that steers a terminal, nothing without a bound, one line (faults 38-44)."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from grimmgen import registry
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.cli import console
+from grimmgen.registry import Run
+from tests.builders import tiny_checkpoint
+from tests.program import PROGRAM, Ran, grimmgen, on_terminal
+
+Program = Callable[..., Ran]
+
+WILD = "\x1b]0;owned\x07\x9b2J\r\u202e\u2066\u061c[red]:boom:[/]"
+
+
+def test_fault_40_no_character_that_steers_a_terminal_is_left() -> None:
+    steering = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+    everything = "".join(map(chr, range(0x110000)))
+    left = {character for character in console.safe(everything) if unicodedata.category(character) in steering}
+    # Tab, line end, and marks of Arabic, Kaithi, hieroglyphs, shorthand and music: none has to do with direction.
+    assert {character for character in left if character < "\u0600"} == {"\t", "\n"}
+    assert {unicodedata.bidirectional(character) for character in left} <= {"S", "B", "AN", "AL", "L", "BN"}
+    assert not left & set("\u061c\u180e\u200b\u200e\u200f\u2028\u202e\u2060\u2066\u2069\ufeff\U000e0041")
+
+
+def hostile(path: Path) -> Path:
+    """A checkpoint whose every text would like to steer a terminal."""
+    made = tiny_checkpoint(True)
+    provenance = {"run": WILD, "corpus": WILD, "versions": {WILD: WILD}, "step": WILD}
+    Checkpoint(made.configuration, made.vocabulary, provenance, made.weights).write(path)
+    return path
+
+
+@pytest.mark.slow
+def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, tmp_path: Path) -> None:
+    directory = tmp_path / WILD.replace("/", "")
+    directory.mkdir()
+    for number in range(30):
+        (directory / f"{number} {WILD.replace('/', '')}.txt").write_text(f"the king {WILD} and the fox " * 30)
+    model = hostile(directory / "x.safetensors")
+    info = trained.info()
+    for name in ("command", "created"):
+        info[name] = WILD
+    info["corpus"]["name"] = WILD
+    info["versions"] = {WILD: WILD}
+    (trained.path / "run.json").write_text(json.dumps(info))
+    asked = [
+        ["vocab", "--corpus", str(directory)],
+        ["eval", str(directory / f"0 {WILD.replace('/', '')}.txt"), "--run", str(model)],
+        ["generate", "--run", str(model), "--seed", WILD],
+        ["runs", "list"],
+        ["runs", "show"],
+        ["runs", "show", "--json"],
+        ["generate", "--run", str(directory / "gone.safetensors")],
+        ["train", "--run", WILD, "--corpus", str(directory)],
+    ]
+    for command in asked:
+        shown = on_terminal(*PROGRAM, *command).out
+        # What rich colours with is known: nothing else begins with ESC.
+        assert "owned\x07" not in shown, command
+        assert not set(shown) & set("\x07\x9b\u202e\u2066\u061c"), command
+        assert "\x1b]" not in shown, command
+        piped = grimmgen(*command)
+        assert piped.code in {0, 1, 2}, piped.err
+        assert "\x1b" not in piped.err, command
+        assert "[red]" in piped.out + piped.err or command[0] not in {"generate", "train"}, command
+
+
+def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Run) -> None:
+    ran = grimmgen("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
+    assert ran == (2, "", "error: standard input is longer than 1 MB: give the last part of it\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "traceback"), [("1", True), ("true", True), ("0", False), ("no", False), ("", False)]
+)
+def test_fault_44_debugging_is_on_when_the_variable_says_so(
+    value: str, traceback: bool, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(registry, "all_runs", fail)
+    monkeypatch.setenv("GRIMMGEN_DEBUG", value)
+    ran = run("runs", "list")
+    assert ran.code == 70
+    assert ("Traceback" in ran.err) == traceback

@@ -1,0 +1,191 @@
+"""Text of any kind and size: every character comes through, and memory is bounded (faults 20-23)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grimmgen.corpus import Story, open_corpus
+from grimmgen.errors import GrimmgenError
+from grimmgen.vocabulary import UNKNOWN, Vocabulary
+from tests.faults.crash import Victim
+from tests.program import Ran, grimmgen
+
+Program = Callable[..., Ran]
+
+# A busy machine is no failure.
+patiently = settings(deadline=None)
+
+
+@pytest.fixture(scope="module")
+def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tales") / "tale.txt"
+
+
+@patiently
+@given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), ngram=st.integers(1, 3))
+def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, text: str, ngram: int) -> None:
+    tale.write_bytes(text.encode())
+    read = Story("tale", tale).read()
+    assert read == text.removeprefix("\ufeff")
+    if not read:
+        return
+    vocabulary = Vocabulary.build([read], ngram, 1)
+    assert vocabulary.decode(vocabulary.encode(read)) == vocabulary.normalise(read)
+    assert vocabulary.unseen(read) == []
+    assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
+
+
+@patiently
+@given(content=st.binary(max_size=80))
+def test_fault_20_any_bytes_are_text_or_told_with_their_place(tale: Path, content: bytes) -> None:
+    tale.write_bytes(content)
+    try:
+        assert Story("tale", tale).read().encode() == content.removeprefix("\ufeff".encode())
+    except GrimmgenError as error:
+        place = int(str(error).partition("(byte ")[2].partition(")")[0])
+        content[:place].decode()
+        with pytest.raises(UnicodeDecodeError):
+            content.decode()
+    assert isinstance(Story("tale", tale, latin1=True).read(), str)
+
+
+def test_fault_20_each_code_point_there_is_has_an_id_of_its_own() -> None:
+    alphabet = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    text = "".join(alphabet)
+    vocabulary = Vocabulary.build([text], 1, 1, lower=False)
+    ids = vocabulary.encode(text)
+    assert UNKNOWN not in ids
+    assert vocabulary.decode(ids) == vocabulary.normalise(text)
+
+
+# --- too little, and too much ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "told"),
+    [
+        (b"", 2, "the training stories are empty"),
+        (b"\n", 2, "no 2-gram occurs 10 times"),
+        (b"the king", 2, "no 2-gram occurs 10 times"),
+        (b"ab" * 40, 2, "--batch-size 64 is more than the 33 n-grams of the training stories"),
+    ],
+    ids=["empty", "a line end", "two words", "less than a batch"],
+)
+def test_fault_21_too_little_text_is_told_before_there_is_a_run(
+    tmp_path: Path, home: Path, run: Program, content: bytes, code: int, told: str
+) -> None:
+    (tmp_path / "tale.txt").write_bytes(content)
+    ran = run("train", "--corpus", str(tmp_path / "tale.txt"))
+    assert (ran.code, ran.out, ran.err.count("\n")) == (code, "", 1)
+    assert told in ran.err
+    assert not (home / "data" / "runs").exists()
+
+
+def test_fault_21_a_text_of_less_than_one_unrolled_batch_is_learnt_from(tmp_path: Path, run: Program) -> None:
+    (tmp_path / "tale.txt").write_text("the king. " * 40)
+    options = "--batch-size 64 --unroll 1000 --epochs 2 --hidden 3 --quiet".split()
+    assert run("train", "--corpus", str(tmp_path / "tale.txt"), *options).code == 0
+
+
+def test_fault_21_a_directory_without_a_text_is_told(tmp_path: Path, run: Program) -> None:
+    ran = run("vocab", "--corpus", str(tmp_path))
+    assert ran == (
+        1,
+        "",
+        f"error: {tmp_path} has no .txt file in it: give a directory with text files, or one file\n",
+    )
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.vocabulary") as victim:
+        yield victim
+
+
+def test_fault_21_a_line_without_a_place_to_cut_it_is_read_in_bounded_memory(
+    tmp_path: Path, home: Path, victim: Victim
+) -> None:
+    (tmp_path / "tale.txt").touch()
+    # Of holes: it takes no room on the disk.
+    os.truncate(tmp_path / "tale.txt", 1 << 28)
+    harmless = victim.run(home, "vocab", "--corpus", "sampler")
+    ended = victim.run(home, "vocab", "--corpus", str(tmp_path / "tale.txt"))
+    assert (ended.code, ended.err.count("error")) == (0, 0)
+    assert ended.peak < harmless.peak + (100 << 20)
+
+
+def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: object) -> str:
+        raise MemoryError
+
+    monkeypatch.setattr(Story, "pieces", full)
+    line = "error: the memory is full: give less text, or a smaller network\n"
+    assert run("vocab", "--corpus", "sampler") == (1, "", line)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device"])
+def test_fault_21_what_is_no_file_is_not_read_for_ever(tmp_path: Path, run: Program, kind: str) -> None:
+    path = tmp_path / "tale.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path = Path("/dev/zero")
+    line = f"error: {path} is not a file: copy what it holds into a text file, and give that\n"
+    assert run("vocab", "--corpus", str(path)) == (2, "", line)
+    # In a directory it is passed over.
+    (tmp_path / "other.txt").write_text("the king. " * 40)
+    assert run("vocab", "--corpus", str(tmp_path)).code == 0
+
+
+# --- the same everywhere -----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
+def test_fault_23_the_vocabulary_is_the_same_whatever_the_surroundings_are(
+    tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = []
+    for number, order in enumerate((1, -1)):
+        place = tmp_path / str(number) / "tales"
+        place.mkdir(parents=True)
+        for path in sorted(tales.iterdir())[::order]:
+            (place / path.name).write_bytes(path.read_bytes())
+        (place / "Ärger.txt").write_text("ärger " * 30)
+        places.append(place)
+    surroundings = [
+        {"PYTHONHASHSEED": "0", "LC_ALL": "C", "OMP_NUM_THREADS": "1"},
+        {"PYTHONHASHSEED": "1", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "2"},
+        {"PYTHONHASHSEED": "4242", "LC_ALL": "POSIX", "PYTHONUTF8": "0"},
+    ]
+    told = {
+        grimmgen("vocab", "--json", "--corpus", str(place), variables=variables).out.replace(str(place), "")
+        for place in places
+        for variables in surroundings
+    }
+    assert len(told) == 1
+    assert "ä" in told.pop()
+    # Whatever order the operating system lists a directory in.
+    expected = [story.name for story in open_corpus(str(places[0])).stories]
+    scandir = os.scandir
+
+    class Backwards:
+        def __init__(self, path: str) -> None:
+            with scandir(path) as entries:
+                self._entries = sorted(entries, key=lambda entry: entry.name, reverse=True)
+
+        def __enter__(self) -> Iterator[os.DirEntry[str]]:
+            return iter(self._entries)
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Backwards)
+    assert [story.name for story in open_corpus(str(places[0])).stories] == expected

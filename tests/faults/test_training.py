@@ -1,0 +1,248 @@
+"""Training stopped, killed, poisoned, raced (faults 31, 33, 35-37)."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grimmgen import registry
+from grimmgen.batches import Window
+from grimmgen.checkpoint import Checkpoint
+from grimmgen.cli import _run, console
+from grimmgen.generation import Storyteller
+from grimmgen.model import LanguageModel
+from grimmgen.registry import Run
+from tests.builders import tiny_checkpoint
+from tests.faults import rounds
+from tests.faults.crash import Victim
+from tests.program import Ran, begin
+
+Program = Callable[..., Ran]
+
+# A run of a few updates, some in each of two epochs.
+SHORT = "--hidden 4 --batch-size 16 --unroll 100 --min-count 9 --epochs 2".split()
+
+
+def results(run: Run) -> tuple[object, ...]:
+    """All that training leaves, but for the clock."""
+    found: list[object] = []
+    for path in (run.best_path, run.last_path):
+        read = Checkpoint.read(path)
+        found.append({name: value for name, value in (read.progress or {}).items() if name != "seconds"})
+        found.append({n: t.tobytes() for n, t in {**read.weights, **read.training_tensors}.items()})
+    log = [{k: v for k, v in e.items() if k not in {"seconds", "run", "path"}} for e in run.log()]
+    return *found, log
+
+
+@pytest.fixture
+def train(tales: Path) -> list[str]:
+    return ["train", *SHORT, "--corpus", str(tales), "--run"]
+
+
+# --- signals and kills -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_fault_33_a_signal_at_any_step_saves_and_the_run_ends_bit_equal(
+    number: signal.Signals,
+    code: int,
+    train: list[str],
+    capfdbinary: pytest.CaptureFixture[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*arguments: str) -> Ran:
+        ended = _run(list(arguments))
+        out, err = capfdbinary.readouterr()
+        return Ran(ended, out.decode(), err.decode())
+
+    assert run(*train, "whole", "--quiet").code == 0
+    whole = registry.find("whole")
+    steps = next(event["step"] for event in whole.log() if event["event"] == "finished")
+    assert steps > 4
+    json_line = console.json_line
+
+    def told_at(step: int) -> Callable[[dict[str, Any]], None]:
+        def tell(event: dict[str, Any]) -> None:
+            json_line(event)
+            if event["event"] == "stepped" and event["step"] == step:
+                os.kill(os.getpid(), number)
+
+        return tell
+
+    for step in range(1, steps):
+        with monkeypatch.context() as patch:
+            patch.setattr(console, "json_line", told_at(step))
+            stopped = run(*train, f"at-{step}", "--json")
+        *_, saved, finished = map(json.loads, stopped.out.splitlines())
+        assert (stopped.code, saved["event"], finished["reason"]) == (code, "saved", "interrupted")
+        assert saved["step"] == step
+        hint = re.search(r"go on with: grimmgen (train --resume --run at-\d+)\n", stopped.err)
+        assert hint
+        assert run(*hint[1].split(), "--quiet").code == 0
+        assert results(registry.find(f"at-{step}")) == results(whole)
+
+
+@pytest.fixture(scope="module")
+def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.training") as victim:
+        yield victim
+
+
+@pytest.mark.faults
+def test_fault_31_killed_at_any_moment_a_run_is_gone_on_with_to_the_bit(
+    victim: Victim, train: list[str], home: Path
+) -> None:
+    draw = random.Random(31)  # noqa: S311 - no secret
+    began = time.monotonic()
+    assert victim.run(home, *train, "undisturbed", "--quiet").code == 0
+    length = time.monotonic() - began
+    expected, run = results(registry.find("undisturbed")), Run(home / "data" / "runs" / "sly-owl")
+    killed = resumed = 0
+    while killed < rounds(20, 200):
+        victim.begin(home, *train, "sly-owl", "--quiet")
+        time.sleep(draw.uniform(0.0, length))
+        victim.signal(signal.SIGKILL)
+        if victim.end().code == 0:
+            run.remove()
+            continue
+        killed += 1
+        # Now and then the run that goes on is killed as well.
+        while run.last_path.exists() and draw.random() < 0.3:
+            victim.begin(home, "train", "--resume", "--quiet", "--run", "sly-owl")
+            time.sleep(draw.uniform(0.0, length))
+            victim.signal(signal.SIGKILL)
+            killed += victim.end().code != 0
+        for path in run.path.glob("*.safetensors"):
+            Checkpoint.read(path)
+        if run.last_path.exists():
+            resumed += 1
+            ended = victim.run(home, "train", "--resume", "--quiet", "--run", "sly-owl")
+            assert (ended.code, "rror" in ended.err) == (0, False), ended.err
+            assert results(run) == expected
+            assert not [*run.path.glob(".*")]
+        if run.path.exists():
+            run.remove()
+    assert resumed > killed // 5, "some had saved something"
+    print(f"killed {killed} times, {resumed} runs gone on with")  # noqa: T201
+
+
+# --- numbers that are none ---------------------------------------------------------------------------------
+
+
+def test_fault_35_a_rate_beyond_all_reason_is_refused(train: list[str], run: Program) -> None:
+    refused = run(*train, "wilder", "--quiet", "--lr", "1e30")
+    assert refused == (2, "", "error: --lr 1e+30 is out of range: give 1e-12 to 1e+06\n")
+
+
+def test_fault_35_a_poisoned_batch_stops_before_the_update(
+    train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
+    owl = registry.find("sly-owl")
+    before = {path.name: path.read_bytes() for path in owl.path.glob("*.safetensors")}
+    loss = LanguageModel.loss
+
+    def poisoned(model: LanguageModel, window: Window, *rest: Any) -> Any:
+        value, state = loss(model, window, *rest)
+        return value * float("nan"), state
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LanguageModel, "loss", poisoned)
+        ran = run("train", "--quiet", "--resume", "--epochs", "2")
+    assert (ran.code, ran.out) == (1, "")
+    told = r"error: the loss is no longer finite at update \d+, the last good checkpoint stays: train anew with"
+    assert re.fullmatch(rf"{told} --lr [\d.e-]+\n", ran.err)
+    assert {path.name: path.read_bytes() for path in owl.path.glob("*.safetensors")} == before
+    assert run("train", "--quiet", "--resume").code == 0
+
+
+def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(
+    train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
+    owl = registry.find("sly-owl")
+    before = owl.last_path.read_bytes()
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nOf the allocated memory…")
+
+    monkeypatch.setattr(LanguageModel, "loss", full)
+    ran = run("train", "--quiet", "--resume", "--epochs", "2")
+    message = r"error: the device is out of memory at update \d+: lower --batch-size or --unroll\n"
+    assert (ran.code, ran.out) == (1, "")
+    assert re.fullmatch(message, ran.err)
+    assert owl.last_path.read_bytes() == before
+
+
+# --- several at once ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_fault_36_a_run_that_is_trained_is_neither_trained_twice_nor_removed(tales: Path, run: Program) -> None:
+    train = ["train", *SHORT, "--corpus", str(tales), "--run"]
+    assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
+    with begin("train", "--resume", "--json", "--run", "sly-owl", "--epochs", "1000000") as process:
+        assert process.stdout
+        assert json.loads(process.stdout.readline())["event"] == "started"
+        reader = threading.Thread(target=process.stdout.read)
+        reader.start()
+        refusal = f"error: the run sly-owl is in use by process {process.pid}: wait for it to end, or stop it\n"
+        assert run("train", "--resume", "--run", "sly-owl") == (1, "", refusal)
+        assert run("runs", "rm", "--yes", "sly-owl") == (1, "", refusal)
+        assert "there is a run sly-owl already" in run(*train, "sly-owl").err
+        # Of another run nobody is in the way.
+        assert run(*train, "sly-fox", "--quiet").code == 0
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        reader.join()
+    assert process.returncode == 130
+    assert run("runs", "rm", "--yes", "sly-owl").code == 0
+    assert [left.name for left in registry.all_runs()] == ["sly-fox"]
+
+
+@pytest.mark.slow
+def test_fault_31_who_reads_while_checkpoints_are_replaced_sees_a_whole_one(home: Path, trained: Run) -> None:
+    written = {hidden: tiny_checkpoint(True, hidden=hidden) for hidden in (3, 9)}
+    seen, failures, done = list[int](), list[BaseException](), threading.Event()
+
+    def read() -> None:
+        try:
+            while not done.is_set():
+                name, best = registry.find_checkpoint("sly-fox")
+                Storyteller(name, best).generate("the ", length=4)
+                for found in (best, Checkpoint.read(trained.last_path)):
+                    hidden = found.configuration.hidden
+                    assert (
+                        found.weights["output.bias"].tobytes() == written[hidden].weights["output.bias"].tobytes()
+                    )
+                    seen.append(hidden)
+        except BaseException as error:
+            failures.append(error)
+
+    for path in (trained.best_path, trained.last_path):
+        written[3].write(path)
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(1000):
+        for path in (trained.best_path, trained.last_path):
+            written[(9, 3)[number % 2]].write(path)
+    done.set()
+    for reader in readers:
+        reader.join()
+    assert failures == []
+    assert set(seen) == {3, 9}
+    assert not list(home.rglob("*.tmp"))
+    print(f"replaced 1,000 times, read {len(seen):,} times")  # noqa: T201
