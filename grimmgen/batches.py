@@ -93,17 +93,23 @@ class Windows(Sequence[Window]):
     Args:
         rows: for each row the stream that it reads, from where, and to where.
         steps: T; shorter where a whole row is.
+        own: of the rows, those that the windows have; another process reads the others.
     """
 
-    def __init__(self, rows: Sequence[tuple[Stream, int, int]], steps: int) -> None:
-        self._rows = rows
-        self._length = max(end - begin for _, begin, end in rows)
+    def __init__(self, rows: Sequence[tuple[Stream, int, int]], steps: int, own: slice = slice(None)) -> None:
+        self._rows = rows[own]
+        self._lengths = np.array([end - begin for _, begin, end in rows])
+        self._length = int(self._lengths.max())
         self._steps = min(steps, self._length)
         self._block = -1
         self._read: list[Window] = []
 
     def __len__(self) -> int:
         return -(-self._length // self._steps)
+
+    def predictions(self, index: int) -> int:
+        """How many targets the k-th window has, in all rows."""
+        return int(np.clip(self._lengths - index * self._steps, 0, self._steps).sum())
 
     @overload
     def __getitem__(self, index: int) -> Window: ...
@@ -140,8 +146,13 @@ class Windows(Sequence[Window]):
 
 
 def epoch(
-    stories: Sequence[Sequence[IdSequence]], rows: int, steps: int, random_seed: int, number: int
-) -> Sequence[Window]:
+    stories: Sequence[Sequence[IdSequence]],
+    rows: int,
+    steps: int,
+    random_seed: int,
+    number: int,
+    own: slice = slice(None),
+) -> Windows:
     """The windows of one epoch of training.
 
     The stories, in an order drawn from (random_seed, number) alone, are laid end to end and cut into `rows`
@@ -154,13 +165,14 @@ def epoch(
         steps: T; shorter where a whole stream is.
         random_seed: the run's.
         number: of the epoch, from 0.
+        own: of the rows, those that the windows have.
     """
     draw = np.random.default_rng([random_seed, number])
     order = draw.permutation(len(stories))
     stream = Stream([stories[i][int(draw.integers(len(stories[i])))] for i in order])
     length = -(-len(stream) // rows)
     begins = (min(row * length, len(stream)) for row in range(rows))
-    return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps)
+    return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps, own)
 
 
 def window_count(stories: Sequence[Sequence[IdSequence]], rows: int, steps: int) -> int:

@@ -19,6 +19,7 @@ from grimmgen import tokens
 from grimmgen.batches import together
 from grimmgen.errors import GrimmgenError
 from grimmgen.model import LanguageModel, State
+from grimmgen.ranks import ALONE, Ranks
 from grimmgen.scores import Evaluation, Score
 from grimmgen.vocabulary import UNKNOWN, Vocabulary
 
@@ -95,17 +96,19 @@ def encode_stories(
     return encoded
 
 
-def evaluate(model: LanguageModel, stories: Sequence[EncodedStory]) -> Evaluation:
+def evaluate(model: LanguageModel, stories: Sequence[EncodedStory], ranks: Ranks = ALONE) -> Evaluation:
     """Score each story; no dropout.
 
     Args:
         model: on any device.
         stories: at least one, none of them empty.
+        ranks: that share the work; each of them gets the whole result.
     """
     # Stories of like length side by side: little is read in vain. The result does not depend on the order
     # in which they are given.
     parts = [(i, part) for i, story in enumerate(stories) for part in _parts(len(story.ids) + 1)]
     parts.sort(key=lambda row: (row[1][0] - row[1][1], stories[row[0]].name, row[1]))
+    parts = parts[ranks.rank :: ranks.size]
     nats = np.zeros(len(stories))
     for first in range(0, len(parts), _ROWS):
         rows = parts[first : first + _ROWS]
@@ -117,6 +120,7 @@ def evaluate(model: LanguageModel, stories: Sequence[EncodedStory]) -> Evaluatio
             state = State(state.h[:, :reading], state.c[:, :reading])
             losses, state = model.losses(window.first(reading), state)
             np.add.at(nats, [i for i, _ in rows[:reading]], losses.sum(axis=0))
+    nats = ranks.sum(nats)
     return Evaluation(tuple(score_of(story, float(n)) for story, n in zip(stories, nats, strict=True)))
 
 

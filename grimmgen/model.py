@@ -208,6 +208,7 @@ class LanguageModel(nn.Module):
         starts: Tensor | None,
         generator: torch.Generator | None = None,
         precision: Products = "fp32",
+        own: slice | None = None,
     ) -> tuple[Tensor, State]:
         """Read a window.
 
@@ -217,17 +218,20 @@ class LanguageModel(nn.Module):
             starts: true where the state is put to zero, [T, B] bool; None is nowhere.
             generator: draws the dropout masks; None is no dropout.
             precision: of the matrix products.
+            own: which rows of a whole batch these are, of which others are read elsewhere: they have the masks
+                that they would have there. None is all.
 
         Returns:
             The last layer's hidden states [T, B, H], and the state after the last step.
         """
-        T, B = inputs.shape
+        T = len(inputs)
         options = self.configuration
+        B = inputs.shape[1] if own is None else options.batch_size  # of the masks that are drawn
         H, E = options.hidden, options.embedding
         # What goes up to the first layer: [T, B], or [T, B, E]; to the others [T, B, H].
         below, table = inputs, None
         if self.embedding is not None:
-            mask = self._output_mask((T, B, E), options.input_dropout, generator)
+            mask = self._output_mask((T, B, E), options.input_dropout, generator, own)
             if mask is None and options.cell != "mogrifier":
                 # The product of all n-grams' embeddings is smaller than that of all of the window's.
                 table = kernels.affine(
@@ -244,7 +248,7 @@ class LanguageModel(nn.Module):
                 recurrent_weight = recurrent_weight * mask
             fed_back = None
             if options.dropout_mode == "tutorial":
-                fed_back = self._mask((T, B, H), options.dropout, generator)
+                fed_back = self._mask((T, B, H), options.dropout, generator, own)
             entered = (state.h[depth], state.c[depth], fed_back, starts)
             hidden, c = layer(below, recurrent_weight, *entered, table, precision)
             table = None
@@ -252,13 +256,18 @@ class LanguageModel(nn.Module):
             last_c.append(c)
             below = hidden
             if options.dropout_mode != "tutorial" and (
-                (mask := self._output_mask((T, B, H), options.dropout, generator)) is not None
+                (mask := self._output_mask((T, B, H), options.dropout, generator, own)) is not None
             ):
                 below = hidden * mask
         return below, State(torch.stack(last_h), torch.stack(last_c))
 
     def loss(
-        self, window: Window, state: State, generator: torch.Generator | None, precision: Products = "fp32"
+        self,
+        window: Window,
+        state: State,
+        generator: torch.Generator | None,
+        precision: Products = "fp32",
+        own: slice | None = None,
     ) -> tuple[Tensor, State]:
         """The training loss of a window: the mean over its T·B predictions, in nats, and the state after it.
 
@@ -269,9 +278,10 @@ class LanguageModel(nn.Module):
             state: before the first step.
             generator: draws the dropout masks; None is no dropout.
             precision: of the matrix products, here and in the backward pass.
+            own: which rows of a whole batch these are; see `forward`.
         """
         inputs, targets, starts = self._tensors(window)
-        hidden, after = self(inputs, state, starts, generator, precision)
+        hidden, after = self(inputs, state, starts, generator, precision, own)
         loss = kernels.cross_entropy(*self._output(hidden, precision), targets.reshape(-1), precision)
         return loss, State(after.h.detach(), after.c.detach())
 
@@ -316,17 +326,24 @@ class LanguageModel(nn.Module):
         return rows, self.output.weight, self.output.bias
 
     def _output_mask(
-        self, shape: tuple[int, int, int], dropped: float, generator: torch.Generator | None
+        self, shape: tuple[int, int, int], dropped: float, generator: torch.Generator | None, own: slice | None
     ) -> Tensor | None:
         """A mask for what goes up to the next layer, [T, B, H], or the same at every step, [1, B, H]."""
         if self.configuration.dropout_mode == "locked":
             shape = (1, *shape[1:])
-        return self._mask(shape, dropped, generator)
+        return self._mask(shape, dropped, generator, own)
 
-    def _mask(self, shape: tuple[int, ...], dropped: float, generator: torch.Generator | None) -> Tensor | None:
+    def _mask(
+        self,
+        shape: tuple[int, ...],
+        dropped: float,
+        generator: torch.Generator | None,
+        own: slice | None = None,
+    ) -> Tensor | None:
         if generator is None:
             return None
-        return kernels.dropout_mask(shape, dropped, self.device, generator)
+        mask = kernels.dropout_mask(shape, dropped, self.device, generator)
+        return mask if mask is None or own is None else mask[:, own]
 
     def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
         inputs = torch.from_numpy(window.inputs).to(self.device, torch.int64)

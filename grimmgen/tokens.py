@@ -330,9 +330,10 @@ class _Ids:
 def _mapped(stories: Sequence[Story], configuration: Configuration, phases: range) -> Encoded:
     directory = paths.tokens_directory()
     files.make_directory(directory)
+    # Several processes of a host that train together hash at the same time; one encodes, the others wait for it.
+    key = _key(stories, configuration)
     with files.locked(directory / ".lock", "the cache of encoded texts", _LOCK_TIMEOUT):
         files.sweep(directory)
-        key = _key(stories, configuration)
         path = directory / f"{key}.ids"
         try:
             encoded = _open(path)

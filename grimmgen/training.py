@@ -4,12 +4,18 @@ The loop is the tutorial's: windows of T steps over B streams of stories, trunca
 time, Adam, the gradient clipped by its global norm, the rate decayed when validation perplexity stops
 falling. Everything random in update k follows from (random seed, k), so that a run that was stopped and
 resumed ends bit-equal to one that never stopped.
+
+Several processes may train one run, each its rows of every batch (`grimmgen.ranks`): all of them go through the
+same loop and yield the same events, and the first alone reads and writes the run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import itertools
+import json
 import math
 import platform
 import shlex
@@ -45,6 +51,7 @@ from grimmgen.events import (
 )
 from grimmgen.model import LanguageModel, State, choose_device
 from grimmgen.optimiser import AdamW
+from grimmgen.ranks import ALONE, Ranks
 from grimmgen.registry import Run
 from grimmgen.vocabulary import Vocabulary
 
@@ -138,14 +145,24 @@ class Training:
     Made by `begin` or `resume`.
     """
 
-    def __init__(self, run: Run, configuration: Configuration, corpus: Corpus, split: Split, device: str) -> None:
+    def __init__(
+        self,
+        run: Run,
+        configuration: Configuration,
+        corpus: Corpus,
+        split: Split,
+        device: str,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.run = run
         self._configuration = configuration
         self._corpus = corpus
         self._split = split
-        self._device = choose_device(device)
+        self._device = ranks.place(choose_device(device))
+        self._ranks = ranks
         self._stopping = False
-        self._checkpoint: Checkpoint | None = None
+        self._resumed = False
+        self._checkpoint: Checkpoint | None = None  # that is gone on from, on the first rank
 
     @classmethod
     def begin(
@@ -156,6 +173,7 @@ class Training:
         run: str | None = None,
         device: str = "auto",
         command: str = "",
+        ranks: Ranks = ALONE,
     ) -> Training:
         """Make a new run.
 
@@ -166,24 +184,33 @@ class Training:
             run: its name; None makes one up.
             device: `auto`, `cpu` or `cuda`.
             command: that began it, to be kept with it.
+            ranks: the processes that train it together.
 
         Raises:
             UsageError: the device or the name cannot be used, or the text is too short for the options.
         """
         choose_device(device)
+        ranks.rows(configuration.batch_size)
         split = split or split_by_hash(corpus)
         if run is not None:
             registry.check_name(run)
         # Everything that can be wrong with the text is found before the run exists.
-        prepared = _prepare(configuration, split)
-        made = registry.create(run, configuration, corpus, split, command, versions())
-        training = cls(made, configuration, corpus, split, device)
+        prepared = _prepare(configuration, split, ranks)
+        made = ranks.told(
+            lambda: str(registry.create(run, configuration, corpus, split, command, versions()).path)
+        )
+        training = cls(Run(Path(made)), configuration, corpus, split, device, ranks)
         training._prepared = prepared
         return training
 
     @classmethod
     def resume(
-        cls, run: Run, device: str = "auto", epochs: int | None = None, budget: float | None = None
+        cls,
+        run: Run,
+        device: str = "auto",
+        epochs: int | None = None,
+        budget: float | None = None,
+        ranks: Ranks = ALONE,
     ) -> Training:
         """Go on with a run where it stopped: with its last checkpoint, or with the one before if that is damaged.
 
@@ -192,18 +219,23 @@ class Training:
             device: `auto`, `cpu` or `cuda`.
             epochs: a new limit; None keeps the run's.
             budget: a new limit in seconds, all of the run counted; None keeps the run's.
+            ranks: the processes that train it together, as many as before or not.
 
         Raises:
             GrimmgenError: there is no checkpoint yet.
             IntegrityError: the checkpoint or the corpus is not what it was.
         """
-        info = run.info()
-        configuration = run.configuration
+        info = ranks.told(run.info)
+        configuration = Configuration.from_json(info.get("configuration"))
+        ranks.rows(configuration.batch_size)
         limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
         configuration = dataclasses.replace(configuration, **{k: v for k, v in limits.items() if v is not None})
         corpus = open_corpus(str(info["corpus"]["source"]))
         split = Split.from_json(info["corpus"]["split"], corpus)
-        training = cls(run, configuration, corpus, split, device)
+        training = cls(run, configuration, corpus, split, device, ranks)
+        training._resumed = True
+        if not ranks.first:
+            return training
         try:
             training._checkpoint = _resumable(run.last_path)
         except GrimmgenError as error:
@@ -232,14 +264,14 @@ class Training:
             GrimmgenError: another process trains this run, the disk is full, the loss is not finite…; the
                 checkpoint saved last stays good.
         """
-        with self.run.locked():
+        with self.run.locked() if self._ranks.first else contextlib.nullcontext():
             if self._checkpoint is not None:
                 registry.make_latest(self.run, self._configuration)
                 if self._damage is not None:
                     # At once, or the next save would keep what is damaged.
                     files.keep(self.run.previous_path, self.run.last_path)
                     yield Recovered(_Progress.from_json(self._checkpoint.progress).step, self._damage.what)
-            loop = _Loop(self, self._prepared or _prepare(self._configuration, self._split))
+            loop = _Loop(self, self._prepared or _prepare(self._configuration, self._split, self._ranks))
             yield from loop.events()
 
 
@@ -250,6 +282,11 @@ class _Prepared:
     vocabulary: Vocabulary
     training: list[list[IdSequence]]  # for each story the ways in which it may be cut
     validation: list[EncodedStory]
+
+    def digest(self) -> str:
+        """By which two hosts that have not the same text are told apart."""
+        lengths = [[len(way) for way in ways] for ways in self.training], [len(s.ids) for s in self.validation]
+        return hashlib.sha256(json.dumps([self.vocabulary.to_json(), lengths]).encode()).hexdigest()
 
 
 def _resumable(path: Path) -> Checkpoint:
@@ -262,7 +299,7 @@ def _resumable(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _prepare(configuration: Configuration, split: Split) -> _Prepared:
+def _prepare(configuration: Configuration, split: Split, ranks: Ranks) -> _Prepared:
     encoded = tokens.encode_stories(split.parts["train"], configuration)
     vocabulary, training = encoded.vocabulary, encoded.stories
     if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
@@ -279,7 +316,13 @@ def _prepare(configuration: Configuration, split: Split) -> _Prepared:
             f"--batch-size {configuration.batch_size} is more than the {ngrams} n-grams of the training stories",
             "give fewer rows, or more text",
         )
-    return _Prepared(vocabulary, training, validation)
+    prepared = _Prepared(vocabulary, training, validation)
+    if not ranks.same(lambda: [configuration.to_json(), prepared.digest()]):
+        raise UsageError(
+            "the processes that are to train together do not have the same text and options",
+            "give all hosts the same",
+        )
+    return prepared
 
 
 class _Loop:
@@ -287,6 +330,7 @@ class _Loop:
 
     def __init__(self, training: Training, prepared: _Prepared) -> None:
         self._training = training
+        self._ranks = ranks = training._ranks
         self._run = training.run
         self._configuration = configuration = training._configuration
         self._vocabulary = prepared.vocabulary
@@ -298,21 +342,27 @@ class _Loop:
         self._precision = kernels.resolve_precision(configuration, training._device)
         self._generator = torch.Generator(training._device)
         self._best: Checkpoint | None = None  # new and not yet on the disk
-        checkpoint = training._checkpoint
-        if checkpoint is None:
+        state = self._model.zero_state(configuration.batch_size)
+        if (checkpoint := training._checkpoint) is None:
             self._model.initialise()
-            self._state = self._model.zero_state(configuration.batch_size)
-            self._progress = _Progress(Plateau(configuration.learning_rate))
+            progress = _Progress(Plateau(configuration.learning_rate))
         else:
-            self._progress = _Progress.from_json(checkpoint.progress)
-            self._restore(checkpoint)
-        self._resumed = checkpoint is not None
+            state = self._restore(checkpoint)
+            progress = _Progress.from_json(checkpoint.progress)
+        ranks.copy([*self._model.parameters(), *self._moments().values(), *state])
+        self._progress = _Progress.from_json(ranks.told(progress.to_json))
+        self._optimiser.steps = self._progress.step
+        self._own = ranks.rows(configuration.batch_size)
+        self._state = State(state.h[:, self._own], state.c[:, self._own])
+        ranks.watch(self._model.parameters(), configuration.batch_size)
+        self._resumed = training._resumed
         self._clock = time.monotonic() - self._progress.seconds
         self._saved_at = time.monotonic()
+        self._save_due = False
         self._unsaved = not self._resumed
 
     def events(self) -> Iterator[Event]:
-        if self._resumed:
+        if self._resumed and self._ranks.first:
             self._run.cut_log(self._progress.step)
         started = self._started()
         if not self._resumed:
@@ -321,8 +371,9 @@ class _Loop:
         try:
             yield from self._epochs()
         except GeneratorExit:
-            # Whoever listened has left: nothing can be told, but nothing is lost.
-            if self._unsaved:
+            # Whoever listened has left: nothing can be told, but nothing is lost. Of several ranks the others
+            # have what is missing, and are at work.
+            if self._unsaved and self._ranks.size == 1:
                 self._save()
             raise
 
@@ -330,13 +381,15 @@ class _Loop:
         progress, limit = self._progress, self._configuration
         reason: Reason | None = self._limit_reached()
         while reason is None:
-            windows = epoch(self._stories, limit.batch_size, limit.unroll, limit.random_seed, progress.epoch)
+            drawn = limit.random_seed, progress.epoch
+            windows = epoch(self._stories, limit.batch_size, limit.unroll, *drawn, self._own)
             if progress.window > len(windows):
                 raise IntegrityError(f"{self._run.last_path} stands beyond the end of an epoch", "train anew")
             began, read = time.monotonic(), 0
-            for window in map(windows.__getitem__, range(progress.window, len(windows))):
-                rate = self._update(window)
-                read += window.predictions
+            for number in range(progress.window, len(windows)):
+                predictions = windows.predictions(number)
+                rate = self._update(windows[number], predictions)
+                read += predictions
                 progress.seconds = time.monotonic() - self._clock
                 yield Stepped(
                     progress.step,
@@ -349,14 +402,14 @@ class _Loop:
                 )
                 if (reason := self._limit_reached()) is not None:
                     break
-                if time.monotonic() - self._saved_at > _SAVE_SECONDS:
+                if self._save_due:
                     yield self._save()
             whole = progress.window == len(windows)
             # A budget that ends within an epoch is judged there; an interrupted one goes on there.
             if whole or reason == "budget":
                 yield from self._evaluate(whole)
                 reason = self._limit_reached()
-            if reason is None and time.monotonic() - self._saved_at > _SAVE_SECONDS:
+            if reason is None and self._save_due:
                 yield self._save()
         finished = self._finished(reason)
         if reason != "interrupted":
@@ -364,16 +417,18 @@ class _Loop:
         yield self._save()
         yield finished
 
-    def _update(self, window: Window) -> float:
-        """Learn from a window; returns the rate."""
+    def _update(self, window: Window, predictions: int) -> float:
+        """Learn from a window, which has so many predictions in the rows of all ranks; returns the rate."""
         progress, configuration, rate = self._progress, self._configuration, self._rate()
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
         self._optimiser.zero_gradient()
         try:
             with self._model.left_alone():
-                loss, state = self._model.loss(window, self._state, self._generator, self._precision)
+                given = self._state, self._generator, self._precision, self._own
+                loss, state = self._model.loss(window, *given)
                 loss.backward()  # type: ignore[no-untyped-call]
+                loss = self._ranks.average(loss)
                 norm = self._optimiser.norm()
         except torch.OutOfMemoryError as error:
             raise GrimmgenError(
@@ -390,28 +445,27 @@ class _Loop:
         self._unsaved = True
         progress.step += 1
         progress.window += 1
-        progress.loss += mean * window.targets.size
-        progress.predictions += window.predictions
+        progress.loss += mean * (len(window.targets) * configuration.batch_size)
+        progress.predictions += predictions
         return rate
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
         self._unsaved = True
-        total = evaluate(self._model, self._validation).total
-        best = total.perplexity < progress.schedule.minimum
+        total = evaluate(self._model, self._validation, self._ranks).total
+        perplexity = self._ranks.told(lambda: total.perplexity)
+        best = perplexity < progress.schedule.minimum
         old = progress.schedule
         if configuration.schedule == "plateau":
-            progress.schedule = old.after(
-                total.perplexity, configuration.decay_factor, configuration.decay_patience
-            )
+            progress.schedule = old.after(perplexity, configuration.decay_factor, configuration.decay_patience)
         else:
-            progress.schedule = Plateau(old.rate, min(old.minimum, total.perplexity))
+            progress.schedule = Plateau(old.rate, min(old.minimum, perplexity))
         progress.seconds = time.monotonic() - self._clock
         evaluated = Evaluated(
             progress.step,
             progress.epoch + 1,
             self._training_perplexity(),
-            total.perplexity,
+            perplexity,
             total.bits_per_character,
             self._rate() if configuration.schedule == "cosine" else old.rate,
             best,
@@ -419,6 +473,7 @@ class _Loop:
         )
         if best:
             progress.best_epoch = progress.epoch + 1
+        if best and self._ranks.first:
             self._best = Checkpoint(
                 configuration, self._vocabulary, self._provenance(evaluated), self._model.weights()
             )
@@ -428,7 +483,7 @@ class _Loop:
                 RateDecayed(
                     progress.step,
                     progress.epoch + 1,
-                    total.perplexity,
+                    perplexity,
                     old.minimum,
                     configuration.decay_patience,
                     old.rate,
@@ -456,22 +511,34 @@ class _Loop:
 
     def _limit_reached(self) -> Reason | None:
         progress, limit = self._progress, self._configuration
+        clocks = progress.seconds, time.monotonic() - self._saved_at
+        (progress.seconds, unsaved), stopping = self._ranks.agree(clocks, self._training._stopping)
+        self._save_due = unsaved > _SAVE_SECONDS
         if progress.epoch >= limit.epochs:
             return "epochs"
         if limit.budget is not None and progress.seconds >= limit.budget:
             return "budget"
         if progress.schedule.rate < limit.learning_rate * LOWEST_RATE:
             return "converged"
-        if self._training._stopping:
+        if stopping:
             return "interrupted"
         return None
 
     def _save(self) -> Saved:
-        best = self._best
-        if best is not None:
-            best.write(self._run.best_path)
+        state = self._ranks.gather(torch.stack(self._state), self._configuration.batch_size)
+        best = self._best is not None
+        if self._ranks.first:
+            self._write(state)
+        self._saved_at = time.monotonic()
+        self._unsaved = False
+        return Saved(self._progress.step, self._run.last_path, best)
+
+    def _write(self, state: torch.Tensor) -> None:
+        """The checkpoints, with the state (h, c) of all rows, [2, L, B, H]."""
+        if self._best is not None:
+            self._best.write(self._run.best_path)
             self._best = None
-        tensors = {"state.h": self._state.h.cpu().numpy(), "state.c": self._state.c.cpu().numpy()}
+        tensors = dict(zip(("state.h", "state.c"), state.cpu().numpy(), strict=True))
         tensors |= {name: moment.cpu().numpy() for name, moment in self._moments().items()}
         if self._run.last_path.exists():
             files.keep(self._run.last_path, self._run.previous_path)
@@ -483,11 +550,9 @@ class _Loop:
             self._progress.to_json(),
             tensors,
         ).write(self._run.last_path)
-        self._saved_at = time.monotonic()
-        self._unsaved = False
-        return Saved(self._progress.step, self._run.last_path, best is not None)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> State:
+        """Take what a checkpoint has; returns the state of all rows."""
         if checkpoint.vocabulary != self._vocabulary:
             raise IntegrityError(
                 f"{self._run.last_path} has another vocabulary than the training stories", "train anew"
@@ -495,10 +560,9 @@ class _Loop:
         self._model.load_weights(checkpoint.weights)
         device = self._training._device
         tensors = {name: torch.from_numpy(t).to(device) for name, t in checkpoint.training_tensors.items()}
-        self._state = State(tensors["state.h"], tensors["state.c"])
-        self._optimiser.steps = self._progress.step
         for name, moment in self._moments().items():
             moment.copy_(tensors[name])
+        return State(tensors["state.h"], tensors["state.c"])
 
     def _moments(self) -> dict[str, torch.Tensor]:
         """The optimiser's means, by their names in a checkpoint."""
@@ -539,7 +603,9 @@ class _Loop:
             len(self._vocabulary),
             self._vocabulary.unknown,
             parameter_count(self._configuration, len(self._vocabulary)),
-            str(self._training._device),
+            f"{self._ranks.size} × {self._training._device.type}"
+            if self._ranks.size > 1
+            else str(self._training._device),
             self._model.kernel(self._precision),
             self._updates,
             self._progress.step,
@@ -559,7 +625,8 @@ class _Loop:
 
     def _log(self, event: Event) -> None:
         assert isinstance(event, _LOGGED)
-        self._run.append_log(event_to_json(event))
+        if self._ranks.first:
+            self._run.append_log(event_to_json(event))
 
 
 def versions() -> dict[str, str]:

@@ -25,7 +25,7 @@ PACKAGE = Path(grimmgen.__file__).parent
 FLOORS = [
     "errors",
     "paths files configuration kernels.library",
-    "vocabulary downloads events scores cells.products",
+    "vocabulary downloads events scores cells.products ranks",
     "batches corpus decoding cells.lstm",
     "tokens cells",
     "kernels.native kernels.stepping",

@@ -396,10 +396,11 @@ def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_bef
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 def test_a_signal_that_was_ignored_stays_ignored() -> None:  # as nohup does
     from grimmgen.cli.train import _stopping
+    from grimmgen.ranks import ALONE
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _stopping(None, []):  # type: ignore[arg-type]
+        with _stopping(None, [], ALONE):  # type: ignore[arg-type]
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert callable(signal.getsignal(signal.SIGTERM))
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from grimmgen import ranks
 from grimmgen.cli import evaluate, fetch, generate, options, runs, train, vocab
 from grimmgen.errors import GrimmgenError
 
@@ -79,7 +80,8 @@ def _run(arguments: list[str]) -> int:
     except GrimmgenError as error:
         if debug:
             traceback.print_exc()
-        console.error(str(error))
+        if ranks.speaks():
+            console.error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         console.note("stopped")
@@ -112,7 +114,8 @@ def _run(arguments: list[str]) -> int:
                 return 2
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else "grimmgen"
-            console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
+            if ranks.speaks():
+                console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:
             traceback.print_exc()

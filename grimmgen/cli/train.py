@@ -29,6 +29,7 @@ from grimmgen.errors import UsageError
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
     from grimmgen.events import Event, Finished, Started
+    from grimmgen.ranks import Ranks
     from grimmgen.training import Training
 
 # Options that a resumed run has already; given together with --resume they would do nothing.
@@ -187,7 +188,8 @@ def train(
 ) -> None:
     """Train a model; the defaults are the tutorial's, or those of a preset.
 
-    Ctrl-C finishes the step, saves, and prints how to go on; a second one leaves at once.
+    Ctrl-C finishes the step, saves, and prints how to go on; a second one leaves at once. With several GPUs:
+    torchrun --nproc-per-node 8 -m grimmgen train
 
     Example: grimmgen train --preset strong --budget 10m
     """
@@ -204,31 +206,35 @@ def train(
     given = {name for name, source in sources.items() if source != "DEFAULT"}
     configuration = None if resume else _configuration(preset, context.params, given, seconds)
 
-    from grimmgen import registry
+    from grimmgen import ranks, registry
     from grimmgen.cli import console
     from grimmgen.corpus import open_corpus, split_by_file
     from grimmgen.tokens import IN_MEMORY
     from grimmgen.training import Training, command_line
 
-    if configuration is None:
-        limit = epochs if "epochs" in given else None
-        training = Training.resume(registry.find(run), device, limit, seconds)
-    else:
-        opened = open_corpus(corpus)
-        parts = None if split is None else split_by_file(opened, split)
-        if (size := sum(story.size for story in opened.stories)) > IN_MEMORY and not (quiet or json):
-            console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
-        training = Training.begin(opened, configuration, parts, run, device, command_line())
-
     signals: list[int] = []
-    with _stopping(training, signals), console.Bars(quiet or json) as bars:
-        finished = _follow(training.events(), bars, json)
-    if not json:
-        _report(training, finished, quiet)
-    if finished.reason == "interrupted":
-        console.hint(f"grimmgen train --resume --run {training.run.name}", "go on with")
-    if signals:
-        raise typer.Exit(128 + signals[0])
+    with ranks.joined() as joined:
+        json, quiet = json and joined.first, quiet or not joined.first
+        if configuration is None:
+            limit = epochs if "epochs" in given else None
+            found = registry.Run(Path(joined.told(lambda: str(registry.find(run).path))))
+            training = Training.resume(found, device, limit, seconds, joined)
+        else:
+            opened = open_corpus(corpus)
+            parts = None if split is None else split_by_file(opened, split)
+            if (size := sum(story.size for story in opened.stories)) > IN_MEMORY and not (quiet or json):
+                console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
+            training = Training.begin(opened, configuration, parts, run, device, command_line(), joined)
+
+        with _stopping(training, signals, joined), console.Bars(quiet or json) as bars:
+            finished = _follow(training.events(), bars, json)
+        if joined.first and not json:
+            _report(training, finished, quiet)
+        if joined.first and finished.reason == "interrupted":
+            console.hint(f"{joined.command} train --resume --run {training.run.name}", "go on with")
+        received = joined.most(signals[0] if signals else 0)
+    if received:
+        raise typer.Exit(128 + received)
 
 
 def _configuration(preset: str, values: Mapping[str, Any], given: set[str], budget: float | None) -> Configuration:
@@ -383,10 +389,19 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
 
 
 @contextmanager
-def _stopping(training: Training, received: list[int]) -> Iterator[None]:
-    """Let the first signal end training after its step, and the second at once."""
+def _stopping(training: Training, received: list[int], joined: Ranks) -> Iterator[None]:
+    """Let the first signal end training after its step, and the second at once.
+
+    One that reaches any of several ranks stops all of them, and the second is as good as the first: torchrun
+    hands on what may have come already, tells the others of an error in the same way, and ends who takes longer
+    than 30 seconds.
+    """
 
     def stop(number: int, _: FrameType | None) -> None:
+        if joined.size > 1:
+            received.append(number)
+            training.stop()
+            return
         # Not through the console, which the signal may have interrupted.
         if received:
             if sys.stderr.isatty():
