@@ -145,7 +145,7 @@ class _Torchrun(Ranks):
                 f"process {self.rank} of {self.size} does not reach the others ({_brief(error)})",
                 "check MASTER_ADDR and MASTER_PORT, and GLOO_SOCKET_IFNAME, the network interface",
             ) from error
-        self.command = f"torchrun {f'--nproc-per-node {beside}' if beside == self.size else '…'} -m grimmgen"
+        self.command = f"torchrun {f'--nproc-per-node {beside}' if beside == self.size else '…'} -m -- grimmgen"
         self._gradients = dist.group.WORLD
         self._share = 1.0
         self._pending: list[Any] = []
