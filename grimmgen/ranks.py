@@ -125,8 +125,12 @@ class _Torchrun(Ranks):
         from torch.distributed.rendezvous import rendezvous
 
         if missing := [name for name in _NEEDED if not os.environ.get(name)]:
-            given = " and ".join(name for name in _NEEDED[:2] if name not in missing)
-            raise UsageError(f"{given} is set, but not {', '.join(missing)}", "start with torchrun, or unset it")
+            given = [name for name in _NEEDED[:2] if name not in missing]
+            are = "are" if len(given) > 1 else "is"
+            raise UsageError(
+                f"{' and '.join(given)} {are} set, but not {', '.join(missing)}",
+                "start with torchrun, or unset it",
+            )
         self.rank, self.size, self._local, beside = (_number(name) for name in _NEEDED[:4])
         if not (self.rank < self.size and self._local < beside <= self.size):
             raise UsageError("RANK and WORLD_SIZE contradict each other", "start with torchrun, or unset them")

@@ -189,13 +189,13 @@ class Training:
         Raises:
             UsageError: the device or the name cannot be used, or the text is too short for the options.
         """
-        choose_device(device)
+        kind = ranks.place(choose_device(device)).type
         ranks.rows(configuration.batch_size)
         split = split or split_by_hash(corpus)
         if run is not None:
             registry.check_name(run)
         # Everything that can be wrong with the text is found before the run exists.
-        prepared = _prepare(configuration, split, ranks)
+        prepared = _prepare(configuration, split, kind, ranks)
         made = ranks.told(
             lambda: str(registry.create(run, configuration, corpus, split, command, versions()).path)
         )
@@ -271,7 +271,8 @@ class Training:
                     # At once, or the next save would keep what is damaged.
                     files.keep(self.run.previous_path, self.run.last_path)
                     yield Recovered(_Progress.from_json(self._checkpoint.progress).step, self._damage.what)
-            loop = _Loop(self, self._prepared or _prepare(self._configuration, self._split, self._ranks))
+            given = self._configuration, self._split, self._device.type, self._ranks
+            loop = _Loop(self, self._prepared or _prepare(*given))
             yield from loop.events()
 
 
@@ -299,7 +300,7 @@ def _resumable(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _prepare(configuration: Configuration, split: Split, ranks: Ranks) -> _Prepared:
+def _prepare(configuration: Configuration, split: Split, device: str, ranks: Ranks) -> _Prepared:
     encoded = tokens.encode_stories(split.parts["train"], configuration)
     vocabulary, training = encoded.vocabulary, encoded.stories
     if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
@@ -317,9 +318,9 @@ def _prepare(configuration: Configuration, split: Split, ranks: Ranks) -> _Prepa
             "give fewer rows, or more text",
         )
     prepared = _Prepared(vocabulary, training, validation)
-    if not ranks.same(lambda: [configuration.to_json(), prepared.digest()]):
+    if not ranks.same(lambda: [configuration.to_json(), device, prepared.digest()]):
         raise UsageError(
-            "the processes that are to train together do not have the same text and options",
+            "the processes that are to train together do not have the same text, options and kind of device",
             "give all hosts the same",
         )
     return prepared
