@@ -17,9 +17,10 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,8 +29,8 @@ from grimmgen.kernels.library import WIDTH, function
 
 # As in native.c.
 _CHUNK, _BLOCK, _SLICE = 256, 128, 4096
-# To wake another thread takes longer than to do something simple with so many numbers.
-_FEW = 2**18
+# To wake another thread takes as long as to do something simple with so many numbers.
+_FEW = 2**19
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -87,9 +88,8 @@ class LookUpWindow(torch.autograd.Function):
         """
         T, B = ids.shape
         ctx.vocabulary_size = V = len(input_weight)
-        # The kernel reads memory at these places.
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < V:
-            raise IndexError(f"an id is not within the vocabulary of {V}")
+        ids = ids.contiguous()
+        _check("an id", ids, 0, V)
         return _forward(ctx, instructions, (T, B), input_weight, ids, bias, recurrent_weight, h0, c0, mask, starts)
 
     @staticmethod
@@ -212,7 +212,7 @@ class CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         losses, *gradients = _cross_entropy(instructions, hidden, weight, bias, targets, gradients=True)
         ctx.save_for_backward(*gradients)
-        return losses.sum() / len(hidden)
+        return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -223,15 +223,12 @@ class CrossEntropy(torch.autograd.Function):
 
 def norm(instructions: str, gradients: Sequence[Tensor]) -> float:
     """The norm of all of the gradients together; the same for any number of threads."""
-    slices = [-(-gradient.numel() // _SLICE) for gradient in gradients]
-    sums = torch.empty(sum(slices), dtype=torch.float64)
-    first = 0
-    for given, own in zip(gradients, slices, strict=True):
-        gradient, count = given.contiguous(), given.numel()
-        shares = _shares(own) if count > _FEW else [(0, own)]
-        _run(f"squares_{instructions}", [(count, gradient, sums, first, *share) for share in shares])
-        first += own
-    return math.sqrt(sums.sum().item())
+    gradients = [gradient.contiguous() for gradient in gradients]
+    counts = [gradient.numel() for gradient in gradients]
+    sums = array("d", bytes(8 * sum(-(-count // _SLICE) for count in counts)))
+    given = (len(counts), array("q", counts), _pointers(gradients), sums)
+    _run(f"squares_{instructions}", [(*given, *share) for share in _shares(len(sums), sum(counts))])
+    return math.sqrt(math.fsum(sums))
 
 
 def adamw(
@@ -246,12 +243,15 @@ def adamw(
     epsilon: float,
 ) -> None:
     """A step of `grimmgen.optimiser.AdamW`, in place: weight, gradient, m and v of each; the rest as in `step`."""
-    rates = torch.tensor([scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
-    for weight, gradient, m, v in learning:
-        given = (weight, gradient.contiguous(), m, v, rates)
-        count = weight.numel()
-        shares = _shares(count) if count > _FEW else [(0, count)]
-        _run(f"adamw_{instructions}", [(*given, *share) for share in shares])
+    rates = array("f", [scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
+    learning = [(weight, gradient.contiguous(), m, v) for weight, gradient, m, v in learning]
+    counts = [weight.numel() for weight, *_ in learning]
+    given = (len(counts), array("q", counts), _pointers(itertools.chain(*learning)), rates)
+    _run(f"adamw_{instructions}", [(*given, *share) for share in _shares(sum(counts), sum(counts))])
+
+
+def _pointers(tensors: Iterable[Tensor]) -> array[int]:
+    return array("q", [tensor.data_ptr() for tensor in tensors])
 
 
 def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
@@ -265,10 +265,10 @@ def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, gene
     """
     mask = torch.empty(shape)
     threshold = min(round((1.0 - dropout) * 2**32), 2**32 - 1)
-    scale = torch.tensor(2**32 / max(1, threshold))
+    scale = array("f", [2**32 / max(1, threshold)])
     seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
     given = (seed, threshold, scale, mask)
-    _run(f"dropout_mask_{instructions}", [(*given, *share) for share in _shares(mask.numel())])
+    _run(f"dropout_mask_{instructions}", [(*given, *share) for share in _shares(mask.numel(), mask.numel())])
     return mask
 
 
@@ -285,8 +285,7 @@ def _cross_entropy(
     """The losses [N], and the gradients of their sum / N by hidden, weight and bias if they are wanted."""
     (N, H), V = hidden.shape, weight.shape[1]
     hidden, bias, targets = hidden.contiguous(), bias.contiguous(), targets.contiguous()
-    if N and int(targets.max()) >= V:
-        raise IndexError(f"a target is not within the vocabulary of {V}")
+    _check("a target", targets, -(2**63), V)
     losses = hidden.new_empty(N)
     shares = _shares(N)
     room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + WIDTH[instructions]) + max(H, V))
@@ -306,6 +305,12 @@ def _cross_entropy(
     if by_hidden is None:
         return [losses]
     return [losses, by_hidden, _sum(by_weight, weight), _sum(by_bias, bias)]
+
+
+def _check(what: str, ids: Tensor, least: int, V: int) -> None:
+    # The kernel reads memory at these places, and trusts that they are in it.
+    if not function("within", "npnn", gives=True)(ids.numel(), ids.data_ptr(), least, V):
+        raise IndexError(f"{what} is not within the vocabulary of {V}")
 
 
 def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -328,8 +333,7 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     packed = matrix.new_empty(-(-K // (2 if instructions.endswith("bf16") else 1)) * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
-    panels = _panels(instructions, N)
-    shares = _shares(panels) if K * N > _FEW else [(0, panels)]
+    shares = _shares(_panels(instructions, N), K * N)
     _run(f"pack_{instructions}", [(*given, *share) for share in shares])
     return packed
 
@@ -362,9 +366,14 @@ def one_thread_for_pytorch() -> Iterator[None]:
         torch.set_num_threads(before[1])
 
 
-def _shares(total: int) -> list[tuple[int, int]]:
-    """The range of `total` cut into one for each thread, as evenly as can be; none is empty."""
-    threads = thread_count()
+def _shares(total: int, simple: int | None = None) -> list[tuple[int, int]]:
+    """The range of `total` cut into one for each thread, as evenly as can be; none is empty.
+
+    Args:
+        total: how many rows, or what else there is to do.
+        simple: how many numbers there are to do something simple with; where they are few, one thread does it all.
+    """
+    threads = thread_count() if simple is None or simple > _FEW else 1
     bounds = [total * i // threads for i in range(threads + 1)]
     return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
@@ -377,11 +386,12 @@ _TAKES = {
     "affine": "nnn" + 5 * "p",
     "weights": "nnnn" + 8 * "p",
     "dropout_mask": "nnpp",
-    "squares": "nppn",
-    "adamw": 5 * "p",
+    "squares": "nppp",
+    "adamw": "nppp",
     "cross_entropy": "nnn" + 10 * "p",
 }
-_Argument = int | Tensor | None
+# Tables of a few numbers come as arrays: to make a tensor takes several times as long.
+_Argument: TypeAlias = "int | Tensor | array[int] | array[float] | None"
 
 
 def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
@@ -396,7 +406,11 @@ def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
 
 def _call(called: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
     # `arguments` keeps the tensors alive until the function is done, even if who waits for it is interrupted.
-    called(*[given.data_ptr() if isinstance(given, Tensor) else given for given in arguments])
+    called(*[_pointer(given) if isinstance(given, Tensor | array) else given for given in arguments])
+
+
+def _pointer(given: Tensor | array[int] | array[float]) -> int:
+    return given.data_ptr() if isinstance(given, Tensor) else given.buffer_info()[0]
 
 
 @functools.cache
