@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -285,6 +286,23 @@ def test_sigmoid_and_tanh_over_their_whole_range(instructions: str) -> None:
     assert ((f - right).abs() <= 5e-7 * right + 1e-37).all()
     candidate = cell(open_, shut, z)
     assert ((candidate - torch.tanh(z.double())).abs() <= 6e-7 * torch.tanh(z.double()).abs() + 1e-37).all()
+
+
+@built
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_an_id_that_is_not_within_the_vocabulary_reaches_no_memory(wrong: int) -> None:
+    V, instructions = 5, INSTRUCTIONS[0]
+    ids, zeros = torch.tensor([[0], [wrong]]), torch.zeros(1, 2)
+    with pytest.raises(IndexError, match="an id is not within the vocabulary of 5"):
+        native.LookUpWindow.apply(
+            instructions, ids, torch.zeros(V, 8), torch.zeros(8), torch.zeros(2, 8), zeros, zeros, None, None
+        )
+    given = instructions, torch.zeros(2, 2), torch.zeros(2, V), torch.zeros(V), ids.flatten()
+    if wrong < 0:
+        assert native.CrossEntropy.apply(*given).item() == pytest.approx(math.log(V) / 2), "a target may be none"
+    else:
+        with pytest.raises(IndexError, match="a target is not within the vocabulary of 5"):
+            native.CrossEntropy.apply(*given)
 
 
 @built

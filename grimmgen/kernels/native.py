@@ -17,9 +17,10 @@ import functools
 import itertools
 import math
 import os
+import threading
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 import torch
@@ -397,11 +398,13 @@ _Argument: TypeAlias = "int | Tensor | array[int] | array[float] | None"
 def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
     """Call a function of the library with each of these arguments, all at the same time."""
     called = function(name, _TAKES[name.rpartition("_")[0]] + "nn")
-    others = [_workers().submit(_call, called, arguments) for arguments in calls[1:]]
+    done: SimpleQueue[None] = SimpleQueue()
+    for number, arguments in enumerate(calls[1:]):
+        _worker(number).put((called, arguments, done))
     for arguments in calls[:1]:
         _call(called, arguments)
-    for other in others:
-        other.result()
+    for _ in calls[1:]:
+        done.get()
 
 
 def _call(called: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
@@ -413,12 +416,28 @@ def _pointer(given: Tensor | array[int] | array[float]) -> int:
     return given.data_ptr() if isinstance(given, Tensor) else given.buffer_info()[0]
 
 
+_Task = tuple[Callable[..., None], tuple[_Argument, ...], "SimpleQueue[None]"]
+
+
 @functools.cache
-def _workers() -> ThreadPoolExecutor:
-    """Threads beside the calling one; they are started as they are needed, and wait without working."""
-    return ThreadPoolExecutor(max(1, 4 * (os.cpu_count() or 1)), thread_name_prefix="grimmgen")
+def _worker(number: int) -> SimpleQueue[_Task]:
+    """What one of the threads beside the calling one has to do; it waits for that without working.
+
+    A pool of `concurrent.futures` does the same in twice the time, and an update has but few milliseconds.
+    """
+    tasks: SimpleQueue[_Task] = SimpleQueue()
+    threading.Thread(target=_serve, args=(tasks,), name=f"grimmgen-{number}", daemon=True).start()
+    return tasks
+
+
+def _serve(tasks: SimpleQueue[_Task]) -> None:
+    while True:
+        called, arguments, done = tasks.get()
+        _call(called, arguments)
+        del arguments
+        done.put(None)
 
 
 if hasattr(os, "register_at_fork"):
     # A forked process has none of the threads.
-    os.register_at_fork(after_in_child=_workers.cache_clear)
+    os.register_at_fork(after_in_child=_worker.cache_clear)
