@@ -294,15 +294,15 @@ def test_an_id_that_is_not_within_the_vocabulary_reaches_no_memory(wrong: int) -
     V, instructions = 5, INSTRUCTIONS[0]
     ids, zeros = torch.tensor([[0], [wrong]]), torch.zeros(1, 2)
     with pytest.raises(IndexError, match="an id is not within the vocabulary of 5"):
-        native.LookUpWindow.apply(
+        native.LookUpWindow.apply(  # type: ignore[no-untyped-call]
             instructions, ids, torch.zeros(V, 8), torch.zeros(8), torch.zeros(2, 8), zeros, zeros, None, None
         )
     given = instructions, torch.zeros(2, 2), torch.zeros(2, V), torch.zeros(V), ids.flatten()
     if wrong < 0:
-        assert native.CrossEntropy.apply(*given).item() == pytest.approx(math.log(V) / 2), "a target may be none"
+        assert native.CrossEntropy.apply(*given).item() == pytest.approx(math.log(V) / 2), "a target may be none"  # type: ignore[no-untyped-call]
     else:
         with pytest.raises(IndexError, match="a target is not within the vocabulary of 5"):
-            native.CrossEntropy.apply(*given)
+            native.CrossEntropy.apply(*given)  # type: ignore[no-untyped-call]
 
 
 @built
