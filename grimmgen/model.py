@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from grimmgen import kernels
 from grimmgen.batches import Window
-from grimmgen.cells.gru import GRUWindow
 from grimmgen.cells.mogrifier import MogrifierWindow
-from grimmgen.cells.peephole import PeepholeWindow
 from grimmgen.configuration import GATES, Configuration, Products, layer_shapes, weight_shapes
 from grimmgen.errors import UsageError
 
@@ -96,25 +94,26 @@ class Layer(nn.Module):
             )
             return mogrified
         table = self.input_weight if table is None else table
-        if self.cell == "lstm" and below.dim() == 2:
-            entered = (recurrent_weight, h, c, mask, starts, precision)
-            return kernels.lstm_look_up_window(below, table, self.bias, *entered)
         if below.dim() == 2:
             # One-hot times a matrix is a look-up of its rows.
-            x = nn.functional.embedding(below, table + self.bias)  # [T, B, GH]
-        else:
-            rows = below.reshape(T * B, -1)
-            x = kernels.affine(rows, self.input_weight, self.bias, precision).view(T, B, -1)
+            looked_up = (below, table, self.bias, recurrent_weight)
+            match self.cell:
+                case "gru":
+                    b_n = self.get_parameter("recurrent_bias")
+                    return kernels.gru_look_up_window(*looked_up, b_n, h, mask, starts, precision), c
+                case "peephole":
+                    p = self.get_parameter("peephole")
+                    return kernels.peephole_look_up_window(*looked_up, p, h, c, mask, starts, precision)
+                case _:
+                    return kernels.lstm_look_up_window(*looked_up, h, c, mask, starts, precision)
+        x = kernels.affine(below.reshape(T * B, -1), self.input_weight, self.bias, precision).view(T, B, -1)
         match self.cell:
             case "gru":
-                given = (x, recurrent_weight, self.get_parameter("recurrent_bias"), h, mask, starts, precision)
-                return GRUWindow.apply(*given), c  # type: ignore[no-untyped-call]
+                b_n = self.get_parameter("recurrent_bias")
+                return kernels.gru_window(x, recurrent_weight, b_n, h, mask, starts, precision), c
             case "peephole":
-                peephole = self.get_parameter("peephole")
-                peeped: tuple[Tensor, Tensor] = PeepholeWindow.apply(  # type: ignore[no-untyped-call]
-                    x, recurrent_weight, peephole, h, c, mask, starts, precision
-                )
-                return peeped
+                p = self.get_parameter("peephole")
+                return kernels.peephole_window(x, recurrent_weight, p, h, c, mask, starts, precision)
             case _:
                 return kernels.lstm_window(x, recurrent_weight, h, c, mask, starts, precision)
 
@@ -188,13 +187,13 @@ class LanguageModel(nn.Module):
 
     def kernel(self, precision: Products = "fp32") -> str:
         """What computes the cells with products of that precision, in words."""
-        if self.configuration.cell == "lstm":
+        if self.configuration.cell in kernels.COMPILED:
             return kernels.serving(self.device, self.output.bias.dtype, precision)
         return "PyTorch bf16" if precision == "bf16" else "PyTorch"
 
     def left_alone(self) -> AbstractContextManager[None]:
         """A context for training steps: the compiled kernel gets all threads if it does all that is large."""
-        return kernels.alone(self.device) if self.configuration.cell == "lstm" else nullcontext()
+        return kernels.alone(self.device) if self.configuration.cell in kernels.COMPILED else nullcontext()
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
@@ -227,20 +226,18 @@ class LanguageModel(nn.Module):
         T = len(inputs)
         options = self.configuration
         B = inputs.shape[1] if own is None else options.batch_size  # of the masks that are drawn
-        H, E = options.hidden, options.embedding
+        H = options.hidden
         # What goes up to the first layer: [T, B], or [T, B, E]; to the others [T, B, H].
         below, table = inputs, None
         if self.embedding is not None:
-            mask = self._output_mask((T, B, E), options.input_dropout, generator, own)
-            if mask is None and options.cell != "mogrifier":
-                # The product of all n-grams' embeddings is smaller than that of all of the window's.
-                table = kernels.affine(
-                    self.embedding, self.layers[0].get_parameter("input_weight"), None, precision
-                )
+            embedding: Tensor = self.embedding
+            if (mask := self._mask(tuple(embedding.shape), options.input_dropout, generator)) is not None:
+                embedding = embedding * mask
+            if options.cell == "mogrifier":
+                below = nn.functional.embedding(inputs, embedding)
             else:
-                below = nn.functional.embedding(inputs, self.embedding)
-                if mask is not None:
-                    below = below * mask
+                # The product of all n-grams' embeddings is smaller than that of all of the window's.
+                table = kernels.affine(embedding, self.layers[0].get_parameter("input_weight"), None, precision)
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
             recurrent_weight: Tensor = layer.get_parameter("recurrent_weight")
@@ -255,10 +252,10 @@ class LanguageModel(nn.Module):
             last_h.append(hidden[-1])
             last_c.append(c)
             below = hidden
-            if options.dropout_mode != "tutorial" and (
-                (mask := self._output_mask((T, B, H), options.dropout, generator, own)) is not None
-            ):
-                below = hidden * mask
+            if options.dropout_mode != "tutorial":
+                shape = (1 if options.dropout_mode == "locked" else T, B, H)
+                if (mask := self._mask(shape, options.dropout, generator, own)) is not None:
+                    below = hidden * mask
         return below, State(torch.stack(last_h), torch.stack(last_c))
 
     def loss(
@@ -325,14 +322,6 @@ class LanguageModel(nn.Module):
             )
         return rows, self.output.weight, self.output.bias
 
-    def _output_mask(
-        self, shape: tuple[int, int, int], dropped: float, generator: torch.Generator | None, own: slice | None
-    ) -> Tensor | None:
-        """A mask for what goes up to the next layer, [T, B, H], or the same at every step, [1, B, H]."""
-        if self.configuration.dropout_mode == "locked":
-            shape = (1, *shape[1:])
-        return self._mask(shape, dropped, generator, own)
-
     def _mask(
         self,
         shape: tuple[int, ...],
@@ -346,8 +335,8 @@ class LanguageModel(nn.Module):
         return mask if mask is None or own is None else mask[:, own]
 
     def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs = torch.from_numpy(window.inputs).to(self.device, torch.int64)
-        targets = torch.from_numpy(window.targets).to(self.device, torch.int64)
+        inputs = torch.from_numpy(window.inputs.astype(np.int64)).to(self.device)
+        targets = torch.from_numpy(window.targets.astype(np.int64)).to(self.device)
         if not self.configuration.reset_state:
             return inputs, targets, None
         return inputs, targets, torch.from_numpy(window.starts).to(self.device)
