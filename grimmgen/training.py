@@ -254,7 +254,7 @@ class Training:
     _damage: GrimmgenError | None = None
 
     def stop(self) -> None:
-        """Ask the loop to end after the update at work, saved; may be called from a signal handler."""
+        """Ask the loop to end after the update at work, saved; a signal handler may call it, on any rank."""
         self._stopping = True
 
     def events(self) -> Iterator[Event]:

@@ -267,9 +267,23 @@ _TRAIN = """
 """
 
 
-def trained_together(tales: Path, name: str, begin: bool = True, stop: int = 0) -> list[list[dict[str, Any]]]:
+# Takes every text for a large one, and tells who encodes it.
+_LARGE = """
+    import json
+    from grimmgen import tokens
+    write, tokens.IN_MEMORY = tokens._write, 1
+    def told(*given):
+        print(json.dumps({"event": "encoded"}))
+        write(*given)
+    tokens._write = told
+"""
+
+
+def trained_together(
+    tales: Path, name: str, begin: bool = True, stop: int = 0, before: str = ""
+) -> list[list[dict[str, Any]]]:
     """The events of each of two ranks."""
-    ran = together(_TRAIN, json.dumps([str(tales), OPTIONS, name, begin, stop]))
+    ran = together(before + _TRAIN, json.dumps([str(tales), OPTIONS, name, begin, stop]))
     assert [(one.code, one.err) for one in ran] == [(0, "")] * 2
     return [[json.loads(line) for line in one.out.splitlines()] for one in ran]
 
@@ -354,6 +368,18 @@ def test_a_run_goes_on_with_as_many_to_the_bit_and_with_more_or_fewer_to_roundin
             training.stop()
     trained_together(tales, "more", begin=False)
     assert close("more", "two")
+
+
+@pytest.mark.slow
+def test_a_large_text_is_encoded_once_and_shared(
+    two: tuple[Path, list[dict[str, Any]]], tales: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = two
+    monkeypatch.setenv("GRIMMGEN_HOME", str(directory))
+    events = trained_together(tales, "large", before=_LARGE)
+    assert sum(event["event"] == "encoded" for own in events for event in own) == 1
+    assert len(list((directory / "cache" / "tokens").glob("*.ids"))) == 1
+    assert same_to_the_bit("large", "two")
 
 
 # --- that they end together --------------------------------------------------------------------------------
