@@ -14,6 +14,7 @@ of models, text or files.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -68,7 +69,11 @@ class Ranks:
                 f"--batch-size {batch_size} is less than a row for each of {self.size} processes",
                 "give more rows, or start fewer with --nproc-per-node",
             )
-        return slice(batch_size * self.rank // self.size, batch_size * (self.rank + 1) // self.size)
+        return self._shares(batch_size)[self.rank]
+
+    def _shares(self, batch_size: int) -> list[slice]:
+        bounds = [batch_size * rank // self.size for rank in range(self.size + 1)]
+        return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
 
     def place(self, device: torch.device) -> torch.device:
         """The device of that kind that is this rank's."""
@@ -226,15 +231,14 @@ class _Torchrun(Ranks):
         import torch.distributed as dist
 
         # All send as much as the one with most rows.
-        n, depth, rows, width = part.shape
+        n, depth, b, width = part.shape
         padded = torch.zeros(n, depth, -(-batch_size // self.size), width)
-        padded[:, :, :rows] = part.cpu()
+        padded[:, :, :b] = part.cpu()
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         with _reached():
             dist.all_gather(parts, padded)
-        bounds = [batch_size * rank // self.size for rank in range(self.size + 1)]
-        own = zip(parts, bounds, bounds[1:], strict=False)
-        return torch.cat([sent[:, :, : end - begin] for sent, begin, end in own], dim=2)
+        sent = zip(parts, self._shares(batch_size), strict=True)
+        return torch.cat([rows[:, :, : own.stop - own.start] for rows, own in sent], dim=2)
 
     def watch(self, weights: Iterable[Tensor], batch_size: int) -> None:
         import torch.distributed as dist
