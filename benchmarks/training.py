@@ -7,7 +7,8 @@
 An update is forward, backward, clipping and Adam. Ours is the tutorial's network with its dropout, as
 `grimmgen train` runs it; the rival is `nn.Embedding` + `nn.LSTM` (for a GRU `nn.GRU`) + `nn.Linear` as one would
 write it, without dropout, for bf16 under `torch.autocast`. Ours runs twice in fp32, on the compiled kernel and on
-the plain path. All run in turn, so that a busy machine slows each.
+the plain path; with `--compile` the rival runs twice, too, the second time through `torch.compile`.
+All run in turn, so that a busy machine slows each.
 
 Printed are medians and quartiles; how many times as fast as the rival each is (the median, pair by pair); the
 share of the floor, which is the time that the update's products would take at the rate of the fastest large
@@ -92,10 +93,12 @@ class Rival(nn.Module):
         return self.linear(hidden), tuple(after)
 
 
-def rivals(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
-    """An update of `nn.LSTM`'s or `nn.GRU`'s."""
-    model = Rival(vocabulary_size, configuration)
+def rivals(window: Window, vocabulary_size: int, configuration: Configuration, compiled: bool = False) -> Update:
+    """An update of `nn.LSTM`'s or `nn.GRU`'s, as it is or through `torch.compile`, which needs a C++ compiler."""
+    model: nn.Module = Rival(vocabulary_size, configuration)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.001)
+    if compiled:
+        model = torch.compile(model)  # type: ignore[assignment]
     inputs, targets = torch.from_numpy(window.inputs).long(), torch.from_numpy(window.targets).long()
     zeros = torch.zeros(configuration.layers, window.inputs.shape[1], configuration.hidden)
     state = (zeros,) if configuration.cell == "gru" else (zeros, zeros)
@@ -174,6 +177,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocabulary-size", type=int, default=544)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true", help="the rival through torch.compile, too")
     parser.add_argument(
         "--processor-time", action="store_true", help="instead of wall-clock: with --threads 1, on a busy machine"
     )
@@ -197,6 +201,8 @@ def main() -> None:
     }
     if options.precision == "bf16":
         del contenders["plain"]
+    if options.compile:
+        contenders["compiled"] = lambda: rivals(window, V, configuration, compiled=True)
     if options.memory_of:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         update = contenders[options.memory_of]()

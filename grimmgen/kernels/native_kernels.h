@@ -637,40 +637,50 @@ EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, f
 
 /* ---- The optimiser ------------------------------------------------------------------------------------------- */
 
-/* The sums of the squares of a gradient [count]: for each of its slices `begin` to `end`, of SLICE numbers, one, from
- * `at` on in `sums`. */
-EXPORT void NAMED(squares)(size count, const float *gradient, double *sums, size at, size begin, size end)
+/* Both take all of the weights at once, `tensors` arrays of counts[i] numbers each, and count their parts through. */
+
+/* The sums of the squares of the gradients: for each of their slices, of SLICE numbers, one. */
+EXPORT void NAMED(squares)(size tensors, const size *counts, const float *const *gradients, double *sums, size begin,
+                           size end)
 {
-    for (size slice = begin; slice < end; slice++) {
-        size first = slice * SLICE, left = SMALLER(SLICE, count - first);
-        vec sum = splat(0), more = splat(0);
-        for (size n = 0; n < left; n += 2 * LANES) {
-            vec a = load_some(gradient + first + n, left - n);
-            vec b = load_some(gradient + first + n + LANES, left - n - LANES);
-            sum += a * a, more += b * b;
+    for (size i = 0, from = 0, slices; i < tensors; i++, from += slices) {
+        slices = (counts[i] + SLICE - 1) / SLICE;
+        for (size slice = LARGER(begin, from); slice < SMALLER(end, from + slices); slice++) {
+            size first = (slice - from) * SLICE, left = SMALLER(SLICE, counts[i] - first);
+            vec sum = splat(0), more = splat(0);
+            for (size n = first; n < first + left; n += 2 * LANES) {
+                vec a = load_some(gradients[i] + n, first + left - n);
+                vec b = load_some(gradients[i] + n + LANES, first + left - n - LANES);
+                sum += a * a, more += b * b;
+            }
+            sums[slice] = (double)sum_of(sum) + (double)sum_of(more);
         }
-        sums[at + slice] = (double)sum_of(sum) + (double)sum_of(more);
     }
 }
 
-/* A step for the weights `begin` to `end`; the steps are numbered as in grimmgen/optimiser.py.
+/* A step for the weights; the steps are numbered as in grimmgen/optimiser.py.
  *
- * rates  what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
+ * arrays  of each the weight, the gradient, the mean and the mean square
+ * rates   what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
  */
-EXPORT void NAMED(adamw)(float *weight, const float *gradient, float *mean, float *mean_square, const float *rates,
-                         size begin, size end)
+EXPORT void NAMED(adamw)(size tensors, const size *counts, float *const (*arrays)[4], const float *rates, size begin,
+                         size end)
 {
     const float scale = rates[0], share = rates[1], beta2 = rates[2], share2 = rates[3], kept = rates[4];
     const float pace = rates[5], root = rates[6], epsilon = rates[7];
-    for (size n = begin; n < end; n += LANES) {
-        vec g = load_some(gradient + n, end - n) * scale; /* (1) */
-        vec m = load_some(mean + n, end - n), v = load_some(mean_square + n, end - n); /* (2) */
-        m += (g - m) * share;
-        v = v * beta2 + g * g * share2;
-        vec w = load_some(weight + n, end - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
-        store_some(mean + n, m, end - n);
-        store_some(mean_square + n, v, end - n);
-        store_some(weight + n, w, end - n);
+    for (size i = 0, from = 0; i < tensors; from += counts[i], i++) {
+        float *weight = arrays[i][0], *gradient = arrays[i][1], *mean = arrays[i][2], *mean_square = arrays[i][3];
+        size last = SMALLER(end - from, counts[i]);
+        for (size n = LARGER(begin - from, 0); n < last; n += LANES) {
+            vec g = load_some(gradient + n, last - n) * scale; /* (1) */
+            vec m = load_some(mean + n, last - n), v = load_some(mean_square + n, last - n); /* (2) */
+            m += (g - m) * share;
+            v = v * beta2 + g * g * share2;
+            vec w = load_some(weight + n, last - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
+            store_some(mean + n, m, last - n);
+            store_some(mean_square + n, v, last - n);
+            store_some(weight + n, w, last - n);
+        }
     }
 }
 
