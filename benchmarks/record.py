@@ -69,7 +69,7 @@ def rows(head: list[str], body: list[list[str]]) -> str:
 
 
 def training(lines: list[Line]) -> str:
-    """Updates: milliseconds, ratios and memory."""
+    """Updates: milliseconds, ratios and memory; and where those of ours go."""
     body = []
     for line in lines:
         told = line["figures"]
@@ -90,7 +90,18 @@ def training(lines: list[Line]) -> str:
                         f"{own['peak MiB']:.0f}",
                     ]
                 )
-    return rows(["cell", "H, V, layers", "products", "", "ms", "times as fast", "of the floor", "peak MiB"], body)
+    head = ["cell", "H, V, layers", "products", "", "ms", "times as fast", "of the floor", "peak MiB"]
+    parts = [line["figures"] for line in lines if line["figures"].get("cell") == "lstm"]
+    names = list(parts[0]["profile"])
+    spent = [
+        [
+            f"{told['H']}, {told['V']}, {told['L']}",
+            told["precision"],
+            *(f"{told['profile'][n]:.2f}" for n in names),
+        ]
+        for told in parts
+    ]
+    return f"{rows(head, body)}\n\n{rows(['H, V, layers', 'products', *names], spent)}"
 
 
 def generation(lines: list[Line]) -> str:
