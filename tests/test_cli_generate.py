@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import grimmgen
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.generation import Decoding, Storyteller
+from grimmgen.decoding import Decoding
+from grimmgen.generation import Pieces, Telling
 from grimmgen.registry import Run
 from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
-from tests.program import PROGRAM, Ran, begin, grimmgen, on_terminal, shell
+from tests.program import PROGRAM, Ran, begin, on_terminal, shell
+from tests.program import grimmgen as program
 
 Program = Callable[..., Ran]
 
@@ -44,7 +50,7 @@ def endless(tmp_path: Path) -> Callable[[str], str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_a_random_seed_gives_the_same_bytes_again_in_any_process() -> None:
-    first, again, other = (grimmgen("generate", "--random-seed", seed) for seed in ("5", "5", "6"))
+    first, again, other = (program("generate", "--random-seed", seed) for seed in ("5", "5", "6"))
     assert first == again
     assert first.out != other.out
     assert (first.code, first.err) == (0, "")
@@ -66,24 +72,48 @@ def test_only_the_text_goes_to_standard_output(run: Program) -> None:
     assert told.out.startswith("the zebra")
 
 
-@pytest.mark.usefixtures("trained")
-def test_json_is_one_document_that_says_how_it_was_told(run: Program) -> None:
+def test_json_is_one_document_that_says_how_it_was_told(trained: Run, run: Program) -> None:
     ran = run("generate", "--json", "--seed", "The King", "--length", "20", "--top-k", "2", "--temperature", "0.5")
     assert (ran.code, ran.err) == (0, "")
     told = json.loads(ran.out)
     again = run("generate", "--seed", "the king", "--length", "20", "--top-k", "2", "--temperature", "0.5",
-                "--random-seed", str(told["random_seed"]))  # fmt: skip
+                "--random-seed", str(told["decoding"]["random_seed"]))  # fmt: skip
     assert told.pop("text") + "\n" == again.out
-    assert type(told.pop("random_seed")) is int
-    expected = {
+    assert told.pop("log_probability") < 0
+    assert told.pop("ending") in {"length", "end"}
+    decoding = asdict(Decoding(length=20, top_k=2, temperature=0.5, random_seed=told["decoding"]["random_seed"]))
+    content = trained.best_path.read_bytes()
+    assert told == {
         "run": "sly-fox",
+        "checkpoint_sha256": hashlib.sha256(content).hexdigest(),
+        "grimmgen": version("grimmgen"),
         "prompt": "the king",
-        "length": 20,
-        "top_k": 2,
-        "temperature": 0.5,
-        "state": "random",
+        "decoding": decoding,
     }
-    assert told == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--length 90",
+        "--seed th --top-p 0.8 --temperature 1.5 --state zeros",
+        "--min-p 0.02 --repetition-penalty 1.3 --until forest",
+        "--seed King --beam-width 3 --beam-depth 4 --length 61",
+        "--max-copy 9 --length 120 --stories 2",
+        "--greedy --length 33",
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_a_story_is_told_again_from_its_record_alone(options: str, run: Program) -> None:
+    records = json.loads(run("generate", "--json", *options.split()).out)
+    for record in records if isinstance(records, list) else [records]:
+        model = grimmgen.load(record["run"])
+        assert model.checkpoint.sha256 == record["checkpoint_sha256"]
+        decoding = grimmgen.Decoding(**record["decoding"])
+        assert model.generate(record["prompt"], **record["decoding"]) == record["text"]
+        [again] = model.tell_several(record["prompt"], decoding, 1)
+        assert (again.text, again.ending) == (record["text"], record["ending"])
+        assert model.log_probability(again) == record["log_probability"]
 
 
 @pytest.mark.usefixtures("trained")
@@ -93,7 +123,7 @@ def test_several_stories_are_told_one_after_the_other_each_as_if_alone(run: Prog
     assert run(*options, "3", "--stories", "3") == (0, "\n".join(alone), "")
     documents = json.loads(run(*options, "3", "--stories", "3", "--json").out)
     assert [document["text"] + "\n" for document in documents] == alone
-    assert [document["random_seed"] for document in documents] == [3, 4, 5]
+    assert [document["decoding"]["random_seed"] for document in documents] == [3, 4, 5]
     assert documents[1] == json.loads(run(*options, "4", "--json").out)
     assert run(*options, "3", "--stories", "1").out == alone[0]
 
@@ -123,16 +153,16 @@ def test_a_prompt_of_odd_length_goes_on_within_its_bigram(endless: Callable[[str
     ],
 )
 def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run) -> None:
-    piped = grimmgen("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
-    assert (piped.code, piped.err) == (0, "")
-    typed = grimmgen("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
-    assert piped.out == typed.out
+    piped = program("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
+    assert piped.code == 0
+    typed = program("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
+    assert (piped.out, piped.err) == (typed.out, typed.err)
     assert piped.out.startswith(prompt)
 
 
 @pytest.mark.usefixtures("trained")
 def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
-    ran = grimmgen("generate", "--seed", "-", stdin=b"the k\xf6nig")
+    ran = program("generate", "--seed", "-", stdin=b"the k\xf6nig")
     assert ran == (2, "", "error: standard input is not UTF-8 (byte 5): convert it first\n")
 
 
@@ -171,11 +201,11 @@ def test_control_characters_are_raw_in_a_pipe_and_harmless_on_a_terminal(endless
     # Fault 40.
     wild = "\x1b[2j\x9b31m\u202eab\x07\x08"
     told = ["generate", "--run", endless(wild), "--length", "90", "--random-seed", "1", "--top-k", "0"]
-    piped = grimmgen(*told)
+    piped = program(*told)
     assert set(piped.out) == {*wild, "\n"}
     shown = on_terminal(*PROGRAM, *told)
     assert shown.out == piped.out.encode("unicode_escape").decode().replace("\\n", "\n")
-    assert json.loads(grimmgen(*told, "--json").out)["text"] + "\n" == piped.out
+    assert json.loads(program(*told, "--json").out)["text"] + "\n" == piped.out
 
 
 @pytest.mark.usefixtures("trained")
@@ -183,18 +213,20 @@ def test_each_piece_has_left_before_the_next_is_drawn(monkeypatch: pytest.Monkey
     pieces, arrived = list[str](), list[str]()
     pipe = io.BytesIO()
 
-    def tell(teller: Storyteller, prompt: str, decoding: Decoding) -> Iterator[str]:
-        for piece in original(teller, prompt, decoding):
-            pieces.append(piece)
-            yield piece
+    def told(telling: Telling) -> Pieces:
+        if pieces:
             arrived.append(pipe.getvalue().decode())
+        pieces.append("")
+        [pieces[-1]] = following = original(telling)
+        return following
 
-    original = Storyteller.tell
-    monkeypatch.setattr(Storyteller, "tell", tell)
+    original = Telling.__next__
+    monkeypatch.setattr(Telling, "__next__", told)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
     assert _run(["generate", "--seed", "the king", "--length", "20"]) == 0
     assert len(pieces) > 3
-    assert arrived == list(itertools.accumulate(pieces))
+    # The last one asked for was none.
+    assert arrived == list(itertools.accumulate(pieces[:-1]))
 
 
 def test_ctrl_c_keeps_what_there_is(endless: Callable[[str], str]) -> None:
@@ -256,7 +288,7 @@ def test_options_may_be_variables(run: Program, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GRIMMGEN_GENERATE_LENGTH", "9")
     monkeypatch.setenv("GRIMMGEN_GENERATE_JSON", "1")
     told = json.loads(run("generate", "--length", "8").out)
-    assert (told["random_seed"], told["length"]) == (4, 8)
+    assert (told["decoding"]["random_seed"], told["decoding"]["length"]) == (4, 8)
 
 
 @pytest.mark.usefixtures("trained")

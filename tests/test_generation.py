@@ -8,8 +8,9 @@ import pytest
 from grimmgen import generation
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.decoding import Decoding
 from grimmgen.errors import UsageError
-from grimmgen.generation import Decoding, Storyteller
+from grimmgen.generation import Storyteller
 from grimmgen.kernels.stepping import Stepper
 from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
 
@@ -150,14 +151,14 @@ def test_several_stories_are_those_that_are_told_alone_with_the_next_random_seed
     monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
     model = teller({END: 1.0})
     options = Decoding(length=101, top_k=0, random_seed=5)
-    told = model.tell_several(prompt, options, 9)
+    told = [story.text for story in model.tell_several(prompt, options, 9)]
     assert told == [model.generate(prompt, length=101, top_k=0, random_seed=5 + number) for number in range(9)]
     # Some end of themselves, each at another place.
     assert len({len(story) for story in told}) > 3
 
 
 def test_both_paths_tell_the_same_stories(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = teller()
+    model = teller({END: -5.0})
     told = []
     for kernel in ("plain", ""):
         monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)

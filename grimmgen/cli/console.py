@@ -92,6 +92,41 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+class Lines:
+    """Text on standard output, broken between words where a line would leave the terminal; raw in a pipe."""
+
+    def __init__(self) -> None:
+        self._width = text_width() - 1 if sys.stdout.isatty() else 0
+        self._column = 0
+        self._begun = ""  # a word that has not ended yet
+        self._space = ""  # before it
+
+    def write(self, text: str) -> None:
+        """Go on; a word is shown when it has ended, all that there is at a line's end."""
+        if not self._width:
+            write(text)
+            return
+        from rich.cells import cell_len
+
+        shown = list[str]()
+        *ended, self._begun = re.split(r"(\s)", self._begun + text)
+        for word, space in zip(ended[::2], ended[1::2], strict=True):
+            width = cell_len(safe(word))
+            if self._column and self._column + len(self._space) + width > self._width:
+                shown.append("\n")
+                self._column, self._space = 0, ""
+            shown += self._space, word
+            # A terminal breaks a word that is longer than a line.
+            self._column += len(self._space) + width
+            if self._column > self._width:
+                self._column %= self._width
+            self._space = " " if space != "\n" else ""
+            if space == "\n":
+                shown.append(space)
+                self._column = 0
+        write("".join(shown))
+
+
 def table(
     columns: Sequence[str],
     rows: Iterable[Sequence[object]],

@@ -91,7 +91,7 @@ class Stepper:
 
         Args:
             numbers: random, from 0 to 1, one a draw, [N, B].
-            top_k: draw among this many best; 0 is all.
+            top_k: draw among this many best, and the end; 0 is all, 1 the best alone.
             temperature: see `decoding.temper`.
             never: ids that are not drawn.
             end: the id that ends a story.
@@ -108,7 +108,10 @@ class Stepper:
         for drawn, row in zip(ids, numbers, strict=True):
             for b in np.flatnonzero(~self._ended):
                 logits = decoding.temper(decoding.forbid(self.logits[b], list(never)), temperature)
-                drawn[b] = decoding.draw(decoding.top_k(logits, top_k), row[b])
+                best = decoding.top_k(logits, top_k)
+                if top_k != 1 and temperature > 0.0:
+                    best = decoding.or_end(best, logits, end)
+                drawn[b] = decoding.draw(best, row[b])
             self._ended = drawn == end
             if self._ended.all():
                 break
