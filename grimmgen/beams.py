@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from grimmgen.kernels.stepping import Ids, Stepper
     from grimmgen.novelty import CopyLimit
 
-# A word of the text that follows: all up to the next space, and n-grams that it has at most.
-_WORD = re.compile(r"\s*\S+(?=\s)")
+# A word of the text that follows, or marks between two, known to have ended; and the n-grams that it has at most.
+_WORD = re.compile(r"\s*(?:[\w'\u2019-]+(?=[^\w'\u2019-])|[^\w\s]+(?=[\w\s]))")
 _LONGEST_WORD = 16
-# Continuations that are looked at for each that stays: others may spell the same, or copy too much.
+# Continuations that are looked at for each that stays, because others may spell the same.
 _SPARE = 4
 
 
@@ -76,23 +76,23 @@ def grow(
         if beam.ended:
             row[:] = -np.inf
             row[END] = beam.score
-    most = min(_SPARE * width, scores.size)
-    best = np.argpartition(-scores, most - 1, axis=None)[:most]
     found: dict[tuple[str, bool], Beam] = {}
     copying: list[tuple[int, Beam]] = []
-    for place in best[np.argsort(-scores.flat[best], kind="stable")].tolist():
+    for seen, place in enumerate(_best_first(scores.ravel(), _SPARE * width)):
         parent, token = divmod(place, scores.shape[1])
         beam, score = beams[parent], float(scores[parent, token])
-        if score == -np.inf:
+        if score == -np.inf or (len(found) == width and seen >= _SPARE * width):
             break
         piece = vocabulary.decode([token])[len(begun) :]
         new = Beam(score, (*beam.ids, token), beam.text + piece, beam.limit, parent)
-        if beam.limit is not None and not beam.limit.allows(piece):
-            copying.append((beam.limit.copied(piece), new))
-        elif (known := found.get((new.text, new.ended))) is not None:
+        if (known := found.get((new.text, new.ended))) is not None:
             both = float(np.logaddexp(known.score, score))
             found[new.text, new.ended] = replace(known, score=both)
-        elif len(found) < width:
+        elif len(found) == width:
+            continue
+        elif beam.limit is not None and not beam.limit.allows(piece):
+            copying.append((beam.limit.copied(piece), new))
+        else:
             found[new.text, new.ended] = new
     grown = list(found.values()) or [min(copying, key=lambda pair: pair[0])[1]]
     watched = (
@@ -102,6 +102,16 @@ def grow(
         for beam in grown
     )
     return sorted(watched, key=lambda beam: -beam.score)
+
+
+def _best_first(scores: NDArray[np.float64], first: int) -> Iterator[int]:
+    """The places of numbers, the largest first; those after so many are sorted only if they are asked for."""
+    if first < scores.size:
+        best = np.argpartition(-scores, first - 1)[:first]
+        yield from best[np.argsort(-scores[best], kind="stable")].tolist()
+        scores = scores.copy()
+        scores[best] = -np.inf
+    yield from np.argsort(-scores, kind="stable").tolist()
 
 
 class BeamSearch:

@@ -212,8 +212,8 @@ class Storyteller:
     ) -> list[tuple[str, float]]:
         """The most probable next words of a text, with their probabilities, the best first.
 
-        A word is what the text goes on with up to the next space; it brings the space before it, if there is one,
-        and where the text ends within a word it is the rest of that.
+        A word, or the marks between two, brings the space before it, if there is one; where the text ends within
+        a word it is the rest of that.
 
         Args:
             text: any.
@@ -268,10 +268,12 @@ class Storyteller:
 
     def _read(self, prompt: str) -> tuple[list[int], str, list[int] | None]:
         """The ids to read before a story goes on, the characters of the next n-gram that the prompt has begun, and
-        the n-grams that begin so; None if it has begun none.
+        the n-grams to choose it among; None if all will do.
         """  # noqa: D205
         whole = len(prompt) - len(prompt) % self.vocabulary.ngram
         begun = prompt[whole:]
+        if not prompt:
+            return [END], "", self._beginnings()
         ids = [END, *self.vocabulary.encode(prompt[:whole]).tolist()]
         if begun and (candidates := self._beginning_with(begun)):
             # A story ends only where it could have ended: not within an n-gram that the prompt began.
@@ -321,6 +323,15 @@ class Storyteller:
         else:
             h, c = np.zeros((2, configuration.layers, len(generators), configuration.hidden), np.float32)
         return kernels.stepper(configuration, self.checkpoint.weights, h, c)
+
+    def _beginnings(self) -> list[int] | None:
+        """The n-grams that training stories begin with, as far as the checkpoint, a stranger's perhaps, knows them.
+
+        A model that has learnt stories cut from their second character on, too (phases), would begin there as often.
+        """
+        known = self.checkpoint.provenance.get("beginnings")
+        ids = known if isinstance(known, list) else []
+        return [i for i in ids if type(i) is int and END < i < len(self.vocabulary)] or None
 
     def _beginning_with(self, characters: str) -> list[int]:
         return [

@@ -61,7 +61,7 @@ def write_together(teller: Storyteller, prompt: str, decoding: Decoding) -> None
             words = teller.next_words(
                 story.text, _PROPOSED, random_seed=decoding.random_seed, state=decoding.state
             )
-            _show(story.tail(), _proposed(story.text, words))
+            _show("", story.tail(), _proposed(story.text, words))
             typed = input("> ")
             if typed.strip() == "/quit":
                 break

@@ -109,7 +109,7 @@ class Lines:
         from rich.cells import cell_len
 
         shown = list[str]()
-        *ended, self._begun = re.split(r"(\s)", self._begun + text)
+        *ended, self._begun = re.split("([ \n])", self._begun + text)
         for word, space in zip(ended[::2], ended[1::2], strict=True):
             width = cell_len(safe(word))
             if self._column and self._column + len(self._space) + width > self._width:
@@ -124,6 +124,10 @@ class Lines:
             if space == "\n":
                 shown.append(space)
                 self._column = 0
+        # What has no spaces is not waited for; the terminal breaks it.
+        if cell_len(safe(self._begun)) >= self._width:
+            shown += self._space, self._begun
+            self._column, self._space, self._begun = 1, "", ""
         write("".join(shown))
 
 
