@@ -78,6 +78,7 @@ def grow(
             row[END] = beam.score
     found: dict[tuple[str, bool], Beam] = {}
     copying: list[tuple[int, Beam]] = []
+    copied = 0
     for seen, place in enumerate(_best_first(scores.ravel(), _SPARE * width)):
         parent, token = divmod(place, scores.shape[1])
         beam, score = beams[parent], float(scores[parent, token])
@@ -94,11 +95,14 @@ def grow(
             copying.append((beam.limit.copied(piece), new))
         else:
             found[new.text, new.ended] = new
-    grown = list(found.values()) or [min(copying, key=lambda pair: pair[0])[1]]
+    grown = list(found.values())
+    if not grown:
+        copied, least = min(copying, key=lambda pair: pair[0])
+        grown = [least]
     watched = (
         beam
         if beam.limit is None
-        else replace(beam, limit=beam.limit.after(beam.text[len(beams[beam.parent].text) :]))
+        else replace(beam, limit=beam.limit.after(beam.text[len(beams[beam.parent].text) :], copied))
         for beam in grown
     )
     return sorted(watched, key=lambda beam: -beam.score)

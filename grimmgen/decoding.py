@@ -161,7 +161,7 @@ def allow_only(logits: Logits, ids: NDArray[np.int64] | list[int]) -> Logits:
     return allowed
 
 
-def log_probabilities(logits: Logits) -> NDArray[np.float64]:
+def log_probabilities(logits: Logits | NDArray[np.float64]) -> NDArray[np.float64]:
     """The logarithms of the probabilities that logits [..., V] stand for."""
     shifted = logits - logits.max(axis=-1, keepdims=True).astype(np.float64)
     log_p: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
@@ -200,7 +200,7 @@ def temper(logits: Logits, temperature: float) -> Logits:
 
 
 def top_k(logits: Logits, k: int) -> Logits:
-    """The k best logits [V], for 0 all of them, and the others at minus infinity.
+    """The k best logits [V], for 0 all of them, and the others at minus infinity; of equals the first ones.
 
     Tutorial, "Greedy sampling to break unimodality".
 
@@ -209,7 +209,9 @@ def top_k(logits: Logits, k: int) -> Logits:
     """
     if not 0 < k < len(logits):
         return logits
-    return allow_only(logits, np.argpartition(logits, -k)[-k:])
+    least = np.partition(logits, -k)[-k]
+    above, equal = np.flatnonzero(logits > least), np.flatnonzero(logits == least)
+    return allow_only(logits, np.concatenate([above, equal[: k - len(above)]]))
 
 
 def top_p(logits: Logits, p: float) -> Logits:

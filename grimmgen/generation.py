@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -100,7 +101,7 @@ class Storyteller:
         self.name = name
         self.checkpoint = checkpoint
         self.vocabulary = checkpoint.vocabulary
-        self._index = index
+        self._index = None if index is None else cache(index)
 
     @classmethod
     def load(cls, run_or_path: str | None) -> Storyteller:
@@ -294,9 +295,8 @@ class Storyteller:
             from grimmgen.novelty import CopyLimit
 
             assert self._index is not None
-            limits = [
-                CopyLimit(self._index(), options.max_copy, story.prompt, self.vocabulary.ngram) for story in told
-            ]
+            index = self._index()
+            limits = [CopyLimit(index, options.max_copy, story.prompt, self.vocabulary.ngram) for story in told]
         if options.beam_width is None:
             from grimmgen.sampling import Sampler
 
@@ -325,9 +325,9 @@ class Storyteller:
         return kernels.stepper(configuration, self.checkpoint.weights, h, c)
 
     def _beginnings(self) -> list[int] | None:
-        """The n-grams that training stories begin with, as far as the checkpoint, a stranger's perhaps, knows them.
+        """The n-grams that training stories begin with, if the checkpoint says so; it may be a stranger's.
 
-        A model that has learnt stories cut from their second character on, too (phases), would begin there as often.
+        A model that has learnt stories from their second character on, too (phases), would begin there as often.
         """
         known = self.checkpoint.provenance.get("beginnings")
         ids = known if isinstance(known, list) else []

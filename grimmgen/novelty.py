@@ -222,20 +222,31 @@ class CopyLimit:
         """The longest copy that there would be if the story went on so, in characters."""
         return self._copied(piece, self._reach)
 
-    def go_on(self, piece: str) -> None:
-        """The story has gone on so."""
-        if len(piece) > self.clear and (copied := self.copied(piece)) > self._most:
-            self.longest = max(self.longest, copied)
+    def within(self, piece: str) -> int:
+        """So many characters of this the story may go on with."""
+        text = self._told[-self._most - 1 :]
+        before, end = len(text), self.clear
+        text += piece
+        while end < len(piece):
+            [length] = self._index.longest_suffixes(text[: before + end + 1], [""], self._most + 1)
+            if length > self._most:
+                return end
+            # A copy grows by one character at a time: the next one that can be too long ends here.
+            end += self._most + 1 - length
+        return len(piece)
+
+    def go_on(self, piece: str, copied: int = 0) -> None:
+        """The story has gone on so; for want of another way, if it is too long a copy."""
+        self.longest = max(self.longest, copied)
         self._told = (self._told + piece)[-self._reach :]
-        # A copy grows by no more than what is told: until it may be too long nobody need look.
         self.clear -= len(piece)
         if self.clear < self._ngram:
             self._look()
 
-    def after(self, piece: str) -> CopyLimit:
-        """Another, of the same story, should it go on so."""
+    def after(self, piece: str, copied: int = 0) -> CopyLimit:
+        """Another, of the same story, should it go on so; see `go_on`."""
         other = copy.copy(self)
-        other.go_on(piece)
+        other.go_on(piece, copied)
         return other
 
     def _look(self) -> None:

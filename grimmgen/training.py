@@ -521,7 +521,7 @@ class _Loop:
             "epoch": self._progress.epoch + 1 if evaluated else self._progress.epoch,
             "versions": versions(),
             # A story that is told without a prompt begins with one of these.
-            "beginnings": sorted({int(ways[0][0]) for ways in self._stories if len(ways[0])} - {UNKNOWN}),
+            "beginnings": sorted({int(ways[0][:1][0]) for ways in self._stories if len(ways[0])} - {UNKNOWN}),
         }
         if evaluated:
             provenance["perplexity"] = evaluated.perplexity

@@ -21,6 +21,8 @@ from grimmgen.kernels.library import WIDTH, function
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
+# States, logits, and which rows are over.
+Memory = tuple[Floats, Floats, Floats, NDArray[np.bool_]]
 
 
 class Stepper:
@@ -117,6 +119,14 @@ class Stepper:
                 break
             self._step(drawn)
         return ids
+
+    def remember(self) -> Memory:
+        """Where all rows are now, for `go_back`."""
+        return self.h.copy(), self.c.copy(), self.logits.copy(), self._ended.copy()
+
+    def go_back(self, memory: Memory) -> None:
+        """Let all rows be where they were."""
+        self.h[:], self.c[:], self.logits[:], self._ended[:] = memory
 
     def _rows(self, ids: ArrayLike) -> Ids:
         rows = np.asarray(ids, np.int64)
