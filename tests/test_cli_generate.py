@@ -20,8 +20,9 @@ import grimmgen
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.decoding import Decoding
+from grimmgen.decoding import LONGEST, Decoding
 from grimmgen.generation import Pieces, Telling
+from grimmgen.novelty import CopyIndex
 from grimmgen.registry import Run
 from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
@@ -298,3 +299,216 @@ def test_on_a_terminal_the_random_seed_to_tell_it_again_is_shown() -> None:
     assert "--random-seed" in shown.out
     shown = on_terminal(*PROGRAM, "generate", "--length", "10", "--stories", "2")
     assert re.search(r"--random-seed \d+ --stories 2", shown.out)
+
+
+# --- ways of telling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--top-k 9",
+        "--top-p 0.5",
+        "--min-p 0.4",
+        "--temperature 3",
+        "--greedy",
+        "--repetition-penalty 5",
+        "--beam-width 4",
+        "--max-copy 6",
+        "--until e",
+        "--state zeros",
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_no_option_is_ignored(option: str, run: Program) -> None:
+    plain = ["generate", "--length", "300", "--random-seed", "4"]
+    told = run(*plain, *option.split())
+    assert (told.code, told.err) == (0, "")
+    assert told.out != run(*plain).out
+    assert told == run(*plain, *option.split())
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_depth_of_beams_is_not_ignored(run: Program) -> None:
+    plain = ["generate", "--length", "300", "--random-seed", "4", "--beam-width", "4"]
+    assert run(*plain, "--beam-depth", "2").out != run(*plain).out == run(*plain, "--beam-depth", "5").out
+
+
+def test_max_copy_keeps_to_the_training_stories_of_the_run(trained: Run, run: Program) -> None:
+    index = CopyIndex.build((story.name, story.read().lower()) for story in trained.split().parts["train"])
+    for limit in (4, 6):
+        ran = run("generate", "--max-copy", str(limit), "--length", "400", "--random-seed", "1")
+        lengths, _ = index.longest_at_each(ran.out[:-1])
+        assert 3 <= lengths.max() <= limit
+    free, _ = index.longest_at_each(run("generate", "--length", "400", "--random-seed", "1").out[:-1])
+    assert free.max() > 6
+    ran = run("generate", "--run", str(trained.best_path), "--max-copy", "8")
+    message = (
+        f"error: {trained.best_path} does not bring the stories it has learnt from: give --run a run's name\n"
+    )
+    assert ran == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--greedy --top-p 0.5", "--greedy always takes the best: --top-p has no say: leave out --top-p"),
+        (
+            "--beam-width 3 --top-k 2",
+            "--beam-width chooses among whole beams: --top-k has no say: leave out --top-k",
+        ),
+        ("--beam-depth 3", "--beam-depth has no beams: give --beam-width, too"),
+        ("--seed a --seed-file b", "--seed and --seed-file both begin the story: give one of them"),
+        ("--lines --json", "--lines is for a terminal, --json for a program: leave out --lines"),
+        ("--interactive --json", "--interactive is for a terminal, --json for a program: leave out --interactive"),
+        ("--interactive", "--interactive needs a terminal: leave it out, or run it at one"),
+        (
+            "--interactive --stories 2",
+            "--interactive writes one story at a terminal: leave out --stories, --novelty and --seed -",
+        ),
+        ("--until paragraph", None),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_what_does_not_go_together_is_refused_in_one_line(options: str, message: str | None, run: Program) -> None:
+    ran = run("generate", "--random-seed", "1", *options.split())
+    if message is None:
+        assert ran.code == 0
+    else:
+        assert ran == (2, "", f"error: {message}\n")
+
+
+def test_a_story_ends_where_the_model_ends_it_and_what_has_no_end_is_told(
+    endless: Callable[[str], str], run: Program
+) -> None:
+    ran = run("generate", "--run", endless("the king"))
+    assert (ran.code, len(ran.out)) == (0, LONGEST + 1)
+    assert ran.err == f"no end within {LONGEST:,} characters: --length gives it more\n"
+    assert run("generate", "--run", endless("the king"), "--quiet").err == ""
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_run_that_is_trained_knows_how_its_stories_begin(run: Program) -> None:
+    told = {run("generate", "--top-k", "0", "--length", "2").out for _ in range(9)}
+    assert told == {"th\n"}
+
+
+# --- prompts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "warned"),
+    [
+        ("", ""),
+        ("t", ""),
+        ("the king", ""),
+        (
+            "\u4e2d\u6587",
+            "warning: the model has never seen '\u4e2d' '\u6587': it reads <unk> there and goes on\n",
+        ),
+        ("\U0001f98a", "warning: the model has never seen '\U0001f98a': it reads <unk> there and goes on\n"),
+        ("thrk", "warning: the model does not know 'rk': it reads <unk> there and goes on\n"),
+        (
+            "zzrk",
+            "warning: the model has never seen 'z' and does not know 'rk': it reads <unk> there and goes on\n",
+        ),
+        ("The king " * (2**20 // 9), ""),
+    ],
+    ids=lambda value: repr(value[:9]),
+)
+@pytest.mark.usefixtures("trained")
+def test_prompts_of_any_kind_from_a_pipe_and_from_a_file(sent: str, warned: str, tmp_path: Path) -> None:
+    # Fault 41.
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(sent.encode() + b"\r\n")
+    options = ["generate", "--length", "30", "--random-seed", "1"]
+    piped = program(*options, "--seed", "-", stdin=sent.encode() + b"\n")
+    from_file = program(*options, "--seed-file", str(path))
+    assert piped == from_file
+    assert piped.code == 0
+    assert piped.out.startswith(sent.lower())
+    assert len(piped.out) == len(sent) + 31
+    # A megabyte of one sentence is cut anywhere: of what is unknown there the model tells.
+    assert piped.err == warned or len(sent) > 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read {} (No such file or directory): check the path"),
+        (b"the k\xf6nig", "{} is not UTF-8 (byte 5): convert it first"),
+        (b"a" * (2**20 + 1), "{} is longer than 1 MB: give the last part of it"),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_a_file_that_cannot_be_a_prompt_is_refused(
+    content: bytes | None, message: str, tmp_path: Path, run: Program
+) -> None:
+    path = tmp_path / "prompt.txt"
+    if content is not None:
+        path.write_bytes(content)
+    ran = run("generate", "--seed-file", str(path))
+    assert (ran.out, ran.err) == ("", f"error: {message.format(path)}\n")
+    assert ran.code in {1, 2}
+
+
+# --- on a terminal ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 40, 20])
+@pytest.mark.usefixtures("trained")
+def test_lines_are_broken_between_words_on_a_terminal_alone(columns: int) -> None:
+    told = ["generate", "--length", "600", "--random-seed", "1"]
+    raw = program(*told, "--lines").out
+    assert raw == program(*told).out
+    shown = on_terminal(*PROGRAM, *told, "--lines", columns=columns).out
+    assert shown.split() == raw.split()
+    lines = shown.split("\n")
+    assert max(map(len, lines)) < columns
+    # As many words a line as there is room for.
+    joined = [(a, b) for a, b in itertools.pairwise(lines) if a and b]
+    assert sum(len(a) + len(b.split()[0]) + 1 >= columns - 1 for a, b in joined) >= len(joined) // 2
+
+
+@pytest.mark.usefixtures("trained")
+def test_words_are_proposed_taken_typed_undone_and_saved(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    typed = [
+        "1",
+        "the miller",
+        "/undo",
+        ", said",
+        "\x1b[2J",
+        "/undo",
+        "99",
+        "/save",
+        f"/save {path}",
+        "/moral",
+        "",
+    ]
+    keys = "".join(f"{line}\n" for line in [*typed, "/quit"]).encode()
+    shown = on_terminal(
+        *PROGRAM, "generate", "--interactive", "--seed", "The fox", "--random-seed", "1", keys=keys, after=b"> "
+    )
+    assert shown.code == 0
+    assert "Traceback" not in shown.out
+    saved = path.read_text()
+    assert saved.startswith("the fox ")
+    assert saved.endswith(", said\n")
+    assert "miller" not in saved
+    assert re.search(r"1\xa0\w+\xa0\d+%", shown.out)
+    assert "there is no word 99: the words are 1 to 8" in shown.out
+    assert "give a name: /save story.txt" in shown.out
+    assert f"saved to {path}" in " ".join(shown.out.split())
+    # What came after it was saved is shown at the end, so that it is not lost.
+    assert shown.out.rstrip().rpartition("/quit")[2].split()[:3] == saved.split()[:3]
+
+
+@pytest.mark.usefixtures("trained")
+def test_ctrl_d_leaves_the_companion_and_ctrl_c_does_too() -> None:
+    for key, code in ((b"\x04", 0), (b"\x03", 130)):
+        shown = on_terminal(*PROGRAM, "generate", "-i", keys=b"a goose\n" + key, after=b"> ", columns=40)
+        assert shown.code == code
+        assert "Traceback" not in shown.out
+        # Ctrl-C takes what was typed before it along.
+        assert shown.out.count("a goose") >= 2 or code
