@@ -3,9 +3,9 @@
     python benchmarks/telling.py [--run NAME]
 
 The same random seeds, 0 and up, are told in each way by a run of yours; printed are how much of that stands
-verbatim in its training stories, as `grimmgen generate --novelty` measures it, with held-out stories as the control,
-what the model itself thinks of it in bits per character, processor seconds, and the beginning of the first story of
-each. The same run gives the same figures, but for the seconds.
+verbatim in its training stories, as `grimmgen generate --novelty` measures it, with held-out stories as the
+control, what the model itself thinks of it in bits per character, processor seconds, and the beginning of the
+first story of each. The same run gives the same figures, but for the seconds.
 """
 
 from __future__ import annotations

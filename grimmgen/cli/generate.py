@@ -97,9 +97,10 @@ def generate(
 ) -> None:
     """Tell a story with a trained model: the text goes to standard output as it is made, all else elsewhere.
 
-    What the options leave to draw from is narrowed in this order: --max-copy, --repetition-penalty, --temperature,
-    --top-k, --top-p, --min-p. Several stories are told side by side, and come when all are complete, with an empty
-    line between them. --json has all that is needed to tell a story again.
+    Several stories are told side by side, and come when all are complete, with an empty line between them.
+
+    What may come next is narrowed in this order: --max-copy, --repetition-penalty, --temperature, --top-k,
+    --top-p, --min-p. --json has all that it takes to tell a story again.
 
     Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
     """
