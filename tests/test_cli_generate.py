@@ -475,7 +475,7 @@ def test_words_are_proposed_taken_typed_undone_and_saved(tmp_path: Path) -> None
     path = tmp_path / "story.txt"
     typed = [
         "1",
-        "the miller",
+        "the miller \u72d0",
         "/undo",
         ", said",
         "\x1b[2J",
@@ -498,6 +498,7 @@ def test_words_are_proposed_taken_typed_undone_and_saved(tmp_path: Path) -> None
     assert "miller" not in saved
     assert re.search(r"1\xa0\w+\xa0\d+%", shown.out)
     assert "there is no word 99: the words are 1 to 8" in shown.out
+    assert "the model has never seen '\u72d0'" in shown.out
     assert "give a name: /save story.txt" in shown.out
     assert f"saved to {path}" in " ".join(shown.out.split())
     # What came after it was saved is shown at the end, so that it is not lost.

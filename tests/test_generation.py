@@ -18,6 +18,8 @@ from grimmgen.generation import Storyteller
 from grimmgen.kernels.stepping import Stepper
 from grimmgen.novelty import CopyIndex
 from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
+from tests.builders import NETWORKS, tiny_checkpoint
+from tests.builders import TEXT as STORY
 
 TEXT = "the king and the fox went to the king's house, zq "
 CONFIGURATION = Configuration(hidden=5)
@@ -492,3 +494,16 @@ def test_any_prompt_is_gone_on_with_in_every_way(prompt: str, way: dict[str, Any
     told = copyist().generate(prompt, length=11, max_copy=9, **way)
     assert told.startswith(prompt)
     assert len(told) == len(prompt) + 11
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_network_tells_in_every_way(network: str) -> None:
+    checkpoint = tiny_checkpoint(**NETWORKS[network])
+    checkpoint.weights["output.bias"][END] = -99.0
+    model = Storyteller("tiny", checkpoint, lambda: CopyIndex.build([("text", STORY)]))
+    for way in WAYS:
+        for most in (None, 5):
+            told = model.tell_several("The k", Decoding(length=20, max_copy=most, **way), 2)
+            assert [len(story.text) for story in told] == [25, 25]
+            assert model.log_probability(told[1]) < 0
+    assert model.next_words("the ", 3)

@@ -99,6 +99,14 @@ class _Story:
         apart = self.text and not self.text[-1].isspace() and self.text[-1] not in _OPENING
         self.go_on(f" {typed}" if apart and typed[0] not in _CLOSING and not typed[0].isspace() else typed)
 
+    def unknown(self) -> tuple[list[str], list[str]]:
+        """What the model does not know of what was written last."""
+        before, after = (self._teller.unknown_in(text) for text in (self._before[-1], self.text))
+        characters, ngrams = (
+            [part for part in new if part not in old] for old, new in zip(before, after, strict=True)
+        )
+        return characters, ngrams
+
     def undo(self) -> bool:
         if not self._before:
             return False
@@ -143,6 +151,7 @@ def _answer(story: _Story, typed: str, words: list[tuple[str, float]]) -> str | 
         return _HELP
     else:
         story.type(typed)
+        return console.unknown(*story.unknown())
     return None
 
 

@@ -27,6 +27,8 @@ _PIPE_WIDTH = 160
 # Lines of a text there.
 _TEXT_WIDTH = 80
 _NARROW = 70
+# Of what the model does not know so much is named.
+_NAMED = 20
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -343,6 +345,21 @@ class Bars:
         """A line above the bars."""
         if not self._quiet:
             self._console.print(_text(text, style), soft_wrap=not self.live)
+
+
+def unknown(characters: Sequence[str], ngrams: Sequence[str]) -> str | None:
+    """What to say of the parts of a prompt that the model does not know; None if it knows all.
+
+    >>> unknown(["z"], [])
+    "the model has never seen 'z': it reads <unk> there and goes on"
+    """
+
+    def named(parts: Sequence[str]) -> str:
+        return " ".join(map(repr, parts[:_NAMED])) + (" …" if len(parts) > _NAMED else "")
+
+    said = [f"has never seen {named(characters)}"] * bool(characters)
+    said += [f"does not know {named(ngrams)}"] * bool(ngrams)
+    return f"the model {' and '.join(said)}: it reads <unk> there and goes on" if said else None
 
 
 def seconds(value: float) -> str:

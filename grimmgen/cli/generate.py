@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 # It is read n-gram by n-gram before the story goes on.
 _LONGEST_PROMPT = 1 << 20
-# What the model does not know of a prompt is named up to that.
-_NAMED = 20
 
 
 def generate(
@@ -139,7 +137,7 @@ def generate(
         companion.check_terminal()
     prompt = _prompt(seed, seed_file)
     teller = Storyteller.load(run)
-    if not quiet and (warning := _unknown(*teller.unknown_in(prompt))):
+    if not quiet and (warning := console.unknown(*teller.unknown_in(prompt))):
         console.warn(warning)
     if interactive:
         companion.write_together(teller, prompt, chosen)
@@ -199,17 +197,6 @@ def _prompt(seed: str, seed_file: Path | None) -> str:
         return sent.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UsageError(f"{where} is not UTF-8 (byte {error.start})", "convert it first") from None
-
-
-def _unknown(characters: Sequence[str], grams: Sequence[str]) -> str | None:
-    """What to say of the parts of a prompt that the model does not know."""
-
-    def named(parts: Sequence[str]) -> str:
-        return " ".join(map(repr, parts[:_NAMED])) + (" …" if len(parts) > _NAMED else "")
-
-    said = [f"has never seen {named(characters)}"] * bool(characters)
-    said += [f"does not know {named(grams)}"] * bool(grams)
-    return f"the model {' and '.join(said)}: it reads <unk> there and goes on" if said else None
 
 
 def _record(teller: Storyteller, story: Told) -> dict[str, Any]:
