@@ -183,6 +183,58 @@ def tables(lines: list[Line]) -> dict[str, str]:
     return {script: TABLES[script](own) for script, own in of.items() if own}
 
 
+def summary(lines: list[Line]) -> list[str]:
+    """The rows of the README's table that tell of speed."""
+    said: dict[str, list[Line]] = {}
+    for line in lines:
+        said.setdefault(line["ran"][0], []).append(line["figures"])
+    body = []
+
+    def tell(what: str, figure: str, script: str) -> None:
+        body.append(f"| {what} | {figure} | `benchmarks/{script}` |")
+
+    def ratio(hidden: int, layers: int, precision: str) -> str:
+        found = [
+            told
+            for told in said["training.py"]
+            if (told["cell"], told["H"], told["L"], told["precision"]) == ("lstm", hidden, layers, precision)
+        ]
+        return f"{found[0]['grimmgen']['times as fast']:.1f} times as fast as `nn.LSTM` in {precision}"
+
+    for what, hidden, layers in (
+        ("one update at the tutorial's size", 128, 1),
+        ("one update, 512 units", 512, 1),
+        ("the same, two layers", 512, 2),
+    ):
+        tell(what, ", ".join(ratio(hidden, layers, precision) for precision in ("fp32", "bf16")), "training.py")
+    told = said["generation.py"][0]
+    tell(
+        "telling, one story, one core, tutorial's size",
+        f"{told['bigrams a second']['grimmgen']:,.0f} bigrams a second,"
+        f" {told['times as fast']['grimmgen']:.0f} times as fast as a loop in eager PyTorch",
+        "generation.py",
+    )
+    told = said["startup.py"][0]
+    seconds, shares = told["seconds"], told["share of import torch"]
+    both = " and ".join(
+        f"{seconds[name]:.2f} s ({shares[name]:.2f} of `import torch`)"
+        for name in ("grimmgen generate --length 200", "grimmgen --help")
+    )
+    tell("from the shell to the end of 200 characters; `--help`", both, "startup.py")
+    told = said["text.py"][0]
+    speed = statistics.median(told["MB a second"]["grimmgen"]["both"])
+    tell(
+        "1 GB of text counted and encoded",
+        f"{speed:.0f} MB a second, {told['times as fast']['both']:.0f} times as fast as `collections.Counter`;"
+        f" peak memory {told['peak, MB']['grimmgen']:.0f} MB",
+        "text.py",
+    )
+    tell("training on 1 GB of text", f"peak memory {told['train'][0]['peak, MB']:.0f} MB", "text.py --train 10")
+    told = said["command.py"][0]
+    tell("`grimmgen train`, after its start", f"{told['share']:.0%} is inside the updates", "command.py")
+    return body
+
+
 def main() -> None:
     """Measure what was asked for, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -194,6 +246,7 @@ def main() -> None:
     if options.table:
         for script, table in tables(lines).items():
             print(f"{script}\n\n{table}\n")
+        print("\n".join(summary(lines)))
         return
     chosen = [run for run in RUNS if options.only in (None, run[0])]
     made = [measure(run, options.corpus) for run in chosen]

@@ -28,6 +28,7 @@ def test_the_sections_stand_in_their_order() -> None:
         "Five minutes with the real tales",
         "Your own text",
         "Many GPUs",
+        "Telling",
         "Judging",
         "Commands",
         "The tutorial, and where it lives",

@@ -35,6 +35,8 @@
 #define multiply_rows NAMED(multiply_rows)
 #define multiply_columns NAMED(multiply_columns)
 #define enter NAMED(enter)
+#define lstm_steps NAMED(lstm_steps)
+#define lstm_steps_back NAMED(lstm_steps_back)
 #define softmax NAMED(softmax)
 
 #if LANES == 1
@@ -386,9 +388,9 @@ INLINE void enter(float *z, const float *x, const float *bias, size count)
  * gates  [T, B, 4H]: i, f, c̃, o
  * room   [B, H] to work in
  */
-EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
-                                const float *u, const float *peephole, const float *mask, const uint8_t *starts,
-                                float *h, float *c, float *gates, float *room, size begin, size end)
+INLINE void lstm_steps(size T, size B, size H, const float *x, const int64_t *ids, const float *bias, const float *u,
+                       const float *peephole, const float *mask, const uint8_t *starts, float *h, float *c,
+                       float *gates, float *room, size begin, size end)
 {
     size rows = end - begin, panels = (4 * H + PANEL - 1) / PANEL;
     for (size t = 0; t < T; t++) {
@@ -426,6 +428,15 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
     }
 }
 
+/* Compiled twice: without peepholes nothing is asked about them at every vector. */
+EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
+                                const float *u, const float *peephole, const float *mask, const uint8_t *starts,
+                                float *h, float *c, float *gates, float *room, size begin, size end)
+{
+    if (peephole) lstm_steps(T, B, H, x, ids, bias, u, peephole, mask, starts, h, c, gates, room, begin, end);
+    else lstm_steps(T, B, H, x, ids, bias, u, 0, mask, starts, h, c, gates, room, begin, end);
+}
+
 /* Backward through all steps, for the rows `begin` to `end`: the gradient by each z, in the place of the gates, which
  * saves much of what goes to and from memory.
  *
@@ -436,10 +447,10 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
  * d_peephole    [B, 3, H]: the gradients by the peepholes, each row's own, are added to it
  * room          [B, 4H] to work in
  */
-EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *peephole,
-                                 const float *mask, const uint8_t *starts, const float *c, float *gates,
-                                 const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room,
-                                 size begin, size end)
+INLINE void lstm_steps_back(size T, size B, size H, const float *u_transposed, const float *peephole,
+                            const float *mask, const uint8_t *starts, const float *c, float *gates,
+                            const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room, size begin,
+                            size end)
 {
     size panels = (H + PANEL - 1) / PANEL;
     for (size t = T; t-- > 0;) {
@@ -480,6 +491,17 @@ EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transpos
         for (size b = begin; start && b < end; b++)
             if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
     }
+}
+
+EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *peephole,
+                                 const float *mask, const uint8_t *starts, const float *c, float *gates,
+                                 const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room,
+                                 size begin, size end)
+{
+    if (peephole)
+        lstm_steps_back(T, B, H, u_transposed, peephole, mask, starts, c, gates, grad_h, d_h, d_c, d_peephole, room,
+                        begin, end);
+    else lstm_steps_back(T, B, H, u_transposed, 0, mask, starts, c, gates, grad_h, d_h, d_c, 0, room, begin, end);
 }
 
 /* ---- The window of the GRU ---------------------------------------------------------------------------------- */
@@ -785,6 +807,8 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef multiply_rows
 #undef multiply_columns
 #undef enter
+#undef lstm_steps
+#undef lstm_steps_back
 #undef softmax
 #undef INLINE
 #undef AS_INTS
