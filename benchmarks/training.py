@@ -1,12 +1,13 @@
-"""One update of training, against the vendor's fused LSTM in the same run.
+"""One update of training, against the vendor's fused LSTM or GRU in the same run.
 
     python benchmarks/training.py
+    python benchmarks/training.py --cell gru
     python benchmarks/training.py --precision bf16 --hidden 512 --vocabulary-size 700 --layers 2 --rounds 6
 
 An update is forward, backward, clipping and Adam. Ours is the tutorial's network with its dropout, as
-`grimmgen train` runs it; the rival is `nn.Embedding` + `nn.LSTM` + `nn.Linear` as one would write it, without
-dropout, for bf16 under `torch.autocast`. Ours runs twice in fp32, on the compiled kernel and on the plain path.
-All run in turn, so that a busy machine slows each.
+`grimmgen train` runs it; the rival is `nn.Embedding` + `nn.LSTM` (for a GRU `nn.GRU`) + `nn.Linear` as one would
+write it, without dropout, for bf16 under `torch.autocast`. Ours runs twice in fp32, on the compiled kernel and on
+the plain path. All run in turn, so that a busy machine slows each.
 
 Printed are medians and quartiles; how many times as fast as the rival each is (the median, pair by pair); the
 share of the floor, which is the time that the update's products would take at the rate of the fastest large
@@ -33,7 +34,7 @@ from torch import Tensor, nn
 from grimmgen import kernels
 from grimmgen.batches import Window
 from grimmgen.cells.products import product
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import GATES, Configuration
 from grimmgen.model import LanguageModel
 from grimmgen.optimiser import AdamW
 
@@ -75,25 +76,29 @@ def with_kernel(name: str, update: Update) -> Update:
 class Rival(nn.Module):
     """The same network from ready-made layers, its input a dense embedding of H."""
 
-    def __init__(self, vocabulary_size: int, hidden: int, layers: int) -> None:
+    def __init__(self, vocabulary_size: int, configuration: Configuration) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(vocabulary_size, hidden)
-        self.lstm = nn.LSTM(hidden, hidden, layers)
-        self.linear = nn.Linear(hidden, vocabulary_size)
+        H = configuration.hidden
+        self.embedding = nn.Embedding(vocabulary_size, H)
+        self.cells = (nn.GRU if configuration.cell == "gru" else nn.LSTM)(H, H, configuration.layers)
+        self.linear = nn.Linear(H, vocabulary_size)
 
-    def forward(self, inputs: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Logits [T, B, V] and the state."""
-        hidden, state = self.lstm(self.embedding(inputs), state)
-        return self.linear(hidden), state
+    def forward(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits [T, B, V] and the state: h and c, of a GRU h alone."""
+        if isinstance(self.cells, nn.GRU):
+            hidden, *after = self.cells(self.embedding(inputs), *state)
+        else:
+            hidden, after = self.cells(self.embedding(inputs), state)
+        return self.linear(hidden), tuple(after)
 
 
 def rivals(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
-    """An update of `nn.LSTM`'s."""
-    model = Rival(vocabulary_size, configuration.hidden, configuration.layers)
+    """An update of `nn.LSTM`'s or `nn.GRU`'s."""
+    model = Rival(vocabulary_size, configuration)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.001)
     inputs, targets = torch.from_numpy(window.inputs).long(), torch.from_numpy(window.targets).long()
     zeros = torch.zeros(configuration.layers, window.inputs.shape[1], configuration.hidden)
-    state = (zeros, zeros)
+    state = (zeros,) if configuration.cell == "gru" else (zeros, zeros)
 
     def cast() -> AbstractContextManager[None]:
         rounds = configuration.precision == "bf16"
@@ -108,7 +113,7 @@ def rivals(window: Window, vocabulary_size: int, configuration: Configuration) -
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
-        state = (after[0].detach(), after[1].detach())
+        state = tuple(carried.detach() for carried in after)
         return loss.item()
 
     return update
@@ -137,7 +142,7 @@ def floor(T: int, B: int, V: int, configuration: Configuration, clock: Callable[
     H = configuration.hidden
     # The recurrent products, and the input products of all layers but the first, which looks rows up; each once
     # forward, and twice backward.
-    recurrent = (2 * configuration.layers - 1) * H * 4 * H
+    recurrent = (2 * configuration.layers - 1) * H * GATES[configuration.cell] * H
     operations = 3 * 2 * T * B * (recurrent + H * V)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     rates = []
@@ -164,6 +169,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--unroll", type=int, default=50)
+    parser.add_argument("--cell", choices=["lstm", "peephole", "gru"], default="lstm")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocabulary-size", type=int, default=544)
@@ -178,7 +184,8 @@ def main() -> None:
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     T, B, H, V = options.unroll, options.batch_size, options.hidden, options.vocabulary_size
-    configuration = Configuration(hidden=H, layers=options.layers, precision=options.precision)
+    configuration = Configuration(cell=options.cell, hidden=H, layers=options.layers, precision=options.precision)
+    rival = "nn.GRU" if options.cell == "gru" else "nn.LSTM"
     clock = time.process_time if options.processor_time else time.perf_counter
     ids = draw.integers(0, V, (T + 1, B)).astype(np.int32)
     # As on the real tales: every 40th window or so of a row has the start of a story in it.
@@ -186,7 +193,7 @@ def main() -> None:
     contenders: dict[str, Callable[[], Update]] = {
         "grimmgen": lambda: with_kernel("native", ours(window, V, configuration)),
         "plain": lambda: with_kernel("plain", ours(window, V, configuration)),
-        "nn.LSTM": lambda: rivals(window, V, configuration),
+        rival: lambda: rivals(window, V, configuration),
     }
     if options.precision == "bf16":
         del contenders["plain"]
@@ -206,19 +213,20 @@ def main() -> None:
             "milliseconds": statistics.median(values),
             "lower quartile": statistics.quantiles(values, n=4)[0],
             "upper quartile": statistics.quantiles(values, n=4)[2],
-            "times as fast": statistics.median(b / a for a, b in zip(values, times["nn.LSTM"], strict=True)),
+            "times as fast": statistics.median(b / a for a, b in zip(values, times[rival], strict=True)),
             "share of the floor": least / statistics.median(values),
             "peak MiB": memory[name],
         }
         for name, values in times.items()
     }
     if options.json:
-        setting = {"T": T, "B": B, "H": H, "V": V, "L": options.layers, "precision": options.precision}
+        network = {"cell": options.cell, "H": H, "V": V, "L": options.layers}
+        setting = {"T": T, "B": B, **network, "precision": options.precision}
         print(json.dumps({**setting, "threads": options.threads, "floor": least, **figures}))
         return
     print(
-        f"one update, T = {T}, B = {B}, H = {H}, V = {V}, {options.layers} layer(s), {options.precision}, "
-        f"{options.threads} thread(s), torch {torch.__version__}; floor {least:.2f} ms"
+        f"one update, {options.cell}, T = {T}, B = {B}, H = {H}, V = {V}, {options.layers} layer(s), "
+        f"{options.precision}, {options.threads} thread(s), torch {torch.__version__}; floor {least:.2f} ms"
     )
     print(f"{'':10s}{'ms':>8s}{'quartiles':>18s}{'times as fast':>15s}{'of the floor':>14s}{'peak MiB':>10s}")
     for name, told in figures.items():

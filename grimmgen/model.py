@@ -20,9 +20,7 @@ from torch import Tensor, nn
 
 from grimmgen import kernels
 from grimmgen.batches import Window
-from grimmgen.cells.gru import GRUWindow
 from grimmgen.cells.mogrifier import MogrifierWindow
-from grimmgen.cells.peephole import PeepholeWindow
 from grimmgen.configuration import GATES, Configuration, Products, layer_shapes, weight_shapes
 from grimmgen.errors import UsageError
 
@@ -96,25 +94,26 @@ class Layer(nn.Module):
             )
             return mogrified
         table = self.input_weight if table is None else table
-        if self.cell == "lstm" and below.dim() == 2:
-            entered = (recurrent_weight, h, c, mask, starts, precision)
-            return kernels.lstm_look_up_window(below, table, self.bias, *entered)
         if below.dim() == 2:
             # One-hot times a matrix is a look-up of its rows.
-            x = nn.functional.embedding(below, table + self.bias)  # [T, B, GH]
-        else:
-            rows = below.reshape(T * B, -1)
-            x = kernels.affine(rows, self.input_weight, self.bias, precision).view(T, B, -1)
+            looked_up = (below, table, self.bias, recurrent_weight)
+            match self.cell:
+                case "gru":
+                    b_n = self.get_parameter("recurrent_bias")
+                    return kernels.gru_look_up_window(*looked_up, b_n, h, mask, starts, precision), c
+                case "peephole":
+                    p = self.get_parameter("peephole")
+                    return kernels.peephole_look_up_window(*looked_up, p, h, c, mask, starts, precision)
+                case _:
+                    return kernels.lstm_look_up_window(*looked_up, h, c, mask, starts, precision)
+        x = kernels.affine(below.reshape(T * B, -1), self.input_weight, self.bias, precision).view(T, B, -1)
         match self.cell:
             case "gru":
-                given = (x, recurrent_weight, self.get_parameter("recurrent_bias"), h, mask, starts, precision)
-                return GRUWindow.apply(*given), c  # type: ignore[no-untyped-call]
+                b_n = self.get_parameter("recurrent_bias")
+                return kernels.gru_window(x, recurrent_weight, b_n, h, mask, starts, precision), c
             case "peephole":
-                peephole = self.get_parameter("peephole")
-                peeped: tuple[Tensor, Tensor] = PeepholeWindow.apply(  # type: ignore[no-untyped-call]
-                    x, recurrent_weight, peephole, h, c, mask, starts, precision
-                )
-                return peeped
+                p = self.get_parameter("peephole")
+                return kernels.peephole_window(x, recurrent_weight, p, h, c, mask, starts, precision)
             case _:
                 return kernels.lstm_window(x, recurrent_weight, h, c, mask, starts, precision)
 
@@ -188,13 +187,13 @@ class LanguageModel(nn.Module):
 
     def kernel(self, precision: Products = "fp32") -> str:
         """What computes the cells with products of that precision, in words."""
-        if self.configuration.cell == "lstm":
+        if self.configuration.cell in kernels.COMPILED:
             return kernels.serving(self.device, self.output.bias.dtype, precision)
         return "PyTorch bf16" if precision == "bf16" else "PyTorch"
 
     def left_alone(self) -> AbstractContextManager[None]:
         """A context for training steps: the compiled kernel gets all threads if it does all that is large."""
-        return kernels.alone(self.device) if self.configuration.cell == "lstm" else nullcontext()
+        return kernels.alone(self.device) if self.configuration.cell in kernels.COMPILED else nullcontext()
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""

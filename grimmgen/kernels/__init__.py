@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from grimmgen.configuration import Configuration, Products
+from grimmgen.configuration import Cell, Configuration, Products
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,14 +27,17 @@ if TYPE_CHECKING:
 
     from grimmgen.kernels.stepping import Floats, Stepper
 
+# The cells whose window the compiled kernel has.
+COMPILED: frozenset[Cell] = frozenset({"lstm", "peephole", "gru"})
+
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
 
 def resolve_precision(configuration: Configuration, device: torch.device) -> Products:
     """The precision of training's matrix products.
 
-    `auto` is bf16 where the compiled kernel has instructions for it: that costs nothing in quality
-    (benchmarks/README.md: three seeds each way). On a GPU that has not been measured, and it is fp32.
+    `auto` is bf16 where the compiled kernel has the cell and instructions for it: that costs nothing in quality
+    (benchmarks/README.md: three seeds each way, of the LSTM). On a GPU that has not been measured, and it is fp32.
 
     Args:
         configuration: of the model; its precision may be `auto`.
@@ -42,8 +45,8 @@ def resolve_precision(configuration: Configuration, device: torch.device) -> Pro
     """
     if configuration.precision != "auto":
         return configuration.precision
-    compiled = device.type == "cpu" and configuration.cell == "lstm"
-    return "bf16" if compiled and _instructions("bf16") is not None else "fp32"
+    cpu = device.type == "cpu" and configuration.cell in COMPILED
+    return "bf16" if cpu and _instructions("bf16") is not None else "fp32"
 
 
 def serving(
@@ -146,6 +149,104 @@ def lstm_look_up_window(
 
     x = embedding(ids, input_weight + bias)
     return lstm_window(x, recurrent_weight, h0, c0, mask, starts, precision)
+
+
+def peephole_window(
+    x: Tensor,
+    recurrent_weight: Tensor,
+    peephole: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    precision: Products = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """The hidden states [T, B, H] and the last cell state [B, H]; see `grimmgen.cells.peephole.forward`."""
+    entered = (recurrent_weight, peephole, h0, c0, mask, starts)
+    result: tuple[Tensor, Tensor]
+    if (instructions := compiled(x, precision)) is not None:
+        from grimmgen.kernels import native
+
+        result = native.PeepholeWindow.apply(instructions, x, None, None, *entered)  # type: ignore[no-untyped-call]
+    else:
+        from grimmgen.cells import peephole as plain
+
+        result = plain.PeepholeWindow.apply(x, *entered, precision)  # type: ignore[no-untyped-call]
+    return result
+
+
+def peephole_look_up_window(
+    ids: Tensor,
+    input_weight: Tensor,
+    bias: Tensor,
+    recurrent_weight: Tensor,
+    peephole: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    precision: Products = "fp32",
+) -> tuple[Tensor, Tensor]:
+    """The same for one-hot input; ids, input weight and bias as in `lstm_look_up_window`."""
+    entered = (recurrent_weight, peephole, h0, c0, mask, starts)
+    if (instructions := compiled(input_weight, precision)) is not None:
+        from grimmgen.kernels import native
+
+        result: tuple[Tensor, Tensor] = native.PeepholeWindow.apply(  # type: ignore[no-untyped-call]
+            instructions, input_weight, ids, bias, *entered
+        )
+        return result
+    from torch.nn.functional import embedding
+
+    return peephole_window(embedding(ids, input_weight + bias), *entered, precision)
+
+
+def gru_window(
+    x: Tensor,
+    recurrent_weight: Tensor,
+    recurrent_bias: Tensor,
+    h0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    precision: Products = "fp32",
+) -> Tensor:
+    """The hidden states [T, B, H]; see `grimmgen.cells.gru.forward`."""
+    entered = (recurrent_weight, recurrent_bias, h0, mask, starts)
+    result: Tensor
+    if (instructions := compiled(x, precision)) is not None:
+        from grimmgen.kernels import native
+
+        result = native.GRUWindow.apply(instructions, x, None, None, *entered)  # type: ignore[no-untyped-call]
+    else:
+        from grimmgen.cells import gru
+
+        result = gru.GRUWindow.apply(x, *entered, precision)  # type: ignore[no-untyped-call]
+    return result
+
+
+def gru_look_up_window(
+    ids: Tensor,
+    input_weight: Tensor,
+    bias: Tensor,
+    recurrent_weight: Tensor,
+    recurrent_bias: Tensor,
+    h0: Tensor,
+    mask: Tensor | None,
+    starts: Tensor | None,
+    precision: Products = "fp32",
+) -> Tensor:
+    """The same for one-hot input; ids [T, B], input weight [V, 3H] and bias [3H]."""
+    entered = (recurrent_weight, recurrent_bias, h0, mask, starts)
+    if (instructions := compiled(input_weight, precision)) is not None:
+        from grimmgen.kernels import native
+
+        result: Tensor = native.GRUWindow.apply(  # type: ignore[no-untyped-call]
+            instructions, input_weight, ids, bias, *entered
+        )
+        return result
+    from torch.nn.functional import embedding
+
+    return gru_window(embedding(ids, input_weight + bias), *entered, precision)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor | None, precision: Products = "fp32") -> Tensor:

@@ -1,5 +1,5 @@
-/* The equations of grimmgen.cells for a CPU: for training the window of the LSTM and the softmax layer, in float32, and
- * again with products of bfloat16; for telling one step of every cell but the mogrifier, in float32.
+/* The equations of grimmgen.cells for a CPU, of every cell but the mogrifier: for training its window, and the softmax
+ * layer, in float32, and again with products of bfloat16; for telling one step, in float32.
  *
  * native_kernels.h and native_steps.h have them once; they are compiled here for each instruction set, under names that
  * end in the set's, and grimmgen/kernels/library.py asks `instruction_sets` which of them this machine can run.
@@ -144,7 +144,7 @@ EXPORT const char *instruction_sets(void)
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 4;
+    return 5;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

@@ -51,7 +51,7 @@ class LSTMWindow(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
-        grad_z, grad_u, d_h, d_c, _, _ = _backward(ctx, grad_h, grad_c, 0)
+        grad_z, grad_u, d_h, d_c, *_ = _backward(ctx, grad_h, grad_c, 0)
         return None, grad_z, grad_u, d_h, d_c, None, None
 
 
@@ -85,17 +85,109 @@ class LookUpWindow(torch.autograd.Function):
             mask: [T, B, H] or None.
             starts: [T, B] bool or None.
         """
-        T, B = ids.shape
-        ctx.vocabulary_size = V = len(input_weight)
-        # The kernel reads memory at these places.
-        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < V:
-            raise IndexError(f"an id is not within the vocabulary of {V}")
-        return _forward(ctx, instructions, (T, B), input_weight, ids, bias, recurrent_weight, h0, c0, mask, starts)
+        ctx.vocabulary_size = len(input_weight)
+        shape = _shape(input_weight, ids)
+        return _forward(ctx, instructions, shape, input_weight, ids, bias, recurrent_weight, h0, c0, mask, starts)
 
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
-        _, grad_u, d_h, d_c, grad_input, grad_bias = _backward(ctx, grad_h, grad_c, ctx.vocabulary_size)
+        _, grad_u, d_h, d_c, grad_input, grad_bias, _ = _backward(ctx, grad_h, grad_c, ctx.vocabulary_size)
         return None, None, grad_input, grad_bias, grad_u, d_h, d_c, None, None
+
+
+class PeepholeWindow(torch.autograd.Function):
+    """`grimmgen.cells.peephole.PeepholeWindow`, compiled, for dense and for one-hot input.
+
+    The first argument is the instruction set; then come x [T, B, 4H] and two times None, or the input weight
+    [V, 4H], ids [T, B] int64 of its rows, and the bias [4H]; then the arguments of the plain one.
+    """
+
+    @staticmethod
+    def forward(  # noqa: D102 - see the class
+        ctx: Any,
+        instructions: str,
+        x: Tensor,
+        ids: Tensor | None,
+        bias: Tensor | None,
+        recurrent_weight: Tensor,
+        peephole: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.vocabulary_size = 0 if ids is None else len(x)
+        given = (x, ids, bias, recurrent_weight, h0, c0, mask, starts, peephole)
+        return _forward(ctx, instructions, _shape(x, ids), *given)
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+        V = ctx.vocabulary_size
+        grad_z, grad_u, d_h, d_c, grad_input, grad_bias, grad_p = _backward(ctx, grad_h, grad_c, V)
+        return None, grad_input if V else grad_z, None, grad_bias, grad_u, grad_p, d_h, d_c, None, None
+
+
+class GRUWindow(torch.autograd.Function):
+    """`grimmgen.cells.gru.GRUWindow`, compiled; what enters as in `PeepholeWindow`, with 3H columns."""
+
+    @staticmethod
+    def forward(  # noqa: D102 - see the class
+        ctx: Any,
+        instructions: str,
+        x: Tensor,
+        ids: Tensor | None,
+        bias: Tensor | None,
+        recurrent_weight: Tensor,
+        recurrent_bias: Tensor,
+        h0: Tensor,
+        mask: Tensor | None,
+        starts: Tensor | None,
+    ) -> Tensor:
+        (T, B), H = _shape(x, ids), len(recurrent_weight)
+        x, b_n = x.contiguous(), recurrent_bias.contiguous()
+        ids, bias, mask, starts = (None if t is None else t.contiguous() for t in (ids, bias, mask, starts))
+        h = x.new_empty(T + 1, B, H)
+        gates = x.new_empty(T, B, 4 * H)
+        h[0] = h0
+        u = _pack(instructions, recurrent_weight.roll(H, 1))  # n, r, z
+        given = (T, B, H, x, ids, bias, u, b_n, mask, starts, h, gates, x.new_empty(B, H))
+        _run(f"gru_forward_{instructions}", [(*given, *share) for share in _shares(B)])
+        ctx.instructions, ctx.done = instructions, False
+        ctx.vocabulary_size = 0 if ids is None else len(x)
+        ctx.save_for_backward(recurrent_weight, ids, mask, starts, h, gates)
+        return h[1:]
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
+        recurrent_weight, ids, mask, starts, h, grad = _saved(ctx)
+        (T, B, H), V = grad_h.shape, ctx.vocabulary_size
+        d_h = h.new_zeros(B, H)
+        u = _pack(ctx.instructions, recurrent_weight.roll(H, 1).t())
+        rows = (T, B, H, u, mask, starts, h, grad, grad_h.contiguous(), d_h, h.new_empty(B, 3 * H))
+        _run(f"gru_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
+        grad_a, grad_x = grad[..., : 3 * H], grad[..., H:]  # n, r, z and r, z, n
+        grad_u, sums = h.new_empty(H, 3 * H), h.new_empty(3 * H)
+        _weights(ctx.instructions, None, starts, h[:T].view(T * B, H), grad_a, grad_u, None, sums)
+        grad_bias = None
+        if V:
+            grad_input, grad_bias = h.new_empty(V, 3 * H), h.new_empty(3 * H)
+            _weights(ctx.instructions, ids, None, None, grad_x, None, grad_input, grad_bias)
+            grad_x = grad_input
+        return None, grad_x, None, grad_bias, grad_u.roll(-H, 1), sums[:H], d_h, None, None
+
+
+def _shape(x: Tensor, ids: Tensor | None) -> tuple[int, int]:
+    """T and B of what enters: x [T, B, GH], or ids [T, B] of the rows of x [V, GH].
+
+    Raises:
+        IndexError: there is no such row.
+    """
+    if ids is None:
+        return x.shape[0], x.shape[1]
+    # The kernel reads memory at these places.
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(x):
+        raise IndexError(f"an id is not within the vocabulary of {len(x)}")
+    return ids.shape[0], ids.shape[1]
 
 
 def _forward(
@@ -110,64 +202,78 @@ def _forward(
     c0: Tensor,
     mask: Tensor | None,
     starts: Tensor | None,
+    peephole: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     (T, B), H = shape, len(recurrent_weight)
     x = x.contiguous()
     ids, bias, mask, starts = (None if t is None else t.contiguous() for t in (ids, bias, mask, starts))
+    peephole = None if peephole is None else peephole.contiguous()
     h = x.new_empty(T + 1, B, H)
     c = x.new_empty(T + 1, B, H)
     gates = x.new_empty(T, B, 4 * H)
     h[0], c[0] = h0, c0
     u = _pack(instructions, recurrent_weight)
     room = x.new_empty(B, H)
-    given = (T, B, H, x, ids, bias, u, mask, starts, h, c, gates, room)
+    given = (T, B, H, x, ids, bias, u, peephole, mask, starts, h, c, gates, room)
     _run(f"lstm_forward_{instructions}", [(*given, *share) for share in _shares(B)])
     ctx.instructions, ctx.shape, ctx.done = instructions, (T, B, H), False
-    ctx.save_for_backward(recurrent_weight, ids, mask, starts, h, c, gates)
+    ctx.save_for_backward(recurrent_weight, peephole, ids, mask, starts, h, c, gates)
     ctx.set_materialize_grads(False)
     return h[1:], c[T]
 
 
 def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) -> tuple[Tensor | None, ...]:
-    """The gradients by x, U, h0, c0, and, where V is not zero, by the input weight and the bias."""
+    """The gradients by x, U, h0, c0; where V is not zero, by the input weight and the bias; by peepholes."""
     T, B, H = ctx.shape
-    recurrent_weight, ids, mask, starts, h, c, gates = ctx.saved_tensors
+    # What was saved makes room for the gradients.
+    recurrent_weight, peephole, ids, mask, starts, h, c, grad_z = _saved(ctx)
     if grad_h is not None:
         grad_h = grad_h.contiguous()
     d_h = h.new_zeros(B, H)
     d_c = h.new_zeros(B, H) if grad_c is None else grad_c.clone(memory_format=torch.contiguous_format)
     u = _pack(ctx.instructions, recurrent_weight.t())
     room = h.new_empty(B, 4 * H)
-    # What was saved makes room for the gradients.
-    if ctx.done:
-        raise RuntimeError(
-            "the compiled kernel goes backward once; GRIMMGEN_KERNEL=plain goes as often as you like"
-        )
-    ctx.done, grad_z = True, gates
-    rows = (T, B, H, u, mask, starts, c, grad_z, grad_h, d_h, d_c, room)
+    d_peephole = None if peephole is None else h.new_zeros(B, 3, H)
+    rows = (T, B, H, u, peephole, mask, starts, c, grad_z, grad_h, d_h, d_c, d_peephole, room)
     _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
     _weights(ctx.instructions, ids, starts, h[:T].view(T * B, H), grad_z, grad_u, grad_input, grad_bias)
-    return grad_z, grad_u, d_h, d_c, grad_input, grad_bias
+    grad_peephole = None if d_peephole is None else d_peephole.sum(dim=0)
+    return grad_z, grad_u, d_h, d_c, grad_input, grad_bias, grad_peephole
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """What was saved for the backward pass, which has its gradients written over it."""
+    saved: tuple[Any, ...] = ctx.saved_tensors
+    if ctx.done:
+        raise RuntimeError(
+            "the compiled kernel goes backward once; GRIMMGEN_KERNEL=plain goes as often as you like"
+        )
+    ctx.done = True
+    return saved
 
 
 def _weights(
     instructions: str,
     ids: Tensor | None,
     skip: Tensor | None,
-    x: Tensor,
+    x: Tensor | None,
     grad: Tensor,
-    grad_weight: Tensor,
+    grad_weight: Tensor | None,
     grad_input: Tensor | None,
     grad_bias: Tensor | None,
 ) -> None:
-    """Fill in the gradients by the weights of a product, and of a look-up added to it; see native_kernels.h."""
-    (N, K), M = x.shape, grad_weight.shape[1]
+    """Fill in the gradients by the weights of a product, and of a look-up added to it; see native_kernels.h.
+
+    Without `x` there is no product. The rows of `grad`, [N, M] or [T, B, M], may stand apart in memory, all alike.
+    """
+    M = grad.shape[-1]
+    N, K = grad.numel() // M, 0 if x is None else x.shape[1]
     V = 0 if grad_input is None else len(grad_input)
     shares = _shares(_panels(instructions, M))
-    rooms = [x.new_empty(_CHUNK, K + (end - begin) * 4 * WIDTH[instructions]) for begin, end in shares]
-    given = (N, K, M, V, ids, skip, x, grad, grad_weight, grad_input, grad_bias)
+    rooms = [grad.new_empty(_CHUNK, K + (end - begin) * 4 * WIDTH[instructions]) for begin, end in shares]
+    given = (N, K, M, V, ids, skip, x, grad, grad.stride(-2), grad_weight, grad_input, grad_bias)
     parts = zip(rooms, shares, strict=True)
     _run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
 
@@ -372,10 +478,12 @@ def _shares(total: int) -> list[tuple[int, int]]:
 # What the functions of native_kernels.h take before `begin` and `end`: n a number, p a pointer.
 _TAKES = {
     "pack": "nnpnnp",
-    "lstm_forward": "nnn" + 10 * "p",
-    "lstm_backward": "nnn" + 9 * "p",
+    "lstm_forward": "nnn" + 11 * "p",
+    "lstm_backward": "nnn" + 11 * "p",
+    "gru_forward": "nnn" + 10 * "p",
+    "gru_backward": "nnn" + 8 * "p",
     "affine": "nnn" + 5 * "p",
-    "weights": "nnnn" + 8 * "p",
+    "weights": "nnnnppppn" + 4 * "p",
     "dropout_mask": "nnpp",
     "squares": "nppn",
     "adamw": 5 * "p",

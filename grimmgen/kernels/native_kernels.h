@@ -3,7 +3,7 @@
  *     T  steps of the window   B  rows   H  hidden units   V  vocabulary size   N = T·B predictions
  *
  * All arrays are float32, row by row, without gaps. Each function does its caller's share, `begin` to `end`, so
- * that threads need not meet within it. The steps are numbered as in grimmgen/cells/lstm.py and softmax.py.
+ * that threads need not meet within it. The steps are numbered as in grimmgen/cells/lstm.py, gru.py and softmax.py.
  */
 
 /* ---- Vectors ------------------------------------------------------------------------------------------------ */
@@ -34,6 +34,7 @@
 #define multiply NAMED(multiply)
 #define multiply_rows NAMED(multiply_rows)
 #define multiply_columns NAMED(multiply_columns)
+#define enter NAMED(enter)
 #define softmax NAMED(softmax)
 
 #if LANES == 1
@@ -365,31 +366,35 @@ static void multiply_columns(size M, size N, size K, const float *a, const float
 
 /* ---- The window of the LSTM --------------------------------------------------------------------------------- */
 
-/* Forward through all steps, for the rows `begin` to `end`.
+/* What the input adds to the gates of one row: z = x, or z = x + bias where there is one. */
+INLINE void enter(float *z, const float *x, const float *bias, size count)
+{
+    for (size n = 0; n < count; n += LANES) {
+        vec given = load_some(x + n, count - n);
+        if (bias) given += load_some(bias + n, count - n);
+        store_some(z + n, given, count - n);
+    }
+}
+
+/* Forward through all steps, for the rows `begin` to `end`. Where there are peepholes, what they add comes before
+ * steps (3) and (5): the steps (3) and (5) of grimmgen/cells/peephole.py.
  *
  * x      [T, B, 4H], or, where there are `ids` [T, B], the input weights [V, 4H], to which `bias` [4H] is added
  * u      [H, 4H] packed
- * mask   [T, B, H], starts [T, B]: null pointers where there are none
+ * peephole [3, H], mask [T, B, H], starts [T, B]: null pointers where there are none
  * h, c   [T + 1, B, H]: the states, of which the first is given
  * gates  [T, B, 4H]: i, f, c̃, o
  * room   [B, H] to work in
  */
 EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
-                                const float *u, const float *mask, const uint8_t *starts, float *h, float *c,
-                                float *gates, float *room, size begin, size end)
+                                const float *u, const float *peephole, const float *mask, const uint8_t *starts,
+                                float *h, float *c, float *gates, float *room, size begin, size end)
 {
     size rows = end - begin, panels = (4 * H + PANEL - 1) / PANEL;
     for (size t = 0; t < T; t++) {
         const uint8_t *start = starts ? starts + t * B : 0;
-        for (size b = begin; b < end; b++) {
-            float *z = gates + (t * B + b) * 4 * H;
-            const float *from = x + (ids ? ids[t * B + b] : t * B + b) * 4 * H;
-            for (size n = 0; n < 4 * H; n += LANES) {
-                vec given = load_some(from + n, 4 * H - n);
-                if (bias) given += load_some(bias + n, 4 * H - n);
-                store_some(z + n, given, 4 * H - n);
-            }
-        }
+        for (size b = begin; b < end; b++)
+            enter(gates + (t * B + b) * 4 * H, x + (ids ? ids[t * B + b] : t * B + b) * 4 * H, bias, 4 * H);
         multiply_rows(rows, 4 * H, H, h + (t * B + begin) * H, H, start ? start + begin : 0, u, /* (1), (2) */
                       gates + (t * B + begin) * 4 * H, 4 * H, 1, 0, panels, room + begin * H);
         for (size b = begin; b < end; b++) {
@@ -397,11 +402,17 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
             float *h_out = h + ((t + 1) * B + b) * H;
             for (size n = 0; n < H; n += LANES) {
                 size left = H - n;
-                vec i = logistic(load_some(z + n, left)), f = logistic(load_some(z + H + n, left)); /* (3) */
+                vec entered = start && start[b] ? splat(0) : load_some(c_in + n, left);
+                vec i = load_some(z + n, left), f = load_some(z + H + n, left), o = load_some(z + 3 * H + n, left);
+                if (peephole) {
+                    i += load_some(peephole + n, left) * entered;
+                    f += load_some(peephole + H + n, left) * entered;
+                }
+                i = logistic(i), f = logistic(f); /* (3) */
                 vec candidate = hyperbolic_tangent(load_some(z + 2 * H + n, left));
-                vec o = logistic(load_some(z + 3 * H + n, left));
-                vec cell = i * candidate; /* (4) */
-                if (!(start && start[b])) cell += f * load_some(c_in + n, left);
+                vec cell = i * candidate + f * entered; /* (4) */
+                if (peephole) o += load_some(peephole + 2 * H + n, left) * cell;
+                o = logistic(o);
                 vec out = o * hyperbolic_tangent(cell); /* (5) */
                 if (mask) out *= load_some(mask + (t * B + b) * H + n, left);
                 store_some(z + n, i, left);
@@ -418,15 +429,17 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
 /* Backward through all steps, for the rows `begin` to `end`: the gradient by each z, in the place of the gates, which
  * saves much of what goes to and from memory.
  *
- * u_transposed  [4H, H] packed; c, mask, starts as `lstm_forward` left them
+ * u_transposed  [4H, H] packed; peephole, mask, starts, c as `lstm_forward` was given or left them
  * gates         [T, B, 4H]: before, the gates; after, the gradients by z
  * grad_h        [T, B, H], by the hidden states that came out; null is zero
  * d_h, d_c      [B, H]: before, the gradients by the last states beyond grad_h; after, those by the first states
+ * d_peephole    [B, 3, H]: the gradients by the peepholes, each row's own, are added to it
  * room          [B, 4H] to work in
  */
-EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *mask,
-                                 const uint8_t *starts, const float *c, float *gates, const float *grad_h, float *d_h,
-                                 float *d_c, float *room, size begin, size end)
+EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *peephole,
+                                 const float *mask, const uint8_t *starts, const float *c, float *gates,
+                                 const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room,
+                                 size begin, size end)
 {
     size panels = (H + PANEL - 1) / PANEL;
     for (size t = T; t-- > 0;) {
@@ -438,21 +451,119 @@ EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transpos
                 size left = H - n;
                 vec i = load_some(gate + n, left), f = load_some(gate + H + n, left);
                 vec candidate = load_some(gate + 2 * H + n, left), o = load_some(gate + 3 * H + n, left);
-                vec tanh_c = hyperbolic_tangent(load_some(c_out + n, left));
+                vec out = load_some(c_out + n, left), tanh_c = hyperbolic_tangent(out);
                 vec d_out = load_some(d_h + b * H + n, left), d_cell = load_some(d_c + b * H + n, left);
                 if (grad_h) d_out += load_some(grad_h + (t * B + b) * H + n, left);
                 if (mask) d_out *= load_some(mask + (t * B + b) * H + n, left); /* (5) */
+                vec d_o = d_out * tanh_c * o * (1.0f - o);
                 d_cell += d_out * o * (1.0f - tanh_c * tanh_c);
+                if (peephole) d_cell += d_o * load_some(peephole + 2 * H + n, left);
                 vec entered = start && start[b] ? splat(0) : load_some(c_in + n, left); /* (4), (3) */
-                store_some(d_z + n, d_cell * candidate * i * (1.0f - i), left);
-                store_some(d_z + H + n, d_cell * entered * f * (1.0f - f), left);
+                vec d_i = d_cell * candidate * i * (1.0f - i), d_f = d_cell * entered * f * (1.0f - f);
+                vec d_entered = d_cell * f;
+                if (peephole) {
+                    float *sum = d_peephole + b * 3 * H + n;
+                    d_entered += d_i * load_some(peephole + n, left) + d_f * load_some(peephole + H + n, left);
+                    store_some(sum, load_some(sum, left) + d_i * entered, left);
+                    store_some(sum + H, load_some(sum + H, left) + d_f * entered, left);
+                    store_some(sum + 2 * H, load_some(sum + 2 * H, left) + d_o * out, left);
+                }
+                store_some(d_z + n, d_i, left);
+                store_some(d_z + H + n, d_f, left);
                 store_some(d_z + 2 * H + n, d_cell * i * (1.0f - candidate * candidate), left);
-                store_some(d_z + 3 * H + n, d_out * tanh_c * o * (1.0f - o), left);
-                store_some(d_c + b * H + n, start && start[b] ? splat(0) : d_cell * f, left); /* (1) */
+                store_some(d_z + 3 * H + n, d_o, left);
+                store_some(d_c + b * H + n, start && start[b] ? splat(0) : d_entered, left); /* (1) */
             }
         }
         multiply_rows(end - begin, H, 4 * H, gates + (t * B + begin) * 4 * H, 4 * H, 0, u_transposed, /* (2) */
                       d_h + begin * H, H, 0, 0, panels, room + begin * 4 * H);
+        for (size b = begin; start && b < end; b++)
+            if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
+    }
+}
+
+/* ---- The window of the GRU ---------------------------------------------------------------------------------- */
+
+/* Forward through all steps, for the rows `begin` to `end`.
+ *
+ * The columns of the recurrent product stand in the order n, r, z here, not r, z, n: so that of what is kept for a row,
+ * s, r, z, n, the first three columns are this product, and the last three what the input adds to; their gradients too.
+ *
+ * x       [T, B, 3H], or, where there are `ids` [T, B], the input weights [V, 3H], to which `bias` [3H] is added
+ * u       [H, 3H] packed, b_n [H]
+ * mask    [T, B, H], starts [T, B]: null pointers where there are none
+ * h       [T + 1, B, H]: the states, of which the first is given
+ * gates   [T, B, 4H]: s, r, z, n
+ * room    [B, H] to work in
+ */
+EXPORT void NAMED(gru_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
+                               const float *u, const float *b_n, const float *mask, const uint8_t *starts, float *h,
+                               float *gates, float *room, size begin, size end)
+{
+    size rows = end - begin, panels = (3 * H + PANEL - 1) / PANEL;
+    for (size t = 0; t < T; t++) {
+        const uint8_t *start = starts ? starts + t * B : 0;
+        for (size b = begin; b < end; b++) {
+            float *a = gates + (t * B + b) * 4 * H;
+            memcpy(a, b_n, H * sizeof *a); /* (4) */
+            enter(a + H, x + (ids ? ids[t * B + b] : t * B + b) * 3 * H, bias, 3 * H);
+        }
+        multiply_rows(rows, 3 * H, H, h + (t * B + begin) * H, H, start ? start + begin : 0, u, /* (1), (2) */
+                      gates + (t * B + begin) * 4 * H, 4 * H, 1, 0, panels, room + begin * H);
+        for (size b = begin; b < end; b++) {
+            float *a = gates + (t * B + b) * 4 * H, *h_in = h + (t * B + b) * H, *h_out = h_in + B * H;
+            for (size n = 0; n < H; n += LANES) {
+                size left = H - n;
+                vec s = load_some(a + n, left), r = logistic(load_some(a + H + n, left)); /* (3) */
+                vec z = logistic(load_some(a + 2 * H + n, left));
+                vec candidate = hyperbolic_tangent(load_some(a + 3 * H + n, left) + r * s); /* (5) */
+                vec entered = start && start[b] ? splat(0) : load_some(h_in + n, left);
+                vec out = candidate + z * (entered - candidate); /* (6) */
+                if (mask) out *= load_some(mask + (t * B + b) * H + n, left);
+                store_some(a + H + n, r, left);
+                store_some(a + 2 * H + n, z, left);
+                store_some(a + 3 * H + n, candidate, left);
+                store_some(h_out + n, out, left);
+            }
+        }
+    }
+}
+
+/* Backward through all steps, for the rows `begin` to `end`: the gradients by a and x, in the place of the gates.
+ *
+ * u_transposed  [3H, H] packed; mask, starts, h as `gru_forward` was given or left them
+ * gates         [T, B, 4H]: before, s, r, z, n; after, the gradients by a_n, by a_r and x_r, by a_z and x_z, by x_n
+ * grad_h        [T, B, H], by the hidden states that came out
+ * d_h           [B, H]: before, the gradient by the last state beyond grad_h; after, that by the first state
+ * room          [B, 3H] to work in
+ */
+EXPORT void NAMED(gru_backward)(size T, size B, size H, const float *u_transposed, const float *mask,
+                                const uint8_t *starts, const float *h, float *gates, const float *grad_h, float *d_h,
+                                float *room, size begin, size end)
+{
+    size panels = (H + PANEL - 1) / PANEL;
+    for (size t = T; t-- > 0;) {
+        const uint8_t *start = starts ? starts + t * B : 0;
+        for (size b = begin; b < end; b++) {
+            const float *h_in = h + (t * B + b) * H;
+            float *gate = gates + (t * B + b) * 4 * H;
+            for (size n = 0; n < H; n += LANES) {
+                size left = H - n;
+                vec s = load_some(gate + n, left), r = load_some(gate + H + n, left);
+                vec z = load_some(gate + 2 * H + n, left), candidate = load_some(gate + 3 * H + n, left);
+                vec d_out = load_some(d_h + b * H + n, left) + load_some(grad_h + (t * B + b) * H + n, left);
+                if (mask) d_out *= load_some(mask + (t * B + b) * H + n, left); /* (6) */
+                vec entered = start && start[b] ? splat(0) : load_some(h_in + n, left);
+                vec d_x_n = d_out * (1.0f - z) * (1.0f - candidate * candidate); /* (5) */
+                store_some(gate + n, d_x_n * r, left); /* (4) */
+                store_some(gate + H + n, d_x_n * s * r * (1.0f - r), left); /* (3) */
+                store_some(gate + 2 * H + n, d_out * (entered - candidate) * z * (1.0f - z), left);
+                store_some(gate + 3 * H + n, d_x_n, left);
+                store_some(d_h + b * H + n, d_out * z, left);
+            }
+        }
+        multiply_rows(end - begin, H, 3 * H, gates + (t * B + begin) * 4 * H, 4 * H, 0, u_transposed, /* (2) */
+                      d_h + begin * H, H, 1, 0, panels, room + begin * 3 * H);
         for (size b = begin; start && b < end; b++)
             if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
     }
@@ -480,15 +591,16 @@ EXPORT void NAMED(affine)(size N, size K, size M, const float *x, const float *w
  * the sums do not depend on how many threads make them. For the recurrent weights, x are the hidden states that
  * entered, and y what they add to the gates.
  *
- * x           [N, K], its rows with `skip` [N] (where a story starts) count as zeros; a null pointer skips none
- * grad        [N, M] by y
+ * x           [N, K], its rows with `skip` [N] (where a story starts) count as zeros; a null pointer skips none; where
+ *             there is no such product, K is zero
+ * grad        [N, M] by y, its rows `grad_row` apart
  * grad_weight [K, M] and grad_bias [M]
  * grad_input  [V, M] by what `ids` [N] were looked up in, to be added to y; null pointers where there is no such thing
  * room        [CHUNK, K + the columns rounded up to whole vectors], for these columns alone
  */
 EXPORT void NAMED(weights)(size N, size K, size M, size V, const int64_t *ids, const uint8_t *skip, const float *x,
-                           const float *grad, float *grad_weight, float *grad_input, float *grad_bias, float *room,
-                           size begin, size end)
+                           const float *grad, size grad_row, float *grad_weight, float *grad_input,
+                           float *grad_bias, float *room, size begin, size end)
 {
     size first = begin * PANEL, columns = SMALLER(end * PANEL, M) - first;
     float *packed = room + CHUNK * K;
@@ -496,12 +608,12 @@ EXPORT void NAMED(weights)(size N, size K, size M, size V, const int64_t *ids, c
     if (grad_bias) memset(grad_bias + first, 0, columns * sizeof *grad_bias);
     for (size n = 0; n < N; n += CHUNK) {
         size rows = SMALLER(CHUNK, N - n);
-        const float *d_y = grad + n * M + first;
-        pack_panels(rows, columns, d_y, M, 1, skip ? skip + n : 0, 0, end - begin, packed);
+        const float *d_y = grad + n * grad_row + first;
+        if (K) pack_panels(rows, columns, d_y, grad_row, 1, skip ? skip + n : 0, 0, end - begin, packed);
         multiply_columns(K, columns, rows, x + n * K, packed, grad_weight + first, M, n > 0, 0, end - begin, room);
         for (size row = 0; row < rows; row++)
-            if (grad_input) add_to(grad_input + ids[n + row] * M + first, d_y + row * M, columns);
-            else if (grad_bias) add_to(grad_bias + first, d_y + row * M, columns);
+            if (grad_input) add_to(grad_input + ids[n + row] * M + first, d_y + row * grad_row, columns);
+            else if (grad_bias) add_to(grad_bias + first, d_y + row * grad_row, columns);
     }
     for (size v = 0; grad_input && v < V; v++) add_to(grad_bias + first, grad_input + v * M + first, columns);
 }
@@ -662,6 +774,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef multiply
 #undef multiply_rows
 #undef multiply_columns
+#undef enter
 #undef softmax
 #undef INLINE
 #undef AS_INTS
