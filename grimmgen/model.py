@@ -269,7 +269,18 @@ class LanguageModel(nn.Module):
             generator: draws the dropout masks; None is no dropout.
             precision: of the matrix products, here and in the backward pass.
         """
-        inputs, targets, starts = self._tensors(window)
+        return self.loss_of(*self._tensors(window), state, generator, precision)
+
+    def loss_of(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        starts: Tensor | None,
+        state: State,
+        generator: torch.Generator | None,
+        precision: Products = "fp32",
+    ) -> tuple[Tensor, State]:
+        """The same of a window that is where the weights are: ids [T, B] int64, starts [T, B] bool or None."""
         hidden, after = self(inputs, state, starts, generator, precision)
         loss = kernels.cross_entropy(*self._output(hidden, precision), targets.reshape(-1), precision)
         return loss, State(after.h.detach(), after.c.detach())

@@ -26,6 +26,7 @@ import torch
 
 from grimmgen import files, kernels, registry, tokens
 from grimmgen.batches import IdSequence, Window, epoch, window_count
+from grimmgen.captured import capture
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
@@ -306,6 +307,11 @@ class _Loop:
         else:
             self._progress = _Progress.from_json(checkpoint.progress)
             self._restore(checkpoint)
+        try:
+            learning = (self._model, self._optimiser, self._generator, self._precision)
+            self._captured, self._no_graph = capture(*learning)
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
         self._resumed = checkpoint is not None
         self._clock = time.monotonic() - self._progress.seconds
         self._saved_at = time.monotonic()
@@ -369,23 +375,26 @@ class _Loop:
         progress, configuration, rate = self._progress, self._configuration, self._rate()
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
-        self._optimiser.zero_gradient()
+        captured = self._captured if self._captured is not None and self._captured.fits(window) else None
         try:
-            with self._model.left_alone():
-                loss, state = self._model.loss(window, self._state, self._generator, self._precision)
-                loss.backward()  # type: ignore[no-untyped-call]
-                norm = self._optimiser.norm()
+            if captured is not None:
+                mean, norm, state = captured.update(window, self._state, rate)
+            else:
+                self._optimiser.zero_gradient()
+                with self._model.left_alone():
+                    loss, state = self._model.loss(window, self._state, self._generator, self._precision)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    norm = self._optimiser.norm()
+                mean = loss.item()
         except torch.OutOfMemoryError as error:
-            raise GrimmgenError(
-                f"the device is out of memory at update {progress.step + 1}", "lower --batch-size or --unroll"
-            ) from error
-        mean = loss.item()
+            raise self._out_of_memory() from error
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise GrimmgenError(
                 f"the loss is no longer finite at update {progress.step + 1}, the last good checkpoint stays",
                 f"train anew with --lr {configuration.learning_rate / 10:g}",
             )
-        self._optimiser.step(rate, configuration.clip, norm)
+        if captured is None:
+            self._optimiser.step(rate, configuration.clip, norm)
         self._state = state
         self._unsaved = True
         progress.step += 1
@@ -393,6 +402,12 @@ class _Loop:
         progress.loss += mean * window.targets.size
         progress.predictions += window.predictions
         return rate
+
+    def _out_of_memory(self) -> GrimmgenError:
+        step = self._progress.step + 1
+        return GrimmgenError(
+            f"the device is out of memory at update {step}", "lower --batch-size or --unroll"
+        )
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
@@ -540,7 +555,7 @@ class _Loop:
             self._vocabulary.unknown,
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
-            self._model.kernel(self._precision),
+            self._model.kernel(self._precision) + self._no_graph,
             self._updates,
             self._progress.step,
         )

@@ -31,7 +31,9 @@ _SMALL = 1 << 18
 # Programs, one to a processor of the GPU, that may read so at once; they share the second-level cache.
 _PROGRAMS = 128
 # Numbers of a block of logits: what is more goes block by block.
-_LOGITS = 1 << 26
+_LOGITS = 1 << 24
+# Of every launch: the default differs from one version of Triton to the next.
+_LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
 
 
 class Way(NamedTuple):
@@ -41,7 +43,8 @@ class Way(NamedTuple):
         whole: one launch for all steps.
         rows: of a tile. One: multiplied and added up number by number; more: by the tensor cores.
         units: of a tile.
-        depth: what is read at once of what is summed up, forward for each gate; backward all gates' together.
+        depth: of what is summed up, how much is read at once; of one row's gradients, which are one product and not
+            four, twice as much. So chosen that no kernel spills a register (tests/test_gpu_kernels.py).
         warps: of a program.
     """
 
@@ -63,7 +66,7 @@ def way(B: int, H: int, gates: int, precision: str) -> Way:
     if weights > _SMALL or -(-B // rows) > _PROGRAMS:
         return Way(False, 1, min(triton.next_power_of_2(H), 512), 0, 4)
     units = max(16, min(triton.next_power_of_2(H), 128))
-    return Way(True, rows, units, 16 if rows == 1 else 32, 8)
+    return Way(True, rows, units, 32 if precision == "bf16" else 16, 8)
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -272,7 +275,8 @@ def adamw(learning: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], norm: Tenso
     for weight, gradient, m, v in learning:
         if count := weight.numel():
             grid = (triton.cdiv(count, 1024),)
-            gpu_kernels.adamw[grid](weight, gradient.contiguous(), m, v, norm, numbers, count, BLOCK=1024)
+            given = (weight, gradient.contiguous(), m, v, norm, numbers, count)
+            gpu_kernels.adamw[grid](*given, BLOCK=1024, **_LAUNCH)
 
 
 class _Window:
@@ -280,7 +284,7 @@ class _Window:
 
     def __init__(self, T: int, B: int, H: int, gates: int, precision: str, mask_rows: int) -> None:
         self.T, self.B, self.H = T, B, H
-        self._gates, self._precision, self._mask_rows = gates, precision, mask_rows
+        self._mask_rows = mask_rows
         self.way = way(B, H, gates, precision)
 
     def launch(self, kernel: Any, arrays: Sequence[Tensor | None], first: int, last: int) -> None:
@@ -299,9 +303,9 @@ class _Window:
             SPAN=units * blocks if whole else units,
             ROWS=rows,
             UNITS=units,
-            DEPTH=4 * depth if backward and rows == 1 else depth,
-            PRECISION="tf32" if self._precision == "tf32" else "ieee",
+            DEPTH=2 * depth if backward and rows == 1 else depth,
             num_warps=warps,
+            **_LAUNCH,
         )
 
 
@@ -373,6 +377,7 @@ def _softmax(
         V,
         BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
+        **_LAUNCH,
     )
     return gradient
 

@@ -41,7 +41,6 @@ def _products(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """Rows of `left`, K numbers each, times columns of one matrix or of as many as there are gates, [ROWS, UNITS].
 
@@ -70,6 +69,7 @@ def _products(
         if GATES > 3:
             s3 = tl.sum(s3, axis=0)[None, :]
     else:
+        # By the tensor cores: bfloat16, or what they make of float32.
         for begin in range(0, K, DEPTH):
             live_a = live_row[:, None] & (begin + k < K)[None, :]
             a = tl.load(left + row[:, None] * K + (begin + k)[None, :], mask=live_a, other=0.0)
@@ -115,7 +115,6 @@ def lstm_forward(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`grimmgen.cells.lstm.forward` and `peephole.forward`; fills in what is said to lack all but a first step."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -139,7 +138,7 @@ def lstm_forward(
                 c_in = tl.where(_starting(starts, row, live_row), 0.0, c_in)  # (1)
             if made is None:
                 a_i, a_f, a_c, a_o = _products(
-                    entered, row, live_row, u + units, live_unit, H, 4 * H, H, 4, ROWS, UNITS, DEPTH, PRECISION
+                    entered, row, live_row, u + units, live_unit, H, 4 * H, H, 4, ROWS, UNITS, DEPTH
                 )
             else:
                 at_a = rows[:, None] * (4 * H) + units[None, :]
@@ -198,7 +197,6 @@ def lstm_backward(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`grimmgen.cells.lstm.backward` and `peephole.backward`, up to what is left for the state that entered.
 
@@ -240,7 +238,6 @@ def lstm_backward(
                     ROWS,
                     UNITS,
                     DEPTH,
-                    PRECISION,
                 )
             else:
                 carried = tl.load(made + at_row, mask=live, other=0.0)  # (2) of the next step
@@ -303,7 +300,6 @@ def gru_forward(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`grimmgen.cells.gru.forward`; fills in `s` and `gates`, and what is said to lack all but a first step."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -326,7 +322,7 @@ def gru_forward(
                 h_in = tl.where(_starting(starts, row, live_row), 0.0, h_in)  # (1)
             if made is None:
                 a_r, a_z, a_n, _ = _products(
-                    entered, row, live_row, u + units, live_unit, H, 3 * H, H, 3, ROWS, UNITS, DEPTH, PRECISION
+                    entered, row, live_row, u + units, live_unit, H, 3 * H, H, 3, ROWS, UNITS, DEPTH
                 )  # (2)
             else:
                 at_a = rows[:, None] * (3 * H) + units[None, :]
@@ -376,7 +372,6 @@ def gru_backward(
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
-    PRECISION: tl.constexpr,
 ):
     """`grimmgen.cells.gru.backward`, up to what is left for the state that entered; fills in both gradients."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -413,7 +408,6 @@ def gru_backward(
                     ROWS,
                     UNITS,
                     DEPTH,
-                    PRECISION,
                 )
             else:
                 product = tl.load(made + at_row, mask=live, other=0.0)
