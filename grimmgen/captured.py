@@ -62,7 +62,7 @@ class CapturedUpdate:
         options, device = model.configuration, model.device
         # Inputs, targets, starts. What is copied to the GPU from pinned memory waits for nothing.
         shape = (3, options.unroll, options.batch_size)
-        self._next_window = torch.zeros(shape, dtype=torch.int32, pin_memory=True)
+        self._next_window = torch.zeros(shape, dtype=torch.int32).pin_memory()
         self._window = self._next_window.to(device)
         # As in `AdamW.advance`, but so that nothing is learnt, and nothing forgotten.
         self._next_numbers = torch.tensor([options.clip, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]).pin_memory()

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 
 from grimmgen import kernels
+from grimmgen.batches import Window
+from grimmgen.captured import CapturedUpdate
 from grimmgen.cells import gru, lstm, peephole, softmax
 from grimmgen.configuration import Configuration, Products
 from grimmgen.model import LanguageModel, State
@@ -67,7 +70,8 @@ def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(builder, "cast_impl", rounded)
     monkeypatch.setattr(builder, "create_dot", multiplied)
-    monkeypatch.setattr(own, "_patch_lang", prepare_once)
+    if hasattr(own, "_LangPatchScope"):
+        monkeypatch.setattr(own, "_patch_lang", prepare_once)
     monkeypatch.setattr(own.interpreter_builder, "options", own.InterpreterOptions(sanitize_overflow=False))
     yield
     for scope in reversed(prepared.values()):
@@ -305,6 +309,61 @@ def gpu_calls(monkeypatch: pytest.MonkeyPatch, do: Any) -> set[str]:
             patch.setattr(gpu, operation, Noted)
         do()
     return called
+
+
+class Stream:
+    """A stream of a GPU that is not there."""
+
+    def wait_stream(self, other: Stream) -> None: ...
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py shows it on the GPU")
+@pytest.mark.parametrize("reset_state", [True, False])
+@pytest.mark.parametrize("name", CELLS)
+def test_what_is_captured_is_an_update(name: Any, reset_state: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Graph:
+        """Of one update: what was captured is done again."""
+
+        def register_generator_state(self, generator: torch.Generator) -> None: ...
+
+        def replay(self) -> None:
+            captured._run()
+
+    for what, fake in (("Stream", lambda _: Stream()), ("current_stream", lambda _: Stream()), ("CUDAGraph", Graph)):
+        monkeypatch.setattr(torch.cuda, what, fake)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(kernels, "on_gpu", lambda _: True)
+    monkeypatch.setattr(kernels, "compiled", lambda *_: None)
+    options = Configuration(cell=name, hidden=5, batch_size=2, unroll=3, reset_state=reset_state, weight_decay=0.1)
+    learners = []
+    for _ in range(2):
+        model = LanguageModel(options, 7)
+        model.initialise()
+        learners.append((model, AdamW(model.parameters(), options.weight_decay), torch.Generator()))
+    captured = CapturedUpdate(*learners[0], "fp32")
+    assert all(map(torch.equal, learners[0][0].parameters(), learners[1][0].parameters()))
+    state = states = model.zero_state(2)
+    model, optimiser, generator = learners[1]
+    for step in range(3):
+        ids = np.random.default_rng(step).integers(0, 7, (2, 3, 2)).astype(np.int32)
+        window = Window(*ids, np.random.default_rng(step).random((3, 2)) < 0.3)
+        assert captured.fits(window)
+        assert not captured.fits(window.first(1))
+        for _, _, drawn in learners:
+            drawn.manual_seed(step)
+        told, rate = [], 0.01 / (step + 1)
+        *told, state = captured.update(window, state, rate)
+        optimiser.zero_gradient()
+        loss, states = model.loss(window, states, generator)
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = optimiser.norm()
+        optimiser.step(rate, options.clip, norm)
+        assert told == [loss.item(), norm]
+        assert all(map(torch.equal, state, states))
+        assert all(map(torch.equal, learners[0][0].parameters(), model.parameters()))
+    assert learners[0][1].steps == optimiser.steps == 3
 
 
 def test_what_serves_a_gpu_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
