@@ -1,9 +1,10 @@
 """An update of training on a GPU as one CUDA graph: forward, backward, clipping and Adam, launched as one.
 
-A small network's update is some hundred kernels of a few microseconds each, and to launch one takes as long. Captured once,
-they are launched together, on the same memory each time: what changes between two updates (the window, the state, the
-rate, the seed of dropout) is copied there before, and the loss is read when all is done. The kernels are those of
-an update that is not captured, in the same order, so that weights are equal to the bit either way.
+A small network's update is some hundred kernels of a few microseconds each, and to launch one takes as long.
+Captured once, they are launched together, on the same memory each time: what changes between two updates (the
+window, the state, the rate, the seed of dropout) is copied there before, and the loss is read when all is done.
+The kernels are those of an update that is not captured, in the same order, so that weights are equal to the bit
+either way.
 
 Knows nothing of stories, epochs or files. Where there is no GPU nothing here is done.
 """
@@ -25,7 +26,7 @@ _WARM_UP = 3
 def capture(
     model: LanguageModel, optimiser: AdamW, generator: torch.Generator, precision: Products
 ) -> tuple[CapturedUpdate | None, str]:
-    """The update captured if that can be, and in words whether it is, to follow what computes; see `CapturedUpdate`.
+    """The update captured where that can be, and whether it is, in words to follow those on what computes.
 
     Raises:
         torch.OutOfMemoryError: the network and its windows do not fit.
@@ -69,7 +70,7 @@ class CapturedUpdate:
         self._numbers = self._next_numbers.to(device)
         self._state = model.zero_state(options.batch_size)
         self._told = torch.zeros(2, dtype=torch.float64, device=device)
-        here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+        here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             for _ in range(_WARM_UP):
@@ -81,7 +82,7 @@ class CapturedUpdate:
             self._run()
 
     def fits(self, window: Window) -> bool:
-        """Whether a window has the shape that was captured: one of a text of less than B · T n-grams is shorter."""
+        """Whether a window has the shape that was captured; of a text of less than B · T n-grams it is shorter."""
         return window.inputs.shape == self._window.shape[1:]
 
     def update(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:

@@ -9,7 +9,8 @@ With the gradient g of all weights w together, and t the number of the update fr
     (4)  w ← w - rate m̂ / (√v̂ + ε)     with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
 Kingma and Ba (2015), arXiv 1412.6980; Loshchilov and Hutter (2019), arXiv 1711.05101. On a CPU the compiled kernel
-does each of the two passes over memory, (1) and (2) to (4), at once for all weights; on a GPU one of Triton's does the second.
+does each of the two passes over memory, (1) and (2) to (4), at once for all weights; on a GPU one of Triton's
+kernels does the second.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class AdamW:
         """The same, float64 [], left where the weights are; one of them at least has a gradient."""
         gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-        return torch.linalg.vector_norm(torch.stack(norms))
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
 
     def advance(self, rate: float, clip: float) -> list[float]:
         """Count a step; the numbers that it is done with: clip, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε.

@@ -405,9 +405,7 @@ class _Loop:
 
     def _out_of_memory(self) -> GrimmgenError:
         step = self._progress.step + 1
-        return GrimmgenError(
-            f"the device is out of memory at update {step}", "lower --batch-size or --unroll"
-        )
+        return GrimmgenError(f"the device is out of memory at update {step}", "lower --batch-size or --unroll")
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration

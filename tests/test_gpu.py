@@ -1,6 +1,7 @@
-"""Training on a GPU: an update captured in a CUDA graph, runs that resume, checkpoints that go from one device to another.
+"""Training on a GPU: an update captured in a CUDA graph, runs that resume, checkpoints that change the device.
 
-All of it is skipped where there is no NVIDIA GPU; what the kernels compute is tested everywhere, in `test_gpu_kernels.py`.
+All of it is skipped where there is no NVIDIA GPU; what the kernels compute is tested everywhere, in
+`test_gpu_kernels.py`.
 """
 
 from __future__ import annotations
@@ -214,7 +215,9 @@ def little_memory() -> Iterator[None]:
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("path", ["native", "plain"])
-def test_a_gpu_without_memory_is_told(corpus: Corpus, path: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fault 37
+def test_a_gpu_without_memory_is_told(
+    corpus: Corpus, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fault 37
     monkeypatch.setenv("GRIMMGEN_KERNEL", path)
     configuration = Configuration(**{**TINY, "hidden": 1024, "unroll": 2000})
     with pytest.raises(GrimmgenError, match="the device is out of memory at update 1"):

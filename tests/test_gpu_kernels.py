@@ -23,7 +23,7 @@ from grimmgen.batches import Window
 from grimmgen.captured import CapturedUpdate
 from grimmgen.cells import gru, lstm, peephole, softmax
 from grimmgen.configuration import Configuration, Products
-from grimmgen.model import LanguageModel, State
+from grimmgen.model import LanguageModel
 from grimmgen.optimiser import AdamW
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -36,9 +36,9 @@ gpu: Any = pytest.importorskip("grimmgen.kernels.gpu")
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Teach the interpreter bfloat16, which it cuts off where a GPU rounds, and multiplies as if it were whole numbers.
+    """Teach the interpreter bfloat16, which it cuts off where a GPU rounds, and multiplies as if it were integers.
 
-    And some haste: it prepares Triton's language again for each function that is called, and doubts each sum of addresses.
+    And some haste: it prepares Triton's language anew for each function that is called, and doubts each address.
     """
     if DEVICE == "cuda":
         yield
@@ -139,8 +139,8 @@ def differences(made: Tensors, right: Tensors) -> list[float]:
     return [(a.double() - b).norm().item() / (b.norm().item() or 1e-30) for a, b in zip(made, right, strict=True)]
 
 
-# Each size, number of rows and of steps, mask and resets once: the interpreter takes a millisecond for what a GPU does in
-# a nanosecond, and there all go with all.
+# Each size, number of rows and of steps, mask and resets once: the interpreter takes a millisecond for what a GPU
+# does in a nanosecond, and there all go with all.
 WINDOWS = [
     (1, 1, 1, "none", False),
     (5, 3, 7, "fresh", True),
@@ -237,7 +237,9 @@ def test_cross_entropy_is_the_plain_one(
     assert max(differences((made.cpu(), *(t.cpu() for t in ours)), (right, *theirs))) < bound
     losses = gpu.negative_log_likelihood(*(t.detach() for t in narrow), targets.to(DEVICE)).cpu()
     assert not losses[targets < 0].any()
-    assert torch.allclose(losses.double(), softmax.negative_log_likelihood(*(t.detach() for t in wide), targets), atol=1e-5)
+    hidden, weight, bias = (t.detach() for t in wide)
+    wanted = softmax.negative_log_likelihood(hidden, weight, bias, targets)
+    assert torch.allclose(losses.double(), wanted, atol=1e-5)
 
 
 def test_the_loss_of_what_is_all_but_impossible_is_finite_and_of_what_does_not_exist_is_not() -> None:
@@ -264,7 +266,11 @@ def test_a_step_of_the_optimiser_is_the_plain_one(clip: float) -> None:
         numbers = torch.tensor(fused.advance(0.01, clip), device=DEVICE)
         fused.step_there(numbers, fused.norm_there())
     # Of what is clipped every weight learns as much: the steps have the size of the rate, not of the weights.
-    pairs = zip((*weights[1], *fused.exp_avg, *fused.exp_avg_sq), (*weights[0], *plain.exp_avg, *plain.exp_avg_sq), strict=True)
+    pairs = zip(
+        (*weights[1], *fused.exp_avg, *fused.exp_avg_sq),
+        (*weights[0], *plain.exp_avg, *plain.exp_avg_sq),
+        strict=True,
+    )
     for a, b in pairs:
         assert torch.allclose(a.cpu(), b, rtol=2e-5, atol=1e-7)
 
@@ -272,7 +278,15 @@ def test_a_step_of_the_optimiser_is_the_plain_one(clip: float) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_a_network_is_the_plain_one(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     options = Configuration(
-        cell=name, hidden=5, layers=2, embedding=3, tied=True, dropout=0.3, dropout_mode="output", batch_size=2, unroll=3
+        cell=name,
+        hidden=5,
+        layers=2,
+        embedding=3,
+        tied=True,
+        dropout=0.3,
+        dropout_mode="output",
+        batch_size=2,
+        unroll=3,
     )
     model = LanguageModel(options, 11).to(DEVICE)
     model.initialise()
@@ -290,23 +304,30 @@ def test_a_network_is_the_plain_one(name: Any, monkeypatch: pytest.MonkeyPatch) 
     right = everything()
     assert "CrossEntropy" not in gpu_calls(monkeypatch, everything)
     monkeypatch.setattr(kernels, "on_gpu", lambda _: True)
-    assert gpu_calls(monkeypatch, everything) == {name.upper() if name != "peephole" else "Peephole", "CrossEntropy"}
+    assert gpu_calls(monkeypatch, everything) == {
+        name.upper() if name != "peephole" else "Peephole",
+        "CrossEntropy",
+    }
     assert max(differences(everything(), tuple(t.double() for t in right))) < 1e-5
+
+
+class Noted:
+    """One of our operations, its use noted."""
+
+    def __init__(self, name: str, called: set[str]) -> None:
+        self._name, self._own, self._called = name.removesuffix("Window"), getattr(gpu, name), called
+
+    def apply(self, *given: Any) -> Any:
+        self._called.add(self._name)
+        return self._own.apply(*given)
 
 
 def gpu_calls(monkeypatch: pytest.MonkeyPatch, do: Any) -> set[str]:
     """Which of our operations are used, without `Window` at the end of their names."""
-    called = set()
+    called: set[str] = set()
     with monkeypatch.context() as patch:
         for operation in ("LSTMWindow", "PeepholeWindow", "GRUWindow", "CrossEntropy"):
-
-            class Noted(getattr(gpu, operation)):  # type: ignore[misc]
-                @classmethod
-                def apply(cls, *given: Any, own: Any = getattr(gpu, operation), name: str = operation) -> Any:
-                    called.add(name.removesuffix("Window"))
-                    return own.apply(*given)
-
-            patch.setattr(gpu, operation, Noted)
+            patch.setattr(gpu, operation, Noted(operation, called))
         do()
     return called
 
@@ -329,7 +350,11 @@ def test_what_is_captured_is_an_update(name: Any, reset_state: bool, monkeypatch
         def replay(self) -> None:
             captured._run()
 
-    for what, fake in (("Stream", lambda _: Stream()), ("current_stream", lambda _: Stream()), ("CUDAGraph", Graph)):
+    for what, fake in (
+        ("Stream", lambda _: Stream()),
+        ("current_stream", lambda _: Stream()),
+        ("CUDAGraph", Graph),
+    ):
         monkeypatch.setattr(torch.cuda, what, fake)
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
@@ -348,19 +373,19 @@ def test_what_is_captured_is_an_update(name: Any, reset_state: bool, monkeypatch
     model, optimiser, generator = learners[1]
     for step in range(3):
         ids = np.random.default_rng(step).integers(0, 7, (2, 3, 2)).astype(np.int32)
-        window = Window(*ids, np.random.default_rng(step).random((3, 2)) < 0.3)
+        window = Window(ids[0], ids[1], np.random.default_rng(step).random((3, 2)) < 0.3)
         assert captured.fits(window)
         assert not captured.fits(window.first(1))
         for _, _, drawn in learners:
             drawn.manual_seed(step)
-        told, rate = [], 0.01 / (step + 1)
-        *told, state = captured.update(window, state, rate)
+        rate = 0.01 / (step + 1)
+        made, made_norm, state = captured.update(window, state, rate)
         optimiser.zero_gradient()
         loss, states = model.loss(window, states, generator)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = optimiser.norm()
         optimiser.step(rate, options.clip, norm)
-        assert told == [loss.item(), norm]
+        assert (made, made_norm) == (loss.item(), norm)
         assert all(map(torch.equal, state, states))
         assert all(map(torch.equal, learners[0][0].parameters(), model.parameters()))
     assert learners[0][1].steps == optimiser.steps == 3

@@ -1,10 +1,10 @@
 """The cells' equations once more, made for speed; each held against the plain ones in `grimmgen.cells`.
 
 Which path serves: the compiled kernel for float32 weights on a CPU, with the fastest instruction set that the
-machine has; Triton's kernels for float32 weights on an NVIDIA GPU; PyTorch's operations for all else, where the package
-was installed without a compiler, and for products of bfloat16 where the machine has no instructions for them. For
-telling, which waits for no PyTorch, NumPy takes their place. The environment variable GRIMMGEN_KERNEL forces one:
-`plain`, and on a CPU `native`, or an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
+machine has; Triton's kernels for float32 weights on an NVIDIA GPU; PyTorch's operations for all else, where the
+package was installed without a compiler, and for products of bfloat16 where the machine has no instructions for
+them. For telling, which waits for no PyTorch, NumPy takes their place. The environment variable GRIMMGEN_KERNEL
+forces one: `plain`, and on a CPU `native`, or an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
 
     T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
 """

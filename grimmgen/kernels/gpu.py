@@ -1,14 +1,14 @@
 """The kernels for a GPU, in training: gives those of `gpu_kernels.py` the signatures of the plain ones.
 
-A window goes one of two ways. While the recurrent weights are small, one launch does all of its steps. When they are
-large, each step is a product by the vendor's library, which all of the GPU works at, and one launch for all that is
-between two products. Either way the weight gradients of all steps are one product in the end.
+A window goes one of two ways. While the recurrent weights are small, one launch does all of its steps. When they
+are large, each step is a product by the vendor's library, which all of the GPU works at, and one launch for all
+that is between two products. Either way the weight gradients of all steps are one product in the end.
 
 Nothing here waits for the GPU, looks at a number that it made or depends on which program is done first, so that a
 whole update can be captured in a CUDA graph (`grimmgen.captured`), and gives the same bits each time.
 
-Sums are float32. Products are float32, too, unless bf16 is asked for; in TF32 where the program that uses grimmgen has
-set `torch.set_float32_matmul_precision("high")`.
+Sums are float32. Products are float32, too, unless bf16 is asked for; in TF32 where the program that uses grimmgen
+has set `torch.set_float32_matmul_precision("high")`.
 
     T  steps    B  rows    H  hidden units    G  gates    V  vocabulary size    N  predictions, T·B
 """
@@ -25,8 +25,8 @@ from torch import Tensor
 from grimmgen.configuration import Products
 from grimmgen.kernels import gpu_kernels
 
-# Bytes of recurrent weights that are read anew at each step by every program: from the second-level cache that takes
-# about as long (2 µs, at 64 bytes a cycle) as the two launches of the other way.
+# Bytes of recurrent weights that every program may read anew at each step: from the second-level cache that takes
+# about as long (2 µs, at 64 bytes a cycle) as the two launches of the other way. Reckoned, not measured.
 _SMALL = 1 << 18
 # Programs, one to a processor of the GPU, that may read so at once; they share the second-level cache.
 _PROGRAMS = 128
@@ -43,8 +43,8 @@ class Way(NamedTuple):
         whole: one launch for all steps.
         rows: of a tile. One: multiplied and added up number by number; more: by the tensor cores.
         units: of a tile.
-        depth: of what is summed up, how much is read at once; of one row's gradients, which are one product and not
-            four, twice as much. So chosen that no kernel spills a register (tests/test_gpu_kernels.py).
+        depth: of what is summed up, how much is read at once; of one row's gradients, which are one product and
+            not four, twice as much. So chosen that no kernel spills a register (tests/test_gpu_kernels.py).
         warps: of a program.
     """
 
@@ -232,7 +232,7 @@ class GRUWindow(torch.autograd.Function):
 
 
 class CrossEntropy(torch.autograd.Function):
-    """`grimmgen.cells.softmax.CrossEntropy` for a GPU: logits are written once, and once more as their gradient."""
+    """`grimmgen.cells.softmax.CrossEntropy` for a GPU: logits are written, and once more as their gradient."""
 
     @staticmethod
     def forward(  # noqa: D102 - see the class
@@ -332,7 +332,7 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _room(T: int, h0: Tensor, starts: Tensor | None, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """For h, [T + 1, B, H], and for h̄ in the type of the products, [T, B, H]; the first step of each filled in."""
+    """For h, [T + 1, B, H], and for h̄ in the type of the products, [T, B, H]; each with its first step."""
     h = h0.new_empty(T + 1, *h0.shape)
     entered = h0.new_empty(T, *h0.shape, dtype=kind)
     h[0] = h0

@@ -1,9 +1,9 @@
 """The kernels for a GPU, in Triton: windows of cells, the softmax layer's loss, the optimiser. Called by `gpu.py`.
 
-A program of a window has some rows and goes through the steps by itself: the rows of a batch do not see each other, so
-that programs never wait for one another. What it makes at one step it reads back at the next, from the first-level
-cache of the processor that it runs on; the recurrent weights come from the second-level cache, where all programs
-find them. The same kernels do a single step, of all units at once, when they are given its product.
+A program of a window has some rows and goes through the steps by itself: the rows of a batch do not see each
+other, so that programs never wait for one another. What it makes at one step it reads back at the next, through
+the cache of the processor that it runs on; the recurrent weights come from the second-level cache, where all
+programs find them. The same kernels do a single step, of all units side by side, when they are given its product.
 
 The numbers in brackets are those of the equations in `grimmgen.cells`.
 
@@ -200,8 +200,8 @@ def lstm_backward(
 ):
     """`grimmgen.cells.lstm.backward` and `peephole.backward`, up to what is left for the state that entered.
 
-    Fills in `grad_x` and `rounded`; leaves in `d_c` the gradient by the cell state that entered step `first`, whether
-    or not a story starts there.
+    Fills in `grad_x` and `rounded`; leaves in `d_c` the gradient by the cell state that entered step `first`,
+    whether or not a story starts there.
     """
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live_row = rows < B
