@@ -112,7 +112,7 @@ class Ours:
             value.backward()  # type: ignore[no-untyped-call]
             loss, norm = float(value.item()), self.optimiser.norm()
             self.optimiser.step(rate, clip, norm)
-            return loss
+            return float(loss)
 
         return update
 
