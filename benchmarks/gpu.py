@@ -130,7 +130,7 @@ def worst_difference(size: Size, cell: str, precision: str) -> float:
         return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
 
     pairs = zip(everything(made.model, made.precision), everything(right, "fp32"), strict=True)
-    return max(((a.double() - b).norm() / b.norm()).item() for a, b in pairs)
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
 
 
 def captured_is_eager(size: Size, cell: str, precision: str) -> bool:

@@ -7,11 +7,13 @@
 An update is forward, backward, clipping and Adam. Ours is the tutorial's network with its dropout, as
 `grimmgen train` runs it; the rival is `nn.Embedding` + `nn.LSTM` (for a GRU `nn.GRU`) + `nn.Linear` as one would
 write it, without dropout, for bf16 under `torch.autocast`. Ours runs twice in fp32, on the compiled kernel and on
-the plain path. All run in turn, so that a busy machine slows each.
+the plain path; with `--compile` the rival runs twice, too, the second time through `torch.compile`. All run in
+turn, so that a busy machine slows each.
 
 Printed are medians and quartiles; how many times as fast as the rival each is (the median, pair by pair); the
 share of the floor, which is the time that the update's products would take at the rate of the fastest large
-product that PyTorch does here; and the peak memory of a process that does nothing else, above what it had before.
+product that PyTorch does here; the peak memory of a process that does nothing else, above what it had before; and
+where the time of our update goes, by the compiled kernel's functions.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +39,7 @@ from grimmgen import kernels
 from grimmgen.batches import Window
 from grimmgen.cells.products import product
 from grimmgen.configuration import GATES, Configuration
+from grimmgen.kernels import native
 from grimmgen.model import LanguageModel
 from grimmgen.optimiser import AdamW
 
@@ -92,10 +97,12 @@ class Rival(nn.Module):
         return self.linear(hidden), tuple(after)
 
 
-def rivals(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
-    """An update of `nn.LSTM`'s or `nn.GRU`'s."""
-    model = Rival(vocabulary_size, configuration)
+def rivals(window: Window, vocabulary_size: int, configuration: Configuration, compiled: bool = False) -> Update:
+    """An update of `nn.LSTM`'s or `nn.GRU`'s, as it is or through `torch.compile`, which needs a C++ compiler."""
+    model: nn.Module = Rival(vocabulary_size, configuration)
     optimiser = torch.optim.Adam(model.parameters(), lr=0.001)
+    if compiled:
+        model = torch.compile(model)  # type: ignore[assignment]
     inputs, targets = torch.from_numpy(window.inputs).long(), torch.from_numpy(window.targets).long()
     zeros = torch.zeros(configuration.layers, window.inputs.shape[1], configuration.hidden)
     state = (zeros,) if configuration.cell == "gru" else (zeros, zeros)
@@ -137,6 +144,33 @@ def interleaved(
     return times
 
 
+def profile(update: Update, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
+    """Where an update's milliseconds go: into each of the compiled kernel's functions, and all around them."""
+    run = native._run
+    spent: dict[str, float] = defaultdict(float)
+    totals: list[float] = []
+
+    def clocked(name: str, calls: Any) -> None:
+        began = clock()
+        run(name, calls)
+        spent[name.rpartition("_")[0]] += 1000 * (clock() - began)
+
+    rows: list[dict[str, float]] = []
+    native._run = clocked
+    try:
+        for _ in range(rounds):
+            spent.clear()
+            began = clock()
+            update()
+            totals.append(1000 * (clock() - began))
+            rows.append(dict(spent))
+    finally:
+        native._run = run
+    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    around = (total - sum(row.values()) for total, row in zip(totals, rows, strict=True))
+    return medians | {"around": statistics.median(around)}
+
+
 def floor(T: int, B: int, V: int, configuration: Configuration, clock: Callable[[], float]) -> float:
     """Milliseconds that the products of an update take at the rate of the fastest large product to be had."""
     H = configuration.hidden
@@ -174,6 +208,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocabulary-size", type=int, default=544)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--compile", action="store_true", help="the rival through torch.compile, too")
     parser.add_argument(
         "--processor-time", action="store_true", help="instead of wall-clock: with --threads 1, on a busy machine"
     )
@@ -197,6 +232,8 @@ def main() -> None:
     }
     if options.precision == "bf16":
         del contenders["plain"]
+    if options.compile:
+        contenders["compiled"] = lambda: rivals(window, V, configuration, compiled=True)
     if options.memory_of:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         update = contenders[options.memory_of]()
@@ -206,7 +243,8 @@ def main() -> None:
         return
     # First, as a process begins with the peak of the one that starts it.
     memory = {name: peak_memory(name, sys.argv[1:]) for name in contenders}
-    times = interleaved({name: make() for name, make in contenders.items()}, options.rounds, clock)
+    updates = {name: make() for name, make in contenders.items()}
+    times = interleaved(updates, options.rounds, clock)
     least = floor(T, B, V, configuration, clock)
     figures = {
         name: {
@@ -219,10 +257,11 @@ def main() -> None:
         }
         for name, values in times.items()
     }
+    spent = profile(updates["grimmgen"], 2 * options.rounds, clock)
     if options.json:
         network = {"cell": options.cell, "H": H, "V": V, "L": options.layers}
         setting = {"T": T, "B": B, **network, "precision": options.precision}
-        print(json.dumps({**setting, "threads": options.threads, "floor": least, **figures}))
+        print(json.dumps({**setting, "threads": options.threads, "floor": least, **figures, "profile": spent}))
         return
     print(
         f"one update, {options.cell}, T = {T}, B = {B}, H = {H}, V = {V}, {options.layers} layer(s), "
@@ -235,6 +274,8 @@ def main() -> None:
             f"{told['lower quartile']:10.2f} – {told['upper quartile']:5.2f}{told['times as fast']:15.2f}"
             f"{told['share of the floor']:14.0%}{told['peak MiB']:10.0f}"
         )
+    parts = sorted(spent.items(), key=lambda item: -item[1])
+    print("of grimmgen's: " + ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in parts))
 
 
 if __name__ == "__main__":

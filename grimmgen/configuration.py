@@ -43,7 +43,7 @@ class Configuration:
         dropout: probability with which an output is dropped.
         dropout_mode: `tutorial`: anew at each step, for the next layer and the next step alike; `output`: anew
             at each step, for the next layer alone; `locked`: for the next layer alone, one mask a window.
-        input_dropout: probability with which a number of the embedding is dropped, as `dropout_mode` says.
+        input_dropout: probability with which a number of an n-gram's embedding is dropped, one mask a window.
         weight_drop: probability with which a recurrent weight is dropped, one mask a window.
         initialisation: of the weights: `normal` (truncated, σ 0.02: the tutorial's), `xavier` (Glorot), or
             `auto`: normal for one layer, xavier for more, as the tutorial advises.

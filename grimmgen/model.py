@@ -222,20 +222,18 @@ class LanguageModel(nn.Module):
         """
         T, B = inputs.shape
         options = self.configuration
-        H, E = options.hidden, options.embedding
+        H = options.hidden
         # What goes up to the first layer: [T, B], or [T, B, E]; to the others [T, B, H].
         below, table = inputs, None
         if self.embedding is not None:
-            mask = self._output_mask((T, B, E), options.input_dropout, generator)
-            if mask is None and options.cell != "mogrifier":
-                # The product of all n-grams' embeddings is smaller than that of all of the window's.
-                table = kernels.affine(
-                    self.embedding, self.layers[0].get_parameter("input_weight"), None, precision
-                )
+            embedding: Tensor = self.embedding
+            if (mask := self._mask(tuple(embedding.shape), options.input_dropout, generator)) is not None:
+                embedding = embedding * mask
+            if options.cell == "mogrifier":
+                below = nn.functional.embedding(inputs, embedding)
             else:
-                below = nn.functional.embedding(inputs, self.embedding)
-                if mask is not None:
-                    below = below * mask
+                # The product of all n-grams' embeddings is smaller than that of all of the window's.
+                table = kernels.affine(embedding, self.layers[0].get_parameter("input_weight"), None, precision)
         last_h, last_c = [], []
         for depth, layer in enumerate(self.layers):
             recurrent_weight: Tensor = layer.get_parameter("recurrent_weight")
@@ -250,10 +248,10 @@ class LanguageModel(nn.Module):
             last_h.append(hidden[-1])
             last_c.append(c)
             below = hidden
-            if options.dropout_mode != "tutorial" and (
-                (mask := self._output_mask((T, B, H), options.dropout, generator)) is not None
-            ):
-                below = hidden * mask
+            if options.dropout_mode != "tutorial":
+                shape = (1 if options.dropout_mode == "locked" else T, B, H)
+                if (mask := self._mask(shape, options.dropout, generator)) is not None:
+                    below = hidden * mask
         return below, State(torch.stack(last_h), torch.stack(last_c))
 
     def loss(
@@ -325,22 +323,14 @@ class LanguageModel(nn.Module):
             )
         return rows, self.output.weight, self.output.bias
 
-    def _output_mask(
-        self, shape: tuple[int, int, int], dropped: float, generator: torch.Generator | None
-    ) -> Tensor | None:
-        """A mask for what goes up to the next layer, [T, B, H], or the same at every step, [1, B, H]."""
-        if self.configuration.dropout_mode == "locked":
-            shape = (1, *shape[1:])
-        return self._mask(shape, dropped, generator)
-
     def _mask(self, shape: tuple[int, ...], dropped: float, generator: torch.Generator | None) -> Tensor | None:
         if generator is None:
             return None
         return kernels.dropout_mask(shape, dropped, self.device, generator)
 
     def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs = torch.from_numpy(window.inputs).to(self.device, torch.int64)
-        targets = torch.from_numpy(window.targets).to(self.device, torch.int64)
+        inputs = torch.from_numpy(window.inputs.astype(np.int64)).to(self.device)
+        targets = torch.from_numpy(window.targets.astype(np.int64)).to(self.device)
         if not self.configuration.reset_state:
             return inputs, targets, None
         return inputs, targets, torch.from_numpy(window.starts).to(self.device)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
 from grimmgen import kernels
-from grimmgen.cells import lstm, softmax
+from grimmgen.cells import gru, lstm, peephole, products, softmax
 from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
 from grimmgen.kernels import library, native
@@ -23,6 +24,28 @@ built = pytest.mark.skipif(not INSTRUCTIONS, reason=f"there is no compiled kerne
 ROUNDING = library.instruction_sets("bf16")
 rounds = pytest.mark.skipif(not ROUNDING, reason="there are no instructions for bfloat16 here")
 each_instruction_set = pytest.mark.parametrize("instructions", INSTRUCTIONS or ["none"])
+
+
+class Cell(NamedTuple):
+    gates: int
+    plain: Any  # its operation on the plain path
+    native: Any  # the compiled one, of the instruction set, x, ids, bias, weights, states, mask, starts
+    states: int  # 2: h and c; 1: h alone
+    own: Callable[[int], tuple[int, ...]]  # H → the shape of the weights that the LSTM has not
+
+
+def lstm_window(instructions: str, x: Tensor, ids: Tensor | None, bias: Tensor | None, *rest: Any) -> Any:
+    if ids is None:
+        return native.LSTMWindow.apply(instructions, x, *rest)  # type: ignore[no-untyped-call]
+    return native.LookUpWindow.apply(instructions, ids, x, bias, *rest)  # type: ignore[no-untyped-call]
+
+
+CELLS = {
+    "lstm": Cell(4, lstm.LSTMWindow, lstm_window, 2, lambda _: ()),
+    "peephole": Cell(4, peephole.PeepholeWindow, native.PeepholeWindow.apply, 2, lambda H: (3, H)),
+    "gru": Cell(3, gru.GRUWindow, native.GRUWindow.apply, 1, lambda H: (H,)),
+}
+each_cell = pytest.mark.parametrize("cell", CELLS)
 SIZES = [1, 7, 100, 129]
 BATCHES = [1, 3, 64]
 STEPS = [1, 50]
@@ -50,45 +73,48 @@ def double(draw: torch.Generator, *shape: int) -> Tensor:
 class Case:
     """The arguments of a window, in float64 and in float32."""
 
-    def __init__(self, T: int, B: int, H: int, masked: bool, resets: bool, V: int = 0) -> None:
-        draw = torch.Generator().manual_seed(1000 * T + 10 * B + H)
-        if V:
-            self.ids = torch.randint(0, V, (T, B), generator=draw)
-            x = [double(draw, V, 4 * H), double(draw, 4 * H)]
-        else:
-            x = [double(draw, T, B, 4 * H)]
-        u = (double(draw, H, 4 * H).float() * H**-0.5).double()
-        self.double = [t.requires_grad_() for t in (*x, u, double(draw, B, H), double(draw, B, H))]
+    def __init__(self, T: int, B: int, H: int, masked: bool, resets: bool, V: int = 0, cell: str = "lstm") -> None:
+        # With this seed no gradient is a sum that all but cancels: of such a one float32 has no digits left.
+        draw = torch.Generator().manual_seed(500_000 + 1000 * T + 10 * B + H + 2 * V)
+        self.cell = CELLS[cell]
+        G = self.cell.gates
+        self.ids = torch.randint(0, V, (T, B), generator=draw) if V else None
+        x = [double(draw, V, G * H), double(draw, G * H)] if V else [double(draw, T, B, G * H)]
+        u = (double(draw, H, G * H).float() * H**-0.5).double()
+        # Larger peepholes make a cell state grow, and an error with it.
+        own = [0.5 * double(draw, *self.cell.own(H))] if self.cell.own(H) else []
+        states = [double(draw, B, H) for _ in range(self.cell.states)]
+        self.double = [t.requires_grad_() for t in (*x, u, *own, *states)]
         self.float = [t.detach().float().requires_grad_() for t in self.double]
         self.mask = torch.rand(T, B, H, generator=draw).lt(0.8) * 1.25 if masked else None
         self.starts = torch.rand(T, B, generator=draw).lt(0.1) if resets else None
-        self.upstream = double(draw, T, B, H), double(draw, B, H)
+        self.upstream = (double(draw, T, B, H), double(draw, B, H))[: self.cell.states]
 
-    def right(self, precision: Products = "fp32") -> tuple[Tensor, Tensor]:
+    def right(self, precision: Products = "fp32") -> tuple[Tensor, ...]:
         """The plain path: in float64, or with products of bfloat16 in float32."""
         x, *rest = self.double if precision == "fp32" else self.float
-        if hasattr(self, "ids"):
+        if self.ids is not None:
             bias, *rest = rest
             x = torch.nn.functional.embedding(self.ids, x + bias)
         mask = None if self.mask is None else self.mask.to(x.dtype)
-        made: tuple[Tensor, Tensor] = lstm.LSTMWindow.apply(x, *rest, mask, self.starts, precision)  # type: ignore[no-untyped-call]
-        return made
+        made = self.cell.plain.apply(x, *rest, mask, self.starts, precision)
+        return made if self.cell.states == 2 else (made,)
 
-    def made(self, instructions: str) -> tuple[Tensor, Tensor]:
-        looks_up = hasattr(self, "ids")
-        function: Any = native.LookUpWindow if looks_up else native.LSTMWindow
-        given = [self.ids, *self.float] if looks_up else self.float
-        made: tuple[Tensor, Tensor] = function.apply(instructions, *given, self.mask, self.starts)
-        return made
+    def made(self, instructions: str) -> tuple[Tensor, ...]:
+        x, *rest = self.float
+        bias = rest.pop(0) if self.ids is not None else None
+        made = self.cell.native(instructions, x, self.ids, bias, *rest, self.mask, self.starts)
+        return made if self.cell.states == 2 else (made,)
 
     def everything(self, instructions: str) -> tuple[Tensor, ...]:
         made = self.made(instructions)
         return *made, *torch.autograd.grad(made, self.float, [u.float() for u in self.upstream])
 
-    def compare(self, instructions: str, outputs: tuple[int, ...] = (0, 1)) -> None:
+    def compare(self, instructions: str, outputs: tuple[int, ...] | None = None) -> None:
         made, right = self.made(instructions), self.right()
         for a, b in zip(made, right, strict=True):
             assert difference(a, b) < 1e-5
+        outputs = tuple(range(self.cell.states)) if outputs is None else outputs
         upstream = [self.upstream[i] for i in outputs]
         ours = torch.autograd.grad([made[i] for i in outputs], self.float, [u.float() for u in upstream])
         theirs = torch.autograd.grad([right[i] for i in outputs], self.double, upstream)
@@ -114,89 +140,114 @@ class Case:
 
 @built
 @each_instruction_set
+@each_cell
 @pytest.mark.parametrize("H", SIZES)
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize("T", STEPS)
-def test_window_and_its_gradients_are_the_plain_ones(instructions: str, T: int, B: int, H: int) -> None:
+def test_window_and_its_gradients_are_the_plain_ones(instructions: str, cell: str, T: int, B: int, H: int) -> None:
     torch.set_num_threads(1 + H % 3)
-    Case(T, B, H, masked=True, resets=True).compare(instructions)
-    Case(T, B, H, masked=True, resets=True, V=11).compare(instructions)
+    for V in (0, 11):
+        Case(T, B, H, masked=True, resets=True, V=V, cell=cell).compare(instructions)
 
 
 @rounds
+@each_cell
 @pytest.mark.parametrize("H", SIZES)
 @pytest.mark.parametrize("B", BATCHES)
 @pytest.mark.parametrize("T", STEPS)
-def test_window_of_bfloat16_products_is_the_plain_one(T: int, B: int, H: int) -> None:
+def test_window_of_bfloat16_products_is_the_plain_one(cell: str, T: int, B: int, H: int) -> None:
     torch.set_num_threads(1 + H % 3)
-    Case(T, B, H, masked=True, resets=True).compare_rounded(ROUNDING[0])
-    Case(T, B, H, masked=True, resets=True, V=11).compare_rounded(ROUNDING[0])
+    for V in (0, 11):
+        Case(T, B, H, masked=True, resets=True, V=V, cell=cell).compare_rounded(ROUNDING[0])
 
 
 @rounds
+@each_cell
 @pytest.mark.parametrize(("masked", "resets"), [(False, False), (True, False), (False, True)])
-def test_masks_and_resets_with_bfloat16_products(masked: bool, resets: bool) -> None:
-    Case(5, 7, 19, masked, resets).compare_rounded(ROUNDING[0])
+def test_masks_and_resets_with_bfloat16_products(cell: str, masked: bool, resets: bool) -> None:
+    Case(5, 7, 19, masked, resets, cell=cell).compare_rounded(ROUNDING[0])
+
+
+# What a sabotage multiplies: of which function, the argument at which place; and in which cell.
+WRONG = [
+    *[("lstm", "lstm_backward", at) for at in (8, 10, 11)],  # the gradients by z, h0, c0
+    ("peephole", "lstm_backward", 12),  # by the peepholes
+    *[("gru", "gru_backward", at) for at in (7, 9)],  # by a and x, by h0
+    *[(cell, "weights", at) for cell in CELLS for at in (9, 10, 11)],  # by U, by the input weight, by biases
+]
 
 
 @rounds
-@pytest.mark.parametrize("wrong", ["lstm_backward", "weights", "nothing rounded"])
-def test_a_sabotaged_kernel_of_bfloat16_products_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if wrong == "nothing rounded":
-        with pytest.raises(AssertionError):
-            Case(1, 3, 100, masked=True, resets=True).compare_rounded(INSTRUCTIONS[0])
-        return
-    sabotage(wrong, 1.0003, monkeypatch)
+@pytest.mark.parametrize(("cell", "wrong", "at"), WRONG)
+def test_a_sabotaged_kernel_of_bfloat16_products_is_caught(
+    cell: str, wrong: str, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sabotage(wrong, at, 1.0003, monkeypatch)
     with pytest.raises(AssertionError):
-        Case(1, 3, 7, masked=True, resets=True).compare_rounded(ROUNDING[0])
+        Case(1, 3, 7, masked=True, resets=True, V=11, cell=cell).compare_rounded(ROUNDING[0])
+
+
+@rounds
+@each_cell
+def test_products_that_are_not_rounded_are_caught(cell: str) -> None:
+    with pytest.raises(AssertionError):
+        Case(1, 3, 100, masked=True, resets=True, cell=cell).compare_rounded(INSTRUCTIONS[0])
 
 
 @built
 @each_instruction_set
+@each_cell
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(("masked", "resets"), [(False, False), (True, False), (False, True)])
-def test_masks_resets_and_threads(instructions: str, count: int, masked: bool, resets: bool) -> None:
+def test_masks_resets_and_threads(instructions: str, cell: str, count: int, masked: bool, resets: bool) -> None:
     torch.set_num_threads(count)
-    Case(5, 7, 19, masked, resets).compare(instructions)
-    Case(5, 7, 19, masked, resets, V=5).compare(instructions)
+    for V in (0, 5):
+        Case(5, 7, 19, masked, resets, V, cell).compare(instructions)
 
 
 @built
 @each_instruction_set
+@pytest.mark.parametrize("cell", ["lstm", "peephole"])
 @pytest.mark.parametrize("outputs", [(0,), (1,)])
-def test_gradients_that_are_absent_upstream(instructions: str, outputs: tuple[int, ...]) -> None:
-    Case(4, 3, 10, masked=True, resets=True).compare(instructions, outputs)
+def test_gradients_that_are_absent_upstream(instructions: str, cell: str, outputs: tuple[int, ...]) -> None:
+    Case(4, 3, 10, masked=True, resets=True, cell=cell).compare(instructions, outputs)
 
 
 @built
-def test_a_story_that_starts_forgets_what_was_before() -> None:
-    case = Case(3, 2, 5, masked=False, resets=True)
+@each_cell
+def test_a_story_that_starts_forgets_what_was_before(cell: str) -> None:
+    case = Case(3, 2, 5, masked=False, resets=True, cell=cell)
     assert case.starts is not None
     case.starts[:] = False
     case.starts[0, 1] = True
-    grad_h0, grad_c0 = case.everything(INSTRUCTIONS[0])[-2:]
-    assert grad_h0[0].all()
-    assert grad_c0[0].all()
-    assert not grad_h0[1].any()
-    assert not grad_c0[1].any()
+    for by_state in case.everything(INSTRUCTIONS[0])[-case.cell.states :]:
+        assert by_state[0].all()
+        assert not by_state[1].any()
 
 
 @built
 @each_instruction_set
-def test_arguments_need_not_be_contiguous(instructions: str) -> None:
-    case = Case(4, 6, 9, masked=True, resets=True)
-    case.float = [t.detach().mT.contiguous().mT.requires_grad_() for t in case.float]
+@each_cell
+def test_arguments_need_not_be_contiguous(instructions: str, cell: str) -> None:
+    case = Case(4, 6, 9, masked=True, resets=True, cell=cell)
+
+    def astride(given: Tensor) -> Tensor:
+        # Every other number of twice as many, or the transpose of a transposed copy.
+        return given.mT.contiguous().mT if given.dim() > 1 else torch.stack([given, -given], 1)[:, 0]
+
+    case.float = [astride(t.detach()).requires_grad_() for t in case.float]
     assert case.mask is not None
     case.mask = case.mask.mT.contiguous().mT
-    case.upstream = tuple(u.mT.contiguous().mT for u in case.upstream)  # type: ignore[assignment]
+    case.upstream = tuple(u.mT.contiguous().mT for u in case.upstream)
     case.compare(instructions)
 
 
 @built
 @pytest.mark.parametrize("instructions", INSTRUCTIONS + ROUNDING or ["none"])
+@each_cell
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_the_same_again_and_with_any_number_of_threads(instructions: str, count: int) -> None:
-    case = Case(20, 9, 33, masked=True, resets=True, V=13)
+def test_the_same_again_and_with_any_number_of_threads(instructions: str, cell: str, count: int) -> None:
+    case = Case(20, 9, 33, masked=True, resets=True, V=13, cell=cell)
     torch.set_num_threads(1)
     once = case.everything(instructions)
     torch.set_num_threads(count)
@@ -287,6 +338,89 @@ def test_sigmoid_and_tanh_over_their_whole_range(instructions: str) -> None:
     assert ((candidate - torch.tanh(z.double())).abs() <= 6e-7 * torch.tanh(z.double()).abs() + 1e-37).all()
 
 
+AFFINE = [(1, 1, 1), (3, 7, 129), (129, 100, 7), (300, 129, 65)]  # N, K, M
+
+
+def affine_of(N: int, K: int, M: int, biased: bool) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """x, the weight and perhaps the bias, in float64 and in float32; and a gradient by what is made of them."""
+    draw = torch.Generator().manual_seed(N + K + M)
+    wide = [double(draw, N, K), double(draw, K, M), double(draw, M)][: 2 + biased]
+    upstream = double(draw, N, M)
+    return [t.requires_grad_() for t in wide], [t.detach().float().requires_grad_() for t in wide], upstream
+
+
+def everything_of(made: Tensor, given: list[Tensor], upstream: Tensor) -> list[Tensor]:
+    return [made, *torch.autograd.grad(made, given, upstream)]
+
+
+@built
+@each_instruction_set
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize(("N", "K", "M"), AFFINE)
+def test_affine_and_its_gradients_are_the_plain_ones(
+    instructions: str, count: int, biased: bool, N: int, K: int, M: int
+) -> None:
+    torch.set_num_threads(count)
+    wide, narrow, upstream = affine_of(N, K, M, biased)
+
+    def made() -> list[Tensor]:
+        y = native.Affine.apply(instructions, *narrow, *[None] * (3 - len(narrow)))  # type: ignore[no-untyped-call]
+        return everything_of(y, narrow, upstream.float())
+
+    ours = made()
+    for a, b in zip(ours, everything_of(sum(wide[2:], wide[0] @ wide[1]), wide, upstream), strict=True):
+        assert difference(a, b) < 1e-5
+    assert all(map(torch.equal, made(), ours))
+
+
+@rounds
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize(("N", "K", "M"), AFFINE)
+def test_affine_of_bfloat16_products_is_the_plain_one(count: int, N: int, K: int, M: int) -> None:
+    torch.set_num_threads(count)
+    wide, narrow, upstream = affine_of(N, K, M, biased=True)
+    y = native.Affine.apply(ROUNDING[0], *narrow)  # type: ignore[no-untyped-call]
+    rounded = products.Affine.apply(*narrow, "bf16")  # type: ignore[no-untyped-call]
+    ours = everything_of(y, narrow, upstream.float())
+    plain = everything_of(rounded, narrow, upstream.float())
+    exact = everything_of(wide[0] @ wide[1] + wide[2], wide, upstream)
+    for a, b, c in zip(ours, plain, exact, strict=True):
+        assert difference(a, b.double()) < 1e-5
+        assert difference(a, c) < 1e-2
+
+
+@built
+@pytest.mark.parametrize(("wrong", "at"), [("affine", 6), ("weights", 9), ("weights", 11)])
+def test_a_sabotaged_affine_is_caught(wrong: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sabotage(wrong, at, 1.0001, monkeypatch)
+    with pytest.raises(AssertionError):
+        test_affine_and_its_gradients_are_the_plain_ones(INSTRUCTIONS[0], 1, True, 3, 7, 129)
+
+
+@built
+@each_cell
+@pytest.mark.parametrize("wrong", [-1, 5])
+def test_an_id_that_is_not_within_the_vocabulary_reaches_no_memory(cell: str, wrong: int) -> None:
+    case = Case(2, 1, 2, masked=False, resets=False, V=5, cell=cell)
+    assert case.ids is not None
+    case.ids[1] = wrong
+    with pytest.raises(IndexError, match="an id is not within the vocabulary of 5"):
+        case.made(INSTRUCTIONS[0])
+
+
+@built
+def test_a_target_that_is_not_within_the_vocabulary_reaches_no_memory() -> None:
+    def loss(wrong: int) -> float:
+        given = INSTRUCTIONS[0], torch.zeros(2, 2), torch.zeros(2, 5), torch.zeros(5), torch.tensor([0, wrong])
+        made: float = native.CrossEntropy.apply(*given).item()  # type: ignore[no-untyped-call]
+        return made
+
+    assert loss(-1) == pytest.approx(math.log(5) / 2), "a target may be none"
+    with pytest.raises(IndexError, match="a target is not within the vocabulary of 5"):
+        loss(5)
+
+
 @built
 def test_what_is_not_a_number_stays_so() -> None:
     for instructions in INSTRUCTIONS:
@@ -296,10 +430,11 @@ def test_what_is_not_a_number_stays_so() -> None:
             narrow[0][1, 0] = float("nan")
         loss = native.CrossEntropy.apply(instructions, *narrow, targets)  # type: ignore[no-untyped-call]
         assert loss.isnan()
-        case = Case(3, 2, 20, masked=False, resets=False)
-        with torch.no_grad():
-            case.float[0][1, 1, 3] = float("nan")
-        assert case.made(instructions)[0][2, 1].isnan().any()
+        for cell in CELLS:
+            case = Case(3, 2, 20, masked=False, resets=False, cell=cell)
+            with torch.no_grad():
+                case.float[0][1, 1, 3] = float("nan")
+            assert case.made(instructions)[0][2, 1].isnan().any()
 
 
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -315,13 +450,20 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
+SERVED = {"pack", "lstm_forward", "gru_forward", "cross_entropy"}
+
+
 def use(dtype: torch.dtype, precision: Products = "fp32") -> None:
     x, u, state = torch.zeros(2, 3, 8, dtype=dtype), torch.zeros(2, 8, dtype=dtype), torch.zeros(3, 2, dtype=dtype)
     weight, bias, targets = torch.zeros(2, 5, dtype=dtype), torch.zeros(5, dtype=dtype), torch.zeros(6).long()
+    ids, p = torch.zeros(2, 3).long(), torch.zeros(3, 2, dtype=dtype)
     h, _ = kernels.lstm_window(x, u, state, state, None, None, precision)
-    h, _ = kernels.lstm_look_up_window(
-        torch.zeros(2, 3).long(), x[0], x[0, 0], u, state, state, None, None, precision
-    )
+    h, _ = kernels.lstm_look_up_window(ids, x[0], x[0, 0], u, state, state, None, None, precision)
+    kernels.peephole_window(x, u, p, state, state, None, None, precision)
+    kernels.peephole_look_up_window(ids, x[0], x[0, 0], u, p, state, state, None, None, precision)
+    x, u = x[..., :6], u[:, :6]
+    kernels.gru_window(x, u, p[0], state, None, None, precision)
+    kernels.gru_look_up_window(ids, x[0], x[0, 0], u, p[0], state, None, None, precision)
     kernels.cross_entropy(h.view(6, 2), weight, bias, targets, precision)
     kernels.negative_log_likelihood(h.view(6, 2), weight, bias, targets)
 
@@ -334,7 +476,8 @@ def test_the_environment_forces_a_path(instructions: str, monkeypatch: pytest.Mo
     monkeypatch.setenv("GRIMMGEN_KERNEL", instructions)
     use(torch.float32)
     assert {name.rpartition("_")[2] for name in called} == {instructions}
-    assert {name.rpartition("_")[0] for name in called} == {"pack", "lstm_forward", "cross_entropy"}
+    assert {name.rpartition("_")[0] for name in called} == SERVED
+    assert [called.count(f"{cell}_forward_{instructions}") for cell in ("lstm", "gru")] == [4, 2]
     assert kernels.serving().startswith("native ")
     assert kernels.serving().endswith(", 2 threads")
     called.clear()
@@ -350,7 +493,7 @@ def test_bfloat16_products_are_served_by_the_kernel_that_has_them(monkeypatch: p
     monkeypatch.setenv("GRIMMGEN_KERNEL", INSTRUCTIONS[0])
     use(torch.float32, "bf16")
     served = {name.partition(f"_{INSTRUCTIONS[0]}") for name in called}
-    assert {name for name, _, kind in served if kind == "bf16"} == {"pack", "lstm_forward", "cross_entropy"}
+    assert {name for name, _, kind in served if kind == "bf16"} == SERVED
     # To tell how likely a text is nothing is rounded.
     assert called[-1] == f"cross_entropy_{INSTRUCTIONS[0]}"
     assert " bf16, " in kernels.serving(precision="bf16")
@@ -375,8 +518,10 @@ def test_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
         asked = Configuration(precision=precision)
         assert kernels.resolve_precision(asked, torch.device("cpu")) == precision
     had = library.instruction_sets("bf16")
-    assert kernels.resolve_precision(Configuration(), torch.device("cpu")) == ("bf16" if had else "fp32")
-    assert kernels.resolve_precision(Configuration(cell="gru"), torch.device("cpu")) == "fp32"
+    for cell in kernels.COMPILED:
+        resolved = kernels.resolve_precision(Configuration(cell=cell), torch.device("cpu"))
+        assert resolved == ("bf16" if had else "fp32")
+    assert kernels.resolve_precision(Configuration(cell="mogrifier", embedding=4), torch.device("cpu")) == "fp32"
     assert kernels.resolve_precision(Configuration(), torch.device("cuda")) == "fp32"
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
     assert kernels.resolve_precision(Configuration(), torch.device("cpu")) == "fp32"
@@ -416,24 +561,24 @@ def test_a_library_that_cannot_be_loaded_is_said_so(tmp_path: Path) -> None:
     assert "cannot be loaded" in reason
 
 
-def sabotage(wrong: str, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiply the gradient by the first hidden state, or by the recurrent weight."""
+def sabotage(wrong: str, at: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply what a function of the library, called with these arguments, has made of the one at that place."""
     right = native._run
 
     def sabotaged(name: str, given: Any) -> None:
         right(name, given)
-        if name.startswith(wrong):
-            given[0][9 if wrong == "lstm_backward" else 8].mul_(factor)
+        if name.startswith(wrong) and given[0][at] is not None:
+            given[0][at].mul_(factor)
 
     monkeypatch.setattr(native, "_run", sabotaged)
 
 
 @built
-@pytest.mark.parametrize("wrong", ["lstm_backward", "weights"])
-def test_a_sabotaged_kernel_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sabotage(wrong, 1.0001, monkeypatch)
+@pytest.mark.parametrize(("cell", "wrong", "at"), WRONG)
+def test_a_sabotaged_kernel_is_caught(cell: str, wrong: str, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    sabotage(wrong, at, 1.0001, monkeypatch)
     with pytest.raises(AssertionError):
-        Case(5, 3, 7, masked=True, resets=True).compare(INSTRUCTIONS[0])
+        Case(5, 3, 7, masked=True, resets=True, V=11, cell=cell).compare(INSTRUCTIONS[0])
 
 
 @built
@@ -441,7 +586,7 @@ def test_the_library_names_every_function_for_every_instruction_set() -> None:
     loaded, _ = library.load()
     assert isinstance(loaded, ctypes.CDLL)
     for instructions in INSTRUCTIONS + ROUNDING:
-        for name in ("pack", "lstm_forward", "lstm_backward", "weights", "affine", "cross_entropy"):
+        for name in native._TAKES:
             assert hasattr(loaded, f"{name}_{instructions}")
 
 
@@ -460,9 +605,10 @@ def test_the_kernel_may_have_all_threads_to_itself(monkeypatch: pytest.MonkeyPat
 
 
 @built
-def test_backward_goes_once_and_says_so() -> None:
-    case = Case(2, 2, 3, masked=False, resets=False)
-    h, _ = case.made(INSTRUCTIONS[0])
+@each_cell
+def test_backward_goes_once_and_says_so(cell: str) -> None:
+    case = Case(2, 2, 3, masked=False, resets=False, cell=cell)
+    h, *_ = case.made(INSTRUCTIONS[0])
     torch.autograd.grad(h.sum(), case.float, retain_graph=True)
     with pytest.raises(RuntimeError, match="goes backward once"):
         torch.autograd.grad(h.sum(), case.float)

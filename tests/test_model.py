@@ -142,12 +142,9 @@ def loss_by_equations(
         drawn = model._mask(shape, dropped, generator)
         return torch.ones(shape, dtype=torch.float64) if drawn is None else drawn.double()
 
-    def mask_upwards(dropped: float, units: int) -> Tensor:
-        return mask(dropped, 1 if options.dropout_mode == "locked" else T, B, units)
-
     below = torch.nn.functional.one_hot(inputs, V).double()
     if E:
-        below = below @ weights["embedding"] * mask_upwards(options.input_dropout, E)
+        below = below @ (weights["embedding"] * mask(options.input_dropout, V, E))
     last_h, last_c = [], []
     for layer in range(options.layers):
         own = {
@@ -174,7 +171,7 @@ def loss_by_equations(
         last_c.append(state.c[layer] if options.cell == "gru" else c)
         below = torch.stack(outputs)
         if options.dropout_mode != "tutorial":
-            below = below * mask_upwards(options.dropout, H)
+            below = below * mask(options.dropout, 1 if options.dropout_mode == "locked" else T, B, H)
     if options.tied:
         below = below @ weights["output.projection"]
     weight = weights["embedding"].T if options.tied else weights["output.weight"]
@@ -241,7 +238,8 @@ def test_a_sabotaged_backward_is_caught_in_the_model(
 
     def sabotaged(*given: Any) -> tuple[Any, ...]:
         made = list(right(*given))
-        made[wrong] = made[wrong] * 1.0001
+        # A product without a bias has no gradient by one.
+        made[wrong] = None if made[wrong] is None else made[wrong] * 1.0001
         return tuple(made)
 
     monkeypatch.setattr(operation, "backward", sabotaged)
@@ -318,10 +316,9 @@ def given_to_layers(model: LanguageModel, random_seed: int) -> list[tuple[Tensor
     return seen
 
 
-@pytest.mark.parametrize("mode", get_args(DropoutMode))
-def test_input_dropout_drops_numbers_of_the_embedding_as_the_mode_says(mode: DropoutMode) -> None:
-    options: dict[str, Any] = {"embedding": 40, "input_dropout": 0.25, "dropout": 0.0, "dropout_mode": mode}
-    model = model_of(Configuration(hidden=3, layers=2, **options))
+def test_input_dropout_drops_numbers_of_the_embedding_one_mask_a_window() -> None:
+    options: dict[str, Any] = {"embedding": 40, "input_dropout": 0.25, "dropout": 0.0, "dropout_mode": "output"}
+    model = model_of(Configuration(cell="mogrifier", hidden=3, layers=2, **options))
     with torch.no_grad():
         model.get_parameter("embedding").fill_(1.0)
     (mask, _, fed_back), (above, _, _) = given_to_layers(model, 0)
@@ -329,9 +326,9 @@ def test_input_dropout_drops_numbers_of_the_embedding_as_the_mode_says(mode: Dro
     scale = mask.max().item()
     assert scale == pytest.approx(4 / 3)
     assert set(mask.flatten().tolist()) == {0.0, scale}
-    assert mask.mean().item() == pytest.approx(1.0, abs=0.1)
-    assert [torch.equal(mask[0], mask[t]) for t in range(1, 6)] == [mode == "locked"] * 5
-    assert not torch.equal(mask[:, 0], mask[:, 1])
+    assert mask[0, 0].mean().item() == pytest.approx(1.0, abs=0.25)
+    assert torch.equal(mask, mask[:1, :1].expand_as(mask)), "the same n-gram stands everywhere"
+    assert not torch.equal(mask[0, 0], given_to_layers(model, 1)[0][0][0, 0])
     assert fed_back is None
     assert (above != 0).all(), "the layers above have no part in it"
 

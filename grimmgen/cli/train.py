@@ -126,7 +126,7 @@ def train(
         ),
     ] = Configuration.dropout_mode,
     input_dropout: Annotated[
-        float, options.option(rich_help_panel=_LEARNING, help="Of the embedding's numbers.")
+        float, options.option(rich_help_panel=_LEARNING, help="Of the embedding's numbers, one mask a window.")
     ] = Configuration.input_dropout,
     weight_drop: Annotated[
         float, options.option(rich_help_panel=_LEARNING, help="Of recurrent weights, one mask a window.")

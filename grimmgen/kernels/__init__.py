@@ -38,7 +38,8 @@ def resolve_precision(configuration: Configuration, device: torch.device) -> Pro
     """The precision of training's matrix products.
 
     `auto` is bf16 where the compiled kernel has the cell and instructions for it: that costs nothing in quality
-    (benchmarks/README.md: three seeds each way, of the LSTM). On a GPU that has not been measured, and it is fp32.
+    (benchmarks/README.md: three seeds each way of the LSTM, one of the others). On a GPU that has not been
+    measured, and it is fp32.
 
     Args:
         configuration: of the model; its precision may be `auto`.

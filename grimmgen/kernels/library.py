@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 5
+_VERSION = 6
 # The floats of a vector, by instruction set.
 WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 
@@ -53,15 +53,16 @@ def _instruction_sets(library: ctypes.CDLL) -> tuple[list[str], list[str]]:
 
 
 @functools.cache
-def function(name: str, takes: str) -> Callable[..., None]:
+def function(name: str, takes: str, gives: bool = False) -> Callable[..., Any]:
     """A function of the library, which must be there.
 
     Args:
         name: its name, that of the instruction set included.
         takes: its parameters, a letter each: `n` a number (int64), `p` a pointer.
+        gives: whether it returns a number.
     """
     library, _ = load()
     found: Any = getattr(library, name)
     found.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in takes]
-    found.restype = None
+    found.restype = ctypes.c_int64 if gives else None
     return found  # type: ignore[no-any-return]

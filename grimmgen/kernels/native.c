@@ -25,6 +25,7 @@
 #define NAMED(name) JOIN(name, ISA)
 
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
 
 /* All sizes and indices. */
 typedef int64_t size;
@@ -140,11 +141,19 @@ EXPORT const char *instruction_sets(void)
 #endif
 }
 
+/* Whether all of these are at least `least` and below `most`: the kernels look up what memory holds at such places. */
+EXPORT size within(size count, const int64_t *ids, size least, size most)
+{
+    size outside = 0;
+    for (size i = 0; i < count; i++) outside |= ids[i] < least || ids[i] >= most;
+    return !outside;
+}
+
 /* Of the signatures above; library.py loads no other. A library of another version is one that an editable install has
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 5;
+    return 6;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

@@ -17,9 +17,11 @@ import functools
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+import threading
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -28,8 +30,8 @@ from grimmgen.kernels.library import WIDTH, function
 
 # As in native.c.
 _CHUNK, _BLOCK, _SLICE = 256, 128, 4096
-# To wake another thread takes longer than to do something simple with so many numbers.
-_FEW = 2**18
+# To wake another thread takes as long as to do something simple with so many numbers.
+_FEW = 2**19
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -184,9 +186,7 @@ def _shape(x: Tensor, ids: Tensor | None) -> tuple[int, int]:
     """
     if ids is None:
         return x.shape[0], x.shape[1]
-    # The kernel reads memory at these places.
-    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(x):
-        raise IndexError(f"an id is not within the vocabulary of {len(x)}")
+    _check("an id", ids.contiguous(), 0, len(x))
     return ids.shape[0], ids.shape[1]
 
 
@@ -318,7 +318,7 @@ class CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         losses, *gradients = _cross_entropy(instructions, hidden, weight, bias, targets, gradients=True)
         ctx.save_for_backward(*gradients)
-        return losses.sum() / len(hidden)
+        return losses.mean()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -329,15 +329,12 @@ class CrossEntropy(torch.autograd.Function):
 
 def norm(instructions: str, gradients: Sequence[Tensor]) -> float:
     """The norm of all of the gradients together; the same for any number of threads."""
-    slices = [-(-gradient.numel() // _SLICE) for gradient in gradients]
-    sums = torch.empty(sum(slices), dtype=torch.float64)
-    first = 0
-    for given, own in zip(gradients, slices, strict=True):
-        gradient, count = given.contiguous(), given.numel()
-        shares = _shares(own) if count > _FEW else [(0, own)]
-        _run(f"squares_{instructions}", [(count, gradient, sums, first, *share) for share in shares])
-        first += own
-    return math.sqrt(sums.sum().item())
+    gradients = [gradient.contiguous() for gradient in gradients]
+    counts = [gradient.numel() for gradient in gradients]
+    sums = array("d", bytes(8 * sum(-(-count // _SLICE) for count in counts)))
+    given = (len(counts), array("q", counts), _pointers(gradients), sums)
+    _run(f"squares_{instructions}", [(*given, *share) for share in _shares(len(sums), sum(counts))])
+    return math.sqrt(math.fsum(sums))
 
 
 def adamw(
@@ -352,12 +349,15 @@ def adamw(
     epsilon: float,
 ) -> None:
     """A step of `grimmgen.optimiser.AdamW`, in place: weight, gradient, m and v of each; the rest as in `step`."""
-    rates = torch.tensor([scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
-    for weight, gradient, m, v in learning:
-        given = (weight, gradient.contiguous(), m, v, rates)
-        count = weight.numel()
-        shares = _shares(count) if count > _FEW else [(0, count)]
-        _run(f"adamw_{instructions}", [(*given, *share) for share in shares])
+    rates = array("f", [scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
+    learning = [(weight, gradient.contiguous(), m, v) for weight, gradient, m, v in learning]
+    counts = [weight.numel() for weight, *_ in learning]
+    given = (len(counts), array("q", counts), _pointers(itertools.chain(*learning)), rates)
+    _run(f"adamw_{instructions}", [(*given, *share) for share in _shares(sum(counts), sum(counts))])
+
+
+def _pointers(tensors: Iterable[Tensor]) -> array[int]:
+    return array("q", [tensor.data_ptr() for tensor in tensors])
 
 
 def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
@@ -371,10 +371,10 @@ def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, gene
     """
     mask = torch.empty(shape)
     threshold = min(round((1.0 - dropout) * 2**32), 2**32 - 1)
-    scale = torch.tensor(2**32 / max(1, threshold))
+    scale = array("f", [2**32 / max(1, threshold)])
     seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
     given = (seed, threshold, scale, mask)
-    _run(f"dropout_mask_{instructions}", [(*given, *share) for share in _shares(mask.numel())])
+    _run(f"dropout_mask_{instructions}", [(*given, *share) for share in _shares(mask.numel(), mask.numel())])
     return mask
 
 
@@ -391,8 +391,7 @@ def _cross_entropy(
     """The losses [N], and the gradients of their sum / N by hidden, weight and bias if they are wanted."""
     (N, H), V = hidden.shape, weight.shape[1]
     hidden, bias, targets = hidden.contiguous(), bias.contiguous(), targets.contiguous()
-    if N and int(targets.max()) >= V:
-        raise IndexError(f"a target is not within the vocabulary of {V}")
+    _check("a target", targets, -(2**63), V)
     losses = hidden.new_empty(N)
     shares = _shares(N)
     room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + WIDTH[instructions]) + max(H, V))
@@ -412,6 +411,12 @@ def _cross_entropy(
     if by_hidden is None:
         return [losses]
     return [losses, by_hidden, _sum(by_weight, weight), _sum(by_bias, bias)]
+
+
+def _check(what: str, ids: Tensor, least: int, V: int) -> None:
+    # The kernel reads memory at these places, and trusts that they are in it.
+    if not function("within", "npnn", gives=True)(ids.numel(), ids.data_ptr(), least, V):
+        raise IndexError(f"{what} is not within the vocabulary of {V}")
 
 
 def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -434,8 +439,7 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     packed = matrix.new_empty(-(-K // (2 if instructions.endswith("bf16") else 1)) * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
-    panels = _panels(instructions, N)
-    shares = _shares(panels) if K * N > _FEW else [(0, panels)]
+    shares = _shares(_panels(instructions, N), K * N)
     _run(f"pack_{instructions}", [(*given, *share) for share in shares])
     return packed
 
@@ -468,9 +472,14 @@ def one_thread_for_pytorch() -> Iterator[None]:
         torch.set_num_threads(before[1])
 
 
-def _shares(total: int) -> list[tuple[int, int]]:
-    """The range of `total` cut into one for each thread, as evenly as can be; none is empty."""
-    threads = thread_count()
+def _shares(total: int, simple: int | None = None) -> list[tuple[int, int]]:
+    """The range of `total` cut into one for each thread, as evenly as can be; none is empty.
+
+    Args:
+        total: how many rows, or what else there is to do.
+        simple: how many numbers there are to do something simple with; where they are few, one thread does it all.
+    """
+    threads = thread_count() if simple is None or simple > _FEW else 1
     bounds = [total * i // threads for i in range(threads + 1)]
     return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
@@ -485,34 +494,57 @@ _TAKES = {
     "affine": "nnn" + 5 * "p",
     "weights": "nnnnppppn" + 4 * "p",
     "dropout_mask": "nnpp",
-    "squares": "nppn",
-    "adamw": 5 * "p",
+    "squares": "nppp",
+    "adamw": "nppp",
     "cross_entropy": "nnn" + 10 * "p",
 }
-_Argument = int | Tensor | None
+# Tables of a few numbers come as arrays: to make a tensor takes several times as long.
+_Argument: TypeAlias = "int | Tensor | array[int] | array[float] | None"
 
 
 def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
     """Call a function of the library with each of these arguments, all at the same time."""
     called = function(name, _TAKES[name.rpartition("_")[0]] + "nn")
-    others = [_workers().submit(_call, called, arguments) for arguments in calls[1:]]
+    done: SimpleQueue[None] = SimpleQueue()
+    for number, arguments in enumerate(calls[1:]):
+        _worker(number).put((called, arguments, done))
     for arguments in calls[:1]:
         _call(called, arguments)
-    for other in others:
-        other.result()
+    for _ in calls[1:]:
+        done.get()
 
 
 def _call(called: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
     # `arguments` keeps the tensors alive until the function is done, even if who waits for it is interrupted.
-    called(*[given.data_ptr() if isinstance(given, Tensor) else given for given in arguments])
+    called(*[_pointer(given) if isinstance(given, Tensor | array) else given for given in arguments])
+
+
+def _pointer(given: Tensor | array[int] | array[float]) -> int:
+    return given.data_ptr() if isinstance(given, Tensor) else given.buffer_info()[0]
+
+
+_Task = tuple[Callable[..., None], tuple[_Argument, ...], "SimpleQueue[None]"]
 
 
 @functools.cache
-def _workers() -> ThreadPoolExecutor:
-    """Threads beside the calling one; they are started as they are needed, and wait without working."""
-    return ThreadPoolExecutor(max(1, 4 * (os.cpu_count() or 1)), thread_name_prefix="grimmgen")
+def _worker(number: int) -> SimpleQueue[_Task]:
+    """What one of the threads beside the calling one has to do; it waits for that without working.
+
+    A pool of `concurrent.futures` does the same in twice the time, and an update has but few milliseconds.
+    """
+    tasks: SimpleQueue[_Task] = SimpleQueue()
+    threading.Thread(target=_serve, args=(tasks,), name=f"grimmgen-{number}", daemon=True).start()
+    return tasks
+
+
+def _serve(tasks: SimpleQueue[_Task]) -> None:
+    while True:
+        called, arguments, done = tasks.get()
+        _call(called, arguments)
+        del arguments
+        done.put(None)
 
 
 if hasattr(os, "register_at_fork"):
     # A forked process has none of the threads.
-    os.register_at_fork(after_in_child=_workers.cache_clear)
+    os.register_at_fork(after_in_child=_worker.cache_clear)

@@ -35,6 +35,8 @@
 #define multiply_rows NAMED(multiply_rows)
 #define multiply_columns NAMED(multiply_columns)
 #define enter NAMED(enter)
+#define lstm_steps NAMED(lstm_steps)
+#define lstm_steps_back NAMED(lstm_steps_back)
 #define softmax NAMED(softmax)
 
 #if LANES == 1
@@ -386,9 +388,9 @@ INLINE void enter(float *z, const float *x, const float *bias, size count)
  * gates  [T, B, 4H]: i, f, c̃, o
  * room   [B, H] to work in
  */
-EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
-                                const float *u, const float *peephole, const float *mask, const uint8_t *starts,
-                                float *h, float *c, float *gates, float *room, size begin, size end)
+INLINE void lstm_steps(size T, size B, size H, const float *x, const int64_t *ids, const float *bias, const float *u,
+                       const float *peephole, const float *mask, const uint8_t *starts, float *h, float *c,
+                       float *gates, float *room, size begin, size end)
 {
     size rows = end - begin, panels = (4 * H + PANEL - 1) / PANEL;
     for (size t = 0; t < T; t++) {
@@ -426,6 +428,15 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
     }
 }
 
+/* Compiled twice: without peepholes nothing is asked about them at every vector. */
+EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const int64_t *ids, const float *bias,
+                                const float *u, const float *peephole, const float *mask, const uint8_t *starts,
+                                float *h, float *c, float *gates, float *room, size begin, size end)
+{
+    if (peephole) lstm_steps(T, B, H, x, ids, bias, u, peephole, mask, starts, h, c, gates, room, begin, end);
+    else lstm_steps(T, B, H, x, ids, bias, u, 0, mask, starts, h, c, gates, room, begin, end);
+}
+
 /* Backward through all steps, for the rows `begin` to `end`: the gradient by each z, in the place of the gates, which
  * saves much of what goes to and from memory.
  *
@@ -436,10 +447,10 @@ EXPORT void NAMED(lstm_forward)(size T, size B, size H, const float *x, const in
  * d_peephole    [B, 3, H]: the gradients by the peepholes, each row's own, are added to it
  * room          [B, 4H] to work in
  */
-EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *peephole,
-                                 const float *mask, const uint8_t *starts, const float *c, float *gates,
-                                 const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room,
-                                 size begin, size end)
+INLINE void lstm_steps_back(size T, size B, size H, const float *u_transposed, const float *peephole,
+                            const float *mask, const uint8_t *starts, const float *c, float *gates,
+                            const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room, size begin,
+                            size end)
 {
     size panels = (H + PANEL - 1) / PANEL;
     for (size t = T; t-- > 0;) {
@@ -480,6 +491,17 @@ EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transpos
         for (size b = begin; start && b < end; b++)
             if (start[b]) memset(d_h + b * H, 0, H * sizeof *d_h); /* (1) */
     }
+}
+
+EXPORT void NAMED(lstm_backward)(size T, size B, size H, const float *u_transposed, const float *peephole,
+                                 const float *mask, const uint8_t *starts, const float *c, float *gates,
+                                 const float *grad_h, float *d_h, float *d_c, float *d_peephole, float *room,
+                                 size begin, size end)
+{
+    if (peephole)
+        lstm_steps_back(T, B, H, u_transposed, peephole, mask, starts, c, gates, grad_h, d_h, d_c, d_peephole, room,
+                        begin, end);
+    else lstm_steps_back(T, B, H, u_transposed, 0, mask, starts, c, gates, grad_h, d_h, d_c, 0, room, begin, end);
 }
 
 /* ---- The window of the GRU ---------------------------------------------------------------------------------- */
@@ -637,40 +659,50 @@ EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, f
 
 /* ---- The optimiser ------------------------------------------------------------------------------------------- */
 
-/* The sums of the squares of a gradient [count]: for each of its slices `begin` to `end`, of SLICE numbers, one, from
- * `at` on in `sums`. */
-EXPORT void NAMED(squares)(size count, const float *gradient, double *sums, size at, size begin, size end)
+/* Both take all of the weights at once, `tensors` arrays of counts[i] numbers each, and count their parts through. */
+
+/* The sums of the squares of the gradients: for each of their slices, of SLICE numbers, one. */
+EXPORT void NAMED(squares)(size tensors, const size *counts, const float *const *gradients, double *sums, size begin,
+                           size end)
 {
-    for (size slice = begin; slice < end; slice++) {
-        size first = slice * SLICE, left = SMALLER(SLICE, count - first);
-        vec sum = splat(0), more = splat(0);
-        for (size n = 0; n < left; n += 2 * LANES) {
-            vec a = load_some(gradient + first + n, left - n);
-            vec b = load_some(gradient + first + n + LANES, left - n - LANES);
-            sum += a * a, more += b * b;
+    for (size i = 0, from = 0, slices; i < tensors; i++, from += slices) {
+        slices = (counts[i] + SLICE - 1) / SLICE;
+        for (size slice = LARGER(begin, from); slice < SMALLER(end, from + slices); slice++) {
+            size first = (slice - from) * SLICE, left = SMALLER(SLICE, counts[i] - first);
+            vec sum = splat(0), more = splat(0);
+            for (size n = first; n < first + left; n += 2 * LANES) {
+                vec a = load_some(gradients[i] + n, first + left - n);
+                vec b = load_some(gradients[i] + n + LANES, first + left - n - LANES);
+                sum += a * a, more += b * b;
+            }
+            sums[slice] = (double)sum_of(sum) + (double)sum_of(more);
         }
-        sums[at + slice] = (double)sum_of(sum) + (double)sum_of(more);
     }
 }
 
-/* A step for the weights `begin` to `end`; the steps are numbered as in grimmgen/optimiser.py.
+/* A step for the weights; the steps are numbered as in grimmgen/optimiser.py.
  *
- * rates  what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
+ * arrays  of each the weight, the gradient, the mean and the mean square
+ * rates   what `AdamW.step` calls scale, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε
  */
-EXPORT void NAMED(adamw)(float *weight, const float *gradient, float *mean, float *mean_square, const float *rates,
-                         size begin, size end)
+EXPORT void NAMED(adamw)(size tensors, const size *counts, float *const (*arrays)[4], const float *rates, size begin,
+                         size end)
 {
     const float scale = rates[0], share = rates[1], beta2 = rates[2], share2 = rates[3], kept = rates[4];
     const float pace = rates[5], root = rates[6], epsilon = rates[7];
-    for (size n = begin; n < end; n += LANES) {
-        vec g = load_some(gradient + n, end - n) * scale; /* (1) */
-        vec m = load_some(mean + n, end - n), v = load_some(mean_square + n, end - n); /* (2) */
-        m += (g - m) * share;
-        v = v * beta2 + g * g * share2;
-        vec w = load_some(weight + n, end - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
-        store_some(mean + n, m, end - n);
-        store_some(mean_square + n, v, end - n);
-        store_some(weight + n, w, end - n);
+    for (size i = 0, from = 0; i < tensors; from += counts[i], i++) {
+        float *weight = arrays[i][0], *gradient = arrays[i][1], *mean = arrays[i][2], *mean_square = arrays[i][3];
+        size last = SMALLER(end - from, counts[i]);
+        for (size n = LARGER(begin - from, 0); n < last; n += LANES) {
+            vec g = load_some(gradient + n, last - n) * scale; /* (1) */
+            vec m = load_some(mean + n, last - n), v = load_some(mean_square + n, last - n); /* (2) */
+            m += (g - m) * share;
+            v = v * beta2 + g * g * share2;
+            vec w = load_some(weight + n, last - n) * kept - pace * m / (square_root(v) * root + epsilon); /* (3), (4) */
+            store_some(mean + n, m, last - n);
+            store_some(mean_square + n, v, last - n);
+            store_some(weight + n, w, last - n);
+        }
     }
 }
 
@@ -775,6 +807,8 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef multiply_rows
 #undef multiply_columns
 #undef enter
+#undef lstm_steps
+#undef lstm_steps_back
 #undef softmax
 #undef INLINE
 #undef AS_INTS

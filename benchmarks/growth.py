@@ -1,0 +1,116 @@
+"""How the cost of an update grows with the units, the rows and the steps, beside the vendor's fused LSTM.
+
+    python benchmarks/growth.py --out benchmarks/growth.svg
+
+From the tutorial's size (H = 128, B = 64, T = 50, V = 544, float32) one of H, B and T goes through its range while
+the others stay. The contenders are those of `training.py`, interleaved as there. Printed are the medians, and the
+exponent p in time ∝ size^p between neighbours, which says where a cost is overhead (0) and where it is products
+(H: 2; B and T: 1). The picture needs matplotlib: `pip install 'grimmgen[plot]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from training import interleaved, ours, rivals, with_kernel
+
+from grimmgen.batches import Window
+from grimmgen.configuration import Configuration
+
+RANGES = {"H": [64, 128, 256, 512, 1024], "B": [1, 4, 16, 64, 256], "T": [10, 25, 50, 100, 200]}
+_WORDS = {"H": "hidden units", "B": "rows of a batch", "T": "steps of a window"}
+_V = 544
+# Seconds for each size, about.
+_TURN = 6.0
+
+
+def measure(T: int, B: int, H: int) -> dict[str, float]:
+    """Milliseconds an update of both: medians."""
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, _V, (T + 1, B)).astype(np.int32)
+    window = Window(ids[:-1], ids[1:], draw.random((T, B)) < 1 / 2000)
+    configuration = Configuration(hidden=H, precision="fp32")
+    updates = {
+        "grimmgen": with_kernel("native", ours(window, _V, configuration)),
+        "nn.LSTM": rivals(window, _V, configuration),
+    }
+    began = time.perf_counter()
+    for update in updates.values():
+        update()
+    rounds = int(_TURN / 5 / (time.perf_counter() - began))
+    times = interleaved(updates, max(2, min(40, rounds)), time.perf_counter)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def draw(record: dict[str, list[dict[str, float]]], path: Path) -> None:
+    """The picture: a panel for each of H, B and T, both axes logarithmic."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "grimmgen", "font.size": 9}):
+        figure = Figure(figsize=(8.4, 3.0), layout="constrained")
+        for axes, (letter, rows) in zip(figure.subplots(1, 3, sharey=True), record.items(), strict=True):
+            sizes = [row["size"] for row in rows]
+            for name, colour in (("nn.LSTM", "#D55E00"), ("grimmgen", "#0072B2")):
+                axes.plot(sizes, [row[name] for row in rows], color=colour, marker="o", markersize=3, label=name)
+            axes.set_xscale("log", base=2)
+            axes.set_yscale("log")
+            axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
+            axes.minorticks_off()
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_xlabel(f"{letter}, {_WORDS[letter]}")
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+        figure.axes[0].set_ylabel("milliseconds an update")
+        figure.axes[0].legend(edgecolor="none", fontsize=8)
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def main() -> None:
+    """Measure, print, and draw."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, help="the picture; its ending names the format")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    usual = {"T": 50, "B": 64, "H": 128}
+    record = {
+        letter: [{"size": size, **measure(**(usual | {letter: size}))} for size in sizes]
+        for letter, sizes in RANGES.items()
+    }
+    if options.out:
+        draw(record, options.out)
+    if options.json:
+        print(json.dumps({"threads": options.threads, "usual": usual, "milliseconds": record}))
+        return
+    print(table(record))
+
+
+def table(record: dict[str, list[dict[str, float]]]) -> str:
+    """The record in Markdown."""
+    lines = [
+        "| | | grimmgen, ms | exponent | `nn.LSTM`, ms | exponent | times as fast |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for letter, rows in record.items():
+        for before, row in zip([None, *rows], rows, strict=False):
+            cells = [letter, f"{row['size']:g}"]
+            for name in ("grimmgen", "nn.LSTM"):
+                grown = ""
+                if before is not None:
+                    grown = f"{math.log(row[name] / before[name], row['size'] / before['size']):.2f}"
+                cells += [f"{row[name]:.2f}", grown]
+            lines.append(f"| {' | '.join([*cells, format(row['nn.LSTM'] / row['grimmgen'], '.2f')])} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
