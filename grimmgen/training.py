@@ -307,9 +307,9 @@ class _Loop:
         else:
             self._progress = _Progress.from_json(checkpoint.progress)
             self._restore(checkpoint)
+        learning = self._model, self._optimiser, self._generator, self._precision
         try:
-            learning = (self._model, self._optimiser, self._generator, self._precision)
-            self._captured, self._no_graph = capture(*learning)
+            self._captured, self._whether_captured = capture(*learning)
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory() from error
         self._resumed = checkpoint is not None
@@ -553,7 +553,7 @@ class _Loop:
             self._vocabulary.unknown,
             parameter_count(self._configuration, len(self._vocabulary)),
             str(self._training._device),
-            self._model.kernel(self._precision) + self._no_graph,
+            self._model.kernel(self._precision) + self._whether_captured,
             self._updates,
             self._progress.step,
         )

@@ -185,6 +185,24 @@ def test_a_window_of_bfloat16_products_is_the_plain_one(
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_a_window_in_tf32_is_the_plain_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "_units", lambda _: "tf32")
+    case = Case(name, 5, 3, 33, "fresh", resets=True)
+    assert max(differences(case.fused(), case.plain(torch.float64))) < (1e-5 if DEVICE == "cpu" else 1e-2)
+
+
+def test_tf32_is_for_who_asked_pytorch_for_it() -> None:
+    before = torch.get_float32_matmul_precision()
+    try:
+        for asked, units in (("highest", "ieee"), ("high", "tf32"), ("highest", "ieee")):
+            torch.set_float32_matmul_precision(asked)
+            assert gpu._units("fp32") == units
+            assert gpu._units("bf16") == "bf16"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_a_difference_would_be_seen(name: str) -> None:
     case = Case(name, 3, 2, 5, "fresh", resets=True)
     right = case.plain(torch.float64)

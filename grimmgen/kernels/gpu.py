@@ -8,7 +8,7 @@ Nothing here waits for the GPU, looks at a number that it made or depends on whi
 whole update can be captured in a CUDA graph (`grimmgen.captured`), and gives the same bits each time.
 
 Sums are float32. Products are float32, too, unless bf16 is asked for; in TF32 where the program that uses grimmgen
-has set `torch.set_float32_matmul_precision("high")`.
+has told PyTorch so (`torch.set_float32_matmul_precision("high")`).
 
     T  steps    B  rows    H  hidden units    G  gates    V  vocabulary size    N  predictions, T·B
 """
@@ -318,7 +318,7 @@ def _units(precision: Products) -> str:
     """What multiplies: `ieee`, `tf32` or `bf16`."""
     if precision == "bf16":
         return precision
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
 
 
 def _mm(a: Tensor, b: Tensor) -> Tensor:
