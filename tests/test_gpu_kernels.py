@@ -27,9 +27,6 @@ from grimmgen.model import LanguageModel
 from grimmgen.optimiser import AdamW
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":
-    # Before Triton is imported for the first time.
-    os.environ["TRITON_INTERPRET"] = "1"
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested")
 gpu: Any = pytest.importorskip("grimmgen.kernels.gpu")
 
