@@ -31,7 +31,8 @@ from torch import nn
 
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.generation import Decoding, Storyteller
+from grimmgen.decoding import Decoding
+from grimmgen.generation import Storyteller
 from grimmgen.vocabulary import END, Vocabulary
 
 # Seconds that a contender takes in a round, about.
@@ -55,7 +56,11 @@ def ours(kernel: str, vocabulary_size: int, hidden: int, stories: int) -> Callab
     def tell(bigrams: int) -> None:
         os.environ["GRIMMGEN_KERNEL"] = kernel
         decoding = Decoding(length=2 * bigrams)
-        told = teller.tell_several("", decoding, stories) if stories > 1 else ["".join(teller.tell("", decoding))]
+        told = (
+            [story.text for story in teller.tell_several("", decoding, stories)]
+            if stories > 1
+            else ["".join(teller.tell("", decoding))]
+        )
         assert all(len(text) == 2 * bigrams for text in told)
 
     return tell

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from grimmgen.api import evaluate, load, train
     from grimmgen.configuration import Configuration
     from grimmgen.corpus import fetch, open_corpus
+    from grimmgen.decoding import Decoding
     from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
     from grimmgen.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped
     from grimmgen.generation import Storyteller
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Configuration",
+    "Decoding",
     "Evaluated",
     "Finished",
     "GrimmgenError",
@@ -52,6 +54,7 @@ __all__ = [
 
 _HOMES = {
     "Configuration": "configuration",
+    "Decoding": "decoding",
     "Evaluated": "events",
     "Finished": "events",
     "GrimmgenError": "errors",

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from grimmgen import registry
 from grimmgen.configuration import Configuration
 from grimmgen.corpus import open_corpus
 from grimmgen.generation import Storyteller
@@ -43,7 +42,7 @@ def load(run_or_path: str = "latest") -> Storyteller:
     Raises:
         GrimmgenError: there is none, or it is not what it should be.
     """
-    return Storyteller(*registry.find_checkpoint(run_or_path))
+    return Storyteller.load(run_or_path)
 
 
 def evaluate(teller: Storyteller, texts: Iterable[str], device: str = "auto") -> Evaluation:

@@ -50,6 +50,7 @@ class Checkpoint:
         weights: named and shaped as `weight_shapes` says.
         progress: where training stood (numbers); None in a file of weights only.
         training_tensors: the optimiser's moments and the carried state; empty in a file of weights only.
+        sha256: of the file that it was read from; empty if it was not.
     """
 
     configuration: Configuration
@@ -58,6 +59,7 @@ class Checkpoint:
     weights: Tensors
     progress: Mapping[str, Any] | None = None
     training_tensors: Tensors = field(default_factory=dict)
+    sha256: str = ""
 
     def write(self, path: Path) -> None:
         """Write the file atomically.
@@ -101,8 +103,9 @@ class Checkpoint:
             if size != 8 + length + header.size:
                 raise IntegrityError(f"{path} is not whole", _REMEDY)
             body = file.read(header.size)
+        content = length.to_bytes(8, "little") + raw + body
         try:
-            tensors = safetensors.numpy.load(length.to_bytes(8, "little") + raw + body)
+            tensors = safetensors.numpy.load(content)
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
         for name, tensor in tensors.items():
@@ -118,6 +121,7 @@ class Checkpoint:
             {name: tensors[name] for name in names},
             header.progress,
             {name: tensor for name, tensor in tensors.items() if name not in names},
+            files.sha256(content),
         )
 
 

@@ -11,6 +11,7 @@ Knows stories and text, and nothing of models.
 from __future__ import annotations
 
 import bisect
+import copy
 import json
 import mmap
 import os
@@ -42,6 +43,8 @@ _CONTINUATION = bytes(range(0x80, 0xC0))
 # Suffixes sorted at a time: what bounds the memory.
 _CHUNK = 1 << 22
 _WORD = 8
+# Characters of a copy that is longer than it may be.
+_BEYOND = 1000
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,72 @@ class CopyIndex:
             if length > best[0]:
                 best = length, neighbour
         return best
+
+
+class CopyLimit:
+    """Watches over one story that is told, so that no more of it in a row than so much stands in a training story.
+
+    Args:
+        index: of the training stories.
+        most: characters in a row that may stand there.
+        told: the story so far, normalised as the index is; what it has copied stays.
+        ngram: the most characters that it goes on by.
+
+    Attributes:
+        clear: so many characters may come, whatever they are.
+        longest: the longest copy that had to be taken because there was no other way on; 0 if there is none.
+    """
+
+    def __init__(self, index: CopyIndex, most: int, told: str, ngram: int) -> None:
+        self._index, self._most, self._ngram = index, most, ngram
+        # So much of a copy that is too long is told from one that is longer still.
+        self._reach = most + _BEYOND
+        self._told = told[-self._reach :]
+        self.longest = 0
+        self._look()
+
+    def allows(self, piece: str) -> bool:
+        """Whether the story may go on so."""
+        return len(piece) <= self.clear or self._copied(piece, self._most + 1) <= self._most
+
+    def copied(self, piece: str) -> int:
+        """The longest copy that there would be if the story went on so, in characters."""
+        return self._copied(piece, self._reach)
+
+    def within(self, piece: str) -> int:
+        """So many characters of this the story may go on with."""
+        text = self._told[-self._most - 1 :]
+        before, end = len(text), self.clear
+        text += piece
+        while end < len(piece):
+            [length] = self._index.longest_suffixes(text[: before + end + 1], [""], self._most + 1)
+            if length > self._most:
+                return end
+            # A copy grows by one character at a time: the next one that can be too long ends here.
+            end += self._most + 1 - length
+        return len(piece)
+
+    def go_on(self, piece: str, copied: int = 0) -> None:
+        """The story has gone on so; for want of another way, if it is too long a copy."""
+        self.longest = max(self.longest, copied)
+        self._told = (self._told + piece)[-self._reach :]
+        self.clear -= len(piece)
+        if self.clear < self._ngram:
+            self._look()
+
+    def after(self, piece: str, copied: int = 0) -> CopyLimit:
+        """Another, of the same story, should it go on so; see `go_on`."""
+        other = copy.copy(self)
+        other.go_on(piece, copied)
+        return other
+
+    def _look(self) -> None:
+        [length] = self._index.longest_suffixes(self._told, [""], self._most + 1)
+        self.clear = max(0, self._most - length)
+
+    def _copied(self, piece: str, reach: int) -> int:
+        begun = [piece[: end + 1] for end in range(len(piece))]
+        return max(self._index.longest_suffixes(self._told, begun, reach), default=0)
 
 
 def index_of(stories: Sequence[Story], lower: bool, newlines: Newlines) -> CopyIndex:

@@ -47,7 +47,7 @@ from grimmgen.events import (
 from grimmgen.model import LanguageModel, State, choose_device
 from grimmgen.optimiser import AdamW
 from grimmgen.registry import Run
-from grimmgen.vocabulary import Vocabulary
+from grimmgen.vocabulary import UNKNOWN, Vocabulary
 
 # Training has converged when the rate has been decayed to less than this share of where it began.
 LOWEST_RATE = 0.01
@@ -533,6 +533,8 @@ class _Loop:
             "step": self._progress.step,
             "epoch": self._progress.epoch + 1 if evaluated else self._progress.epoch,
             "versions": versions(),
+            # A story that is told without a prompt begins with one of these.
+            "beginnings": sorted({int(ways[0][:1][0]) for ways in self._stories if len(ways[0])} - {UNKNOWN}),
         }
         if evaluated:
             provenance["perplexity"] = evaluated.perplexity

@@ -37,7 +37,9 @@ OPTIONS = {
     " --dropout --dropout-mode --input-dropout --weight-drop --weight-decay --schedule --warmup --precision"
     " --decay-factor --decay-patience --ngram --min-count --keep-case --newlines --phases --no-phases --split",
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
-    "generate": "--run --seed --length --top-k --temperature --random-seed --stories --state --novelty",
+    "generate": "--run --seed --seed-file --length --until --top-k --top-p --min-p --temperature --greedy"
+    " --repetition-penalty --beam-width --beam-depth --max-copy --random-seed --stories --state --lines"
+    " --interactive -i --novelty",
     "runs": "",
     "runs list": "",
     "runs show": "",

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import grimmgen
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.generation import Decoding, Storyteller
+from grimmgen.decoding import LONGEST, Decoding
+from grimmgen.generation import Pieces, Telling
+from grimmgen.novelty import CopyIndex
 from grimmgen.registry import Run
 from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
-from tests.program import PROGRAM, Ran, begin, grimmgen, on_terminal, shell
+from tests.program import PROGRAM, Ran, begin, on_terminal, shell
+from tests.program import grimmgen as program
 
 Program = Callable[..., Ran]
 
@@ -44,7 +51,7 @@ def endless(tmp_path: Path) -> Callable[[str], str]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_a_random_seed_gives_the_same_bytes_again_in_any_process() -> None:
-    first, again, other = (grimmgen("generate", "--random-seed", seed) for seed in ("5", "5", "6"))
+    first, again, other = (program("generate", "--random-seed", seed) for seed in ("5", "5", "6"))
     assert first == again
     assert first.out != other.out
     assert (first.code, first.err) == (0, "")
@@ -66,24 +73,48 @@ def test_only_the_text_goes_to_standard_output(run: Program) -> None:
     assert told.out.startswith("the zebra")
 
 
-@pytest.mark.usefixtures("trained")
-def test_json_is_one_document_that_says_how_it_was_told(run: Program) -> None:
+def test_json_is_one_document_that_says_how_it_was_told(trained: Run, run: Program) -> None:
     ran = run("generate", "--json", "--seed", "The King", "--length", "20", "--top-k", "2", "--temperature", "0.5")
     assert (ran.code, ran.err) == (0, "")
     told = json.loads(ran.out)
     again = run("generate", "--seed", "the king", "--length", "20", "--top-k", "2", "--temperature", "0.5",
-                "--random-seed", str(told["random_seed"]))  # fmt: skip
+                "--random-seed", str(told["decoding"]["random_seed"]))  # fmt: skip
     assert told.pop("text") + "\n" == again.out
-    assert type(told.pop("random_seed")) is int
-    expected = {
+    assert told.pop("log_probability") < 0
+    assert told.pop("ending") in {"length", "end"}
+    decoding = asdict(Decoding(length=20, top_k=2, temperature=0.5, random_seed=told["decoding"]["random_seed"]))
+    content = trained.best_path.read_bytes()
+    assert told == {
         "run": "sly-fox",
+        "checkpoint_sha256": hashlib.sha256(content).hexdigest(),
+        "grimmgen": version("grimmgen"),
         "prompt": "the king",
-        "length": 20,
-        "top_k": 2,
-        "temperature": 0.5,
-        "state": "random",
+        "decoding": decoding,
     }
-    assert told == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--length 90",
+        "--seed th --top-p 0.8 --temperature 1.5 --state zeros",
+        "--min-p 0.02 --repetition-penalty 1.3 --until forest",
+        "--seed King --beam-width 3 --beam-depth 4 --length 61",
+        "--max-copy 9 --length 120 --stories 2",
+        "--greedy --length 33",
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_a_story_is_told_again_from_its_record_alone(options: str, run: Program) -> None:
+    records = json.loads(run("generate", "--json", *options.split()).out)
+    for record in records if isinstance(records, list) else [records]:
+        model = grimmgen.load(record["run"])
+        assert model.checkpoint.sha256 == record["checkpoint_sha256"]
+        decoding = grimmgen.Decoding(**record["decoding"])
+        assert model.generate(record["prompt"], **record["decoding"]) == record["text"]
+        [again] = model.tell_several(record["prompt"], decoding, 1)
+        assert (again.text, again.ending) == (record["text"], record["ending"])
+        assert model.log_probability(again) == record["log_probability"]
 
 
 @pytest.mark.usefixtures("trained")
@@ -93,7 +124,7 @@ def test_several_stories_are_told_one_after_the_other_each_as_if_alone(run: Prog
     assert run(*options, "3", "--stories", "3") == (0, "\n".join(alone), "")
     documents = json.loads(run(*options, "3", "--stories", "3", "--json").out)
     assert [document["text"] + "\n" for document in documents] == alone
-    assert [document["random_seed"] for document in documents] == [3, 4, 5]
+    assert [document["decoding"]["random_seed"] for document in documents] == [3, 4, 5]
     assert documents[1] == json.loads(run(*options, "4", "--json").out)
     assert run(*options, "3", "--stories", "1").out == alone[0]
 
@@ -123,16 +154,16 @@ def test_a_prompt_of_odd_length_goes_on_within_its_bigram(endless: Callable[[str
     ],
 )
 def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run) -> None:
-    piped = grimmgen("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
-    assert (piped.code, piped.err) == (0, "")
-    typed = grimmgen("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
-    assert piped.out == typed.out
+    piped = program("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
+    assert piped.code == 0
+    typed = program("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
+    assert (piped.out, piped.err) == (typed.out, typed.err)
     assert piped.out.startswith(prompt)
 
 
 @pytest.mark.usefixtures("trained")
 def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
-    ran = grimmgen("generate", "--seed", "-", stdin=b"the k\xf6nig")
+    ran = program("generate", "--seed", "-", stdin=b"the k\xf6nig")
     assert ran == (2, "", "error: standard input is not UTF-8 (byte 5): convert it first\n")
 
 
@@ -171,11 +202,11 @@ def test_control_characters_are_raw_in_a_pipe_and_harmless_on_a_terminal(endless
     # Fault 40.
     wild = "\x1b[2j\x9b31m\u202eab\x07\x08"
     told = ["generate", "--run", endless(wild), "--length", "90", "--random-seed", "1", "--top-k", "0"]
-    piped = grimmgen(*told)
+    piped = program(*told)
     assert set(piped.out) == {*wild, "\n"}
     shown = on_terminal(*PROGRAM, *told)
     assert shown.out == piped.out.encode("unicode_escape").decode().replace("\\n", "\n")
-    assert json.loads(grimmgen(*told, "--json").out)["text"] + "\n" == piped.out
+    assert json.loads(program(*told, "--json").out)["text"] + "\n" == piped.out
 
 
 @pytest.mark.usefixtures("trained")
@@ -183,18 +214,20 @@ def test_each_piece_has_left_before_the_next_is_drawn(monkeypatch: pytest.Monkey
     pieces, arrived = list[str](), list[str]()
     pipe = io.BytesIO()
 
-    def tell(teller: Storyteller, prompt: str, decoding: Decoding) -> Iterator[str]:
-        for piece in original(teller, prompt, decoding):
-            pieces.append(piece)
-            yield piece
+    def told(telling: Telling) -> Pieces:
+        if pieces:
             arrived.append(pipe.getvalue().decode())
+        pieces.append("")
+        [pieces[-1]] = following = original(telling)
+        return following
 
-    original = Storyteller.tell
-    monkeypatch.setattr(Storyteller, "tell", tell)
+    original = Telling.__next__
+    monkeypatch.setattr(Telling, "__next__", told)
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(pipe))
     assert _run(["generate", "--seed", "the king", "--length", "20"]) == 0
     assert len(pieces) > 3
-    assert arrived == list(itertools.accumulate(pieces))
+    # The last one asked for was none.
+    assert arrived == list(itertools.accumulate(pieces[:-1]))
 
 
 def test_ctrl_c_keeps_what_there_is(endless: Callable[[str], str]) -> None:
@@ -256,7 +289,7 @@ def test_options_may_be_variables(run: Program, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("GRIMMGEN_GENERATE_LENGTH", "9")
     monkeypatch.setenv("GRIMMGEN_GENERATE_JSON", "1")
     told = json.loads(run("generate", "--length", "8").out)
-    assert (told["random_seed"], told["length"]) == (4, 8)
+    assert (told["decoding"]["random_seed"], told["decoding"]["length"]) == (4, 8)
 
 
 @pytest.mark.usefixtures("trained")
@@ -266,3 +299,217 @@ def test_on_a_terminal_the_random_seed_to_tell_it_again_is_shown() -> None:
     assert "--random-seed" in shown.out
     shown = on_terminal(*PROGRAM, "generate", "--length", "10", "--stories", "2")
     assert re.search(r"--random-seed \d+ --stories 2", shown.out)
+
+
+# --- ways of telling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--top-k 9",
+        "--top-p 0.5",
+        "--min-p 0.4",
+        "--temperature 3",
+        "--greedy",
+        "--repetition-penalty 5",
+        "--beam-width 4",
+        "--max-copy 6",
+        "--until e",
+        "--state zeros",
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_no_option_is_ignored(option: str, run: Program) -> None:
+    plain = ["generate", "--length", "300", "--random-seed", "4"]
+    told = run(*plain, *option.split())
+    assert (told.code, told.err) == (0, "")
+    assert told.out != run(*plain).out
+    assert told == run(*plain, *option.split())
+
+
+@pytest.mark.usefixtures("trained")
+def test_the_depth_of_beams_is_not_ignored(run: Program) -> None:
+    plain = ["generate", "--length", "300", "--random-seed", "4", "--beam-width", "4"]
+    assert run(*plain, "--beam-depth", "2").out != run(*plain).out == run(*plain, "--beam-depth", "5").out
+
+
+def test_max_copy_keeps_to_the_training_stories_of_the_run(trained: Run, run: Program) -> None:
+    index = CopyIndex.build((story.name, story.read().lower()) for story in trained.split().parts["train"])
+    for limit in (4, 6):
+        ran = run("generate", "--max-copy", str(limit), "--length", "400", "--random-seed", "1")
+        lengths, _ = index.longest_at_each(ran.out[:-1])
+        assert 3 <= lengths.max() <= limit
+    free, _ = index.longest_at_each(run("generate", "--length", "400", "--random-seed", "1").out[:-1])
+    assert free.max() > 6
+    ran = run("generate", "--run", str(trained.best_path), "--max-copy", "8")
+    message = (
+        f"error: {trained.best_path} does not bring the stories it has learnt from: give --run a run's name\n"
+    )
+    assert ran == (2, "", message)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--greedy --top-p 0.5", "--greedy always takes the best: --top-p has no say: leave out --top-p"),
+        (
+            "--beam-width 3 --top-k 2",
+            "--beam-width chooses among whole beams: --top-k has no say: leave out --top-k",
+        ),
+        ("--beam-depth 3", "--beam-depth has no beams: give --beam-width, too"),
+        ("--seed a --seed-file b", "--seed and --seed-file both begin the story: give one of them"),
+        ("--lines --json", "--lines is for a terminal, --json for a program: leave out --lines"),
+        ("--interactive --json", "--interactive is for a terminal, --json for a program: leave out --interactive"),
+        ("--interactive", "--interactive needs a terminal: leave it out, or run it at one"),
+        (
+            "--interactive --stories 2",
+            "--interactive writes one story at a terminal: leave out --stories, --novelty and --seed -",
+        ),
+        ("--until paragraph", None),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_what_does_not_go_together_is_refused_in_one_line(options: str, message: str | None, run: Program) -> None:
+    ran = run("generate", "--random-seed", "1", *options.split())
+    if message is None:
+        assert ran.code == 0
+    else:
+        assert ran == (2, "", f"error: {message}\n")
+
+
+def test_a_story_ends_where_the_model_ends_it_and_what_has_no_end_is_told(
+    endless: Callable[[str], str], run: Program
+) -> None:
+    ran = run("generate", "--run", endless("the king"))
+    assert (ran.code, len(ran.out)) == (0, LONGEST + 1)
+    assert ran.err == f"no end within {LONGEST:,} characters: --length gives it more\n"
+    assert run("generate", "--run", endless("the king"), "--quiet").err == ""
+
+
+@pytest.mark.usefixtures("trained")
+def test_a_run_that_is_trained_knows_how_its_stories_begin(run: Program) -> None:
+    told = {run("generate", "--top-k", "0", "--length", "2").out for _ in range(9)}
+    assert told == {"th\n"}
+
+
+# --- prompts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sent", "warned"),
+    [
+        ("", ""),
+        ("t", ""),
+        ("the king", ""),
+        (
+            "\u4e2d\u6587",
+            "warning: the model has never seen '\u4e2d' '\u6587': it reads <unk> there and goes on\n",
+        ),
+        ("\U0001f98a", "warning: the model has never seen '\U0001f98a': it reads <unk> there and goes on\n"),
+        ("thrk", "warning: the model does not know 'rk': it reads <unk> there and goes on\n"),
+        (
+            "zzrk",
+            "warning: the model has never seen 'z' and does not know 'rk': it reads <unk> there and goes on\n",
+        ),
+        ("The king " * (2**20 // 9), ""),
+    ],
+    ids=lambda value: repr(value[:9]),
+)
+@pytest.mark.usefixtures("trained")
+def test_prompts_of_any_kind_from_a_pipe_and_from_a_file(sent: str, warned: str, tmp_path: Path) -> None:
+    # Fault 41.
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(sent.encode() + b"\r\n")
+    options = ["generate", "--length", "30", "--random-seed", "1"]
+    piped = program(*options, "--seed", "-", stdin=sent.encode() + b"\n")
+    from_file = program(*options, "--seed-file", str(path))
+    assert piped == from_file
+    assert piped.code == 0
+    assert piped.out.startswith(sent.lower())
+    assert len(piped.out) == len(sent) + 31
+    # A megabyte of one sentence is cut anywhere: of what is unknown there the model tells.
+    assert piped.err == warned or len(sent) > 1000
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read {} (No such file or directory): check the path"),
+        (b"the k\xf6nig", "{} is not UTF-8 (byte 5): convert it first"),
+        (b"a" * (2**20 + 1), "{} is longer than 1 MB: give the last part of it"),
+    ],
+)
+@pytest.mark.usefixtures("trained")
+def test_a_file_that_cannot_be_a_prompt_is_refused(
+    content: bytes | None, message: str, tmp_path: Path, run: Program
+) -> None:
+    path = tmp_path / "prompt.txt"
+    if content is not None:
+        path.write_bytes(content)
+    ran = run("generate", "--seed-file", str(path))
+    assert (ran.out, ran.err) == ("", f"error: {message.format(path)}\n")
+    assert ran.code in {1, 2}
+
+
+# --- on a terminal ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [80, 40, 20])
+@pytest.mark.usefixtures("trained")
+def test_lines_are_broken_between_words_on_a_terminal_alone(columns: int) -> None:
+    told = ["generate", "--length", "600", "--random-seed", "1"]
+    raw = program(*told, "--lines").out
+    assert raw == program(*told).out
+    shown = on_terminal(*PROGRAM, *told, "--lines", columns=columns).out
+    assert shown.split() == raw.split()
+    lines = shown.split("\n")
+    assert max(map(len, lines)) < columns
+    # As many words a line as there is room for.
+    joined = [(a, b) for a, b in itertools.pairwise(lines) if a and b]
+    assert sum(len(a) + len(b.split()[0]) + 1 >= columns - 1 for a, b in joined) >= len(joined) // 2
+
+
+@pytest.mark.usefixtures("trained")
+def test_words_are_proposed_taken_typed_undone_and_saved(tmp_path: Path) -> None:
+    path = tmp_path / "story.txt"
+    typed = [
+        "1",
+        "the miller \u72d0",
+        "/undo",
+        ", said",
+        "\x1b[2J",
+        "/undo",
+        "99",
+        "/save",
+        f"/save {path}",
+        "/moral",
+        "",
+    ]
+    keys = "".join(f"{line}\n" for line in [*typed, "/quit"]).encode()
+    shown = on_terminal(
+        *PROGRAM, "generate", "--interactive", "--seed", "The fox", "--random-seed", "1", keys=keys, after=b"> "
+    )
+    assert shown.code == 0
+    assert "Traceback" not in shown.out
+    saved = path.read_text()
+    assert saved.startswith("the fox ")
+    assert saved.endswith(", said\n")
+    assert "miller" not in saved
+    assert re.search(r"1\xa0\w+\xa0\d+%", shown.out)
+    assert "there is no word 99: the words are 1 to 8" in shown.out
+    assert "the model has never seen '\u72d0'" in shown.out
+    assert "give a name: /save story.txt" in shown.out
+    assert f"saved to {path}" in " ".join(shown.out.split())
+    # What came after it was saved is shown at the end, so that it is not lost.
+    assert shown.out.rstrip().rpartition("/quit")[2].split()[:3] == saved.split()[:3]
+
+
+@pytest.mark.usefixtures("trained")
+def test_ctrl_d_leaves_the_companion_and_ctrl_c_does_too() -> None:
+    for key, code in ((b"\x04", 0), (b"\x03", 130)):
+        shown = on_terminal(*PROGRAM, "generate", "-i", keys=b"a goose\n" + key, after=b"> ", columns=40)
+        assert shown.code == code
+        assert "Traceback" not in shown.out
+        # Ctrl-C takes what was typed before it along.
+        assert shown.out.count("a goose") >= 2 or code

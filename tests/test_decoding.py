@@ -8,7 +8,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from grimmgen.decoding import Logits, allow_only, draw, forbid, temper, top_k
+from grimmgen.decoding import (
+    Decoding,
+    Logits,
+    allow_only,
+    draw,
+    forbid,
+    log_probabilities,
+    min_p,
+    or_end,
+    penalise,
+    temper,
+    top_k,
+    top_p,
+)
+from grimmgen.errors import UsageError
+from grimmgen.vocabulary import END
 
 INF = math.inf
 CASES = [
@@ -78,7 +93,7 @@ def test_top_k_keeps_the_k_best(logits: Logits, k: int) -> None:
 
 def test_top_k_keeps_k_of_equals_and_what_is_above_them() -> None:
     kept = top_k(np.array([2, 5, 2, 2, 1, 2], np.float32), 3)
-    assert sorted(kept.tolist()) == [-INF, -INF, -INF, 2, 2, 5]
+    assert kept.tolist() == [2, 5, 2, -INF, -INF, -INF]
 
 
 @cases
@@ -114,3 +129,122 @@ def test_the_same_seed_draws_the_same() -> None:
         return [draw(CASES[3], random.random()) for _ in range(50)]
 
     assert draws(1) == draws(1) != draws(2)
+
+
+@cases
+def test_log_probabilities_are_those_and_nothing_overflows(logits: Logits) -> None:
+    for shift in (0.0, 1e4, -1e4):
+        log_p = log_probabilities(np.stack([logits, logits]).astype(np.float64) + shift)
+        assert np.exp(log_p[1]).tolist() == pytest.approx(probabilities(logits), rel=1e-3)
+    assert log_probabilities(forbid(CASES[2], [1]))[1] == -INF
+
+
+@cases
+@pytest.mark.parametrize("p", [1e-9, 0.1, 0.5, 0.9, 0.999, 1.0])
+def test_top_p_keeps_the_fewest_best_that_reach_it(logits: Logits, p: float) -> None:
+    order = sorted(range(len(logits)), key=lambda i: -logits[i])
+    each = probabilities(logits)
+    fewest = next((n for n in range(1, len(order) + 1) if math.fsum(each[i] for i in order[:n]) >= p), len(order))
+    kept = [x if i in order[:fewest] else -INF for i, x in enumerate(logits.tolist())]
+    assert top_p(logits, p).tolist() == kept
+
+
+@cases
+@pytest.mark.parametrize("p", [0.0, 1e-6, 0.05, 0.5, 1.0])
+def test_min_p_keeps_what_is_not_much_less_probable_than_the_best(logits: Logits, p: float) -> None:
+    each = probabilities(logits)
+    assert min_p(logits, p).tolist() == [
+        x if q >= p * max(each) * (1 - 1e-6) else -INF for x, q in zip(logits.tolist(), each, strict=True)
+    ]
+
+
+def test_a_penalty_takes_probabilities_to_its_power_each_once_whatever_the_logits_zero() -> None:
+    p = np.array([0.5, 0.25, 0.2, 0.05])
+    for shift in (0.0, 50.0, -50.0):
+        logits = (np.log(p) + shift).astype(np.float32)
+        expected = [0.5, 0.25**1.5, 0.2, 0.05**1.5]
+        assert np.exp(penalise(logits, [1, 3, 1], 1.5)).tolist() == pytest.approx(expected, rel=1e-3)
+        assert penalise(logits, [1, 3], 1.0) is logits
+        assert penalise(logits, [], 2.0) is logits
+    assert penalise(forbid(CASES[2], [0]), [0, 1], 2.0)[0] == -INF
+
+
+def test_the_end_comes_back_as_it_was() -> None:
+    logits = np.array([1, 2, 3], np.float32)
+    assert or_end(top_k(logits, 1), logits, 0).tolist() == [1, -INF, 3]
+    forbidden = forbid(logits, [0])
+    assert or_end(top_k(forbidden, 1), forbidden, 0).tolist() == [-INF, -INF, 3]
+
+
+# Ids 0 to 5; the end is at 1.
+SIX = np.log(np.array([0.02, 0.03, 0.4, 0.3, 0.15, 0.1], np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({}, [END, 2, 3, 4]),
+        ({"top_k": 0}, [0, END, 2, 3, 4, 5]),
+        ({"top_k": 1}, [2]),
+        ({"greedy": True}, [2]),
+        ({"temperature": 0.0}, [2]),
+        ({"top_p": 0.75}, [END, 2, 3, 4]),
+        ({"min_p": 0.3}, [END, 2, 3, 4]),
+        # Each narrows what the one before has left: of three, two have more than 0.75; cold, one has.
+        ({"top_k": 3, "top_p": 0.75}, [END, 2, 3]),
+        ({"top_k": 3, "top_p": 0.75, "temperature": 0.2}, [END, 2]),
+        ({"top_p": 0.75, "min_p": 0.5}, [END, 2, 3]),
+        # What was told lately falls behind before anything is counted.
+        ({"top_k": 2, "repetition_penalty": 3.0}, [END, 3, 4]),
+        ({"greedy": True, "repetition_penalty": 3.0}, [3]),
+    ],
+)
+def test_what_is_left_is_narrowed_in_the_order_that_is_promised(
+    options: dict[str, float], left: list[int]
+) -> None:
+    decoding = Decoding(**options)  # type: ignore[arg-type]
+    assert np.flatnonzero(np.isfinite(decoding.narrow(SIX, [2]))).tolist() == left
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_p": 0.0}, "--top-p 0 is out of range: give more than 0, and 1 at most"),
+        ({"top_p": math.nan}, "--top-p nan is out of range: give more than 0, and 1 at most"),
+        ({"min_p": 1.5}, "--min-p 1.5 is out of range: give 0 to 1"),
+        ({"repetition_penalty": 0.9}, "--repetition-penalty 0.9 is out of range: give 1 (none) to 100"),
+        ({"beam_width": 1}, "--beam-width 1 is out of range: give 2 to 256"),
+        ({"beam_width": 2, "beam_depth": 0}, "--beam-depth 0 is out of range: give 1 to 64"),
+        ({"max_copy": 0}, "--max-copy 0 is out of range: give 1 to 10000 characters"),
+        ({"until": ""}, "--until waits for an empty text: give sentence, paragraph, or a text"),
+        ({"beam_depth": 3}, "--beam-depth has no beams: give --beam-width, too"),
+        *(
+            (
+                {"greedy": True, name: value},
+                f"--greedy always takes the best: {option} has no say: leave out {option}",
+            )
+            for name, option, value in (
+                ("top_k", "--top-k", 3),
+                ("top_p", "--top-p", 0.5),
+                ("min_p", "--min-p", 0.5),
+                ("temperature", "--temperature", 2.0),
+            )
+        ),
+        *(
+            (
+                {"beam_width": 3, name: value},
+                f"--beam-width chooses among whole beams: {option} has no say: leave out {option}",
+            )
+            for name, option, value in (
+                ("top_k", "--top-k", 3),
+                ("top_p", "--top-p", 0.5),
+                ("min_p", "--min-p", 0.5),
+                ("repetition_penalty", "--repetition-penalty", 2.0),
+            )
+        ),
+    ],
+)
+def test_what_is_out_of_range_or_contradicts_itself_is_refused(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        Decoding(**options)  # type: ignore[arg-type]
+    assert str(refused.value) == message

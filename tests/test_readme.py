@@ -27,6 +27,7 @@ def test_the_sections_stand_in_their_order() -> None:
         "Two commands",
         "Five minutes with the real tales",
         "Your own text",
+        "Telling",
         "Judging",
         "Commands",
         "The tutorial, and where it lives",

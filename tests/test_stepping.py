@@ -127,8 +127,8 @@ def test_both_paths_tell_the_same(cell: str, top_k: int, temperature: float, ins
         made, right = (told(stepper, 40, top_k, temperature) for stepper in (native, plain))
         assert (made == right).all()
         assert 0 not in made
-        # What was drawn last has been read: both go on from there.
-        assert difference(native.logits, plain.logits) < 1e-5
+        # What was drawn last has been read: both go on from there, unless all is over.
+        assert (made[-1] == END).all() or difference(native.logits, plain.logits) < 1e-5
 
 
 @pytest.mark.parametrize("instructions", ["plain", *INSTRUCTIONS])
@@ -160,6 +160,7 @@ def test_the_draw_takes_the_first_of_equals_and_no_number_leads_beyond(
     V = 70
     weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(configuration, V).items()}
     weights["output.bias"][5], weights["output.bias"][66] = 1.0, 1.0
+    weights["output.bias"][END] = -np.inf
 
     def drawn(number: float, top_k: int, temperature: float = 1.0) -> int:
         stepper = kernels.stepper(configuration, weights, *np.zeros((2, 1, 1, 2), np.float32))
@@ -169,9 +170,34 @@ def test_the_draw_takes_the_first_of_equals_and_no_number_leads_beyond(
 
     last = np.nextafter(1.0, 0.0)
     assert (drawn(0.0, 2), drawn(0.49, 2), drawn(0.51, 2), drawn(last, 2)) == (5, 5, 66, 66)
-    assert (drawn(0.0, 0), drawn(last, 0)) == (1, 69)
+    assert (drawn(0.0, 0), drawn(last, 0)) == (2, 69)
     assert (drawn(0.0, 3, 0.0), drawn(last, 3, 0.0)) == (5, 5)
     assert drawn(last, 1) in {5, 66}
+
+
+@pytest.mark.parametrize("instructions", ["plain", *INSTRUCTIONS])
+@pytest.mark.parametrize("end", [1, 2, 40, 69])
+def test_the_end_is_always_in_the_draw_in_its_place_and_as_probable_as_it_is(
+    end: int, instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRIMMGEN_KERNEL", instructions)
+    configuration = Configuration(hidden=2)
+    weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(configuration, 70).items()}
+    weights["output.bias"][[3, 50]] = np.log(4.0)
+
+    def drawn(top_k: int, temperature: float = 1.0) -> list[int]:
+        stepper = kernels.stepper(configuration, weights, *np.zeros((2, 1, 900, 2), np.float32))
+        stepper.step([0] * 900)
+        numbers = np.linspace(0.0, 1.0, 900, endpoint=False)[None]
+        ids = stepper.tell(numbers, top_k=top_k, temperature=temperature, never=[0], end=end)[0]
+        assert (np.diff(ids) >= 0).all()
+        return [int((ids == token).sum()) for token in (3, 50, end)]
+
+    # Two of weight four, the end of weight one; at half the temperature their squares.
+    assert drawn(2) == pytest.approx([400, 400, 100], abs=1)
+    assert drawn(2, 0.5) == pytest.approx([436, 436, 27], abs=1)
+    assert drawn(1) in ([900, 0, 0], [0, 900, 0])
+    assert drawn(2, 0.0) == [900, 0, 0]
 
 
 @pytest.mark.parametrize("instructions", ["plain", *INSTRUCTIONS])

@@ -27,6 +27,8 @@ _PIPE_WIDTH = 160
 # Lines of a text there.
 _TEXT_WIDTH = 80
 _NARROW = 70
+# Of what the model does not know so much is named.
+_NAMED = 20
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -90,6 +92,45 @@ def write(text: str) -> None:
     """Text on standard output as it is, at once: raw in a pipe, made safe on a terminal."""
     sys.stdout.write(safe(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+class Lines:
+    """Text on standard output, broken between words where a line would leave the terminal; raw in a pipe."""
+
+    def __init__(self) -> None:
+        self._width = text_width() - 1 if sys.stdout.isatty() else 0
+        self._column = 0
+        self._begun = ""  # a word that has not ended yet
+        self._space = ""  # before it
+
+    def write(self, text: str) -> None:
+        """Go on; a word is shown when it has ended, all that there is at a line's end."""
+        if not self._width:
+            write(text)
+            return
+        from rich.cells import cell_len
+
+        shown = list[str]()
+        *ended, self._begun = re.split("([ \n])", self._begun + text)
+        for word, space in zip(ended[::2], ended[1::2], strict=True):
+            width = cell_len(safe(word))
+            if self._column and self._column + len(self._space) + width > self._width:
+                shown.append("\n")
+                self._column, self._space = 0, ""
+            shown += self._space, word
+            # A terminal breaks a word that is longer than a line.
+            self._column += len(self._space) + width
+            if self._column > self._width:
+                self._column %= self._width
+            self._space = " " if space != "\n" else ""
+            if space == "\n":
+                shown.append(space)
+                self._column = 0
+        # What has no spaces is not waited for; the terminal breaks it.
+        if cell_len(safe(self._begun)) >= self._width:
+            shown += self._space, self._begun
+            self._column, self._space, self._begun = 1, "", ""
+        write("".join(shown))
 
 
 def table(
@@ -304,6 +345,21 @@ class Bars:
         """A line above the bars."""
         if not self._quiet:
             self._console.print(_text(text, style), soft_wrap=not self.live)
+
+
+def unknown(characters: Sequence[str], ngrams: Sequence[str]) -> str | None:
+    """What to say of the parts of a prompt that the model does not know; None if it knows all.
+
+    >>> unknown(["z"], [])
+    "the model has never seen 'z': it reads <unk> there and goes on"
+    """
+
+    def named(parts: Sequence[str]) -> str:
+        return " ".join(map(repr, parts[:_NAMED])) + (" …" if len(parts) > _NAMED else "")
+
+    said = [f"has never seen {named(characters)}"] * bool(characters)
+    said += [f"does not know {named(ngrams)}"] * bool(ngrams)
+    return f"the model {' and '.join(said)}: it reads <unk> there and goes on" if said else None
 
 
 def seconds(value: float) -> str:

@@ -30,16 +30,12 @@ class Judge:
 
     def __init__(self, asked: str | None, part: options.Part = "valid") -> None:
         from grimmgen import registry
-        from grimmgen.errors import UsageError
-        from grimmgen.novelty import index_of
+        from grimmgen.generation import training_index
 
-        if asked is not None and ("/" in asked or asked.endswith(".safetensors")):
-            raise UsageError(f"{asked} does not bring the stories it has learnt from", "give --run a run's name")
+        self._index = training_index(asked)
         run = registry.find(asked)
-        parts = run.split().parts
         self.run, self.part, self._configuration = run.name, part, run.configuration
-        self._held_out = parts[part]
-        self._index = index_of(parts["train"], self._configuration.lower, self._configuration.newlines)
+        self._held_out = run.split().parts[part]
 
     def measure(self, texts: Sequence[tuple[str, str]] = ()) -> list[Novelty]:
         """The novelty of each of (name, text) pairs; of the held-out stories if there are none."""

@@ -357,7 +357,8 @@ _REASONS = {
 
 def _report(training: Training, finished: Finished, quiet: bool) -> None:
     from grimmgen.cli import console
-    from grimmgen.generation import Decoding, Storyteller
+    from grimmgen.decoding import Decoding
+    from grimmgen.generation import Storyteller
 
     run = training.run
     best = finished.best_perplexity

@@ -206,15 +206,17 @@ INLINE size next_from(size V, const float *y, size begin, float bound)
     return V;
 }
 
-/* An id, drawn with a random number from 0 to 1 among the k best logits y [V] at a temperature: `temper`, `top_k` and
- * `draw` of decoding.py. The k best are the same before the temperature as after it. */
-static size draw(const network *net, const float *y, size k, double temperature, double number)
+/* An id, drawn with a random number from 0 to 1 among the k best logits y [V] and the end, at a temperature: `temper`,
+ * `top_k`, `or_end` and `draw` of decoding.py. The k best are the same before the temperature as after it. */
+static size draw(const network *net, const float *y, size k, double temperature, double number, size end)
 {
     size V = net->V, *ids = net->ids, equals = 0, count = 0;
+    int ending;
     float *best = net->best, largest = -INFINITY, least;
     double *sums = net->sums, sum = 0;
     if (temperature == 0) { k = 1; temperature = 1; }
     if (k < 1 || k > V) k = V;
+    ending = k > 1 && k < V;
     memcpy(best, y, k * sizeof *best);
     if (k < V) {
         for (size n = k / 2; n-- > 0;) sink(k, best, n);
@@ -230,12 +232,23 @@ static size draw(const network *net, const float *y, size k, double temperature,
         if (best[n] > largest) largest = best[n];
         equals += best[n] == least;
     }
-    for (size n = 0; (n = next_from(V, y, n, least)) < V; n++)
-        if (y[n] > least || equals-- > 0) {
+    for (size n = 0; n < V; n++) {
+        int taken;
+        n = next_from(V, y, n, least);
+        if (ending && n > end) {
+            n = end;
+            taken = 1;
+        } else if (n < V)
+            taken = y[n] > least || equals-- > 0 || (ending && n == end);
+        else
+            break;
+        if (n == end) ending = 0;
+        if (taken) {
             sum += exp((float)((y[n] - largest) / temperature));
             ids[count] = n;
             sums[count++] = sum;
         }
+    }
     for (size n = 0; n < count; n++)
         if (sums[n] > number * sum) return ids[n];
     return V - 1;
@@ -244,7 +257,7 @@ static size draw(const network *net, const float *y, size k, double temperature,
 /* Draw N n-grams a row, each read before the next: ids [N, B], after `end` only `end`.
  *
  * numbers      [N, B], random numbers from 0 to 1
- * k            draw among this many best; 0 is all
+ * k            draw among this many best and the end; 0 is all, 1 the best alone
  * temperature  one number; 0 is always the best
  * never        [nevers]: ids that are not drawn
  * ended        [B]: the rows that have told `end`
@@ -257,7 +270,7 @@ EXPORT void NAMED(tell)(const network *net, size N, const double *numbers, size 
         for (size b = 0; b < B; b++) {
             float *y = net->logits + b * net->V;
             for (size n = 0; n < nevers; n++) y[never[n]] = -INFINITY;
-            ids[b] = ended[b] ? end : draw(net, y, k, *temperature, numbers[b]);
+            ids[b] = ended[b] ? end : draw(net, y, k, *temperature, numbers[b], end);
             ended[b] = ids[b] == end;
         }
         if (memchr(ended, 0, B)) {

@@ -21,6 +21,8 @@ from grimmgen.kernels.library import WIDTH, function
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
+# States, logits, and which rows are over.
+Memory = tuple[Floats, Floats, Floats, NDArray[np.bool_]]
 
 
 class Stepper:
@@ -91,7 +93,7 @@ class Stepper:
 
         Args:
             numbers: random, from 0 to 1, one a draw, [N, B].
-            top_k: draw among this many best; 0 is all.
+            top_k: draw among this many best, and the end; 0 is all, 1 the best alone.
             temperature: see `decoding.temper`.
             never: ids that are not drawn.
             end: the id that ends a story.
@@ -108,12 +110,23 @@ class Stepper:
         for drawn, row in zip(ids, numbers, strict=True):
             for b in np.flatnonzero(~self._ended):
                 logits = decoding.temper(decoding.forbid(self.logits[b], list(never)), temperature)
-                drawn[b] = decoding.draw(decoding.top_k(logits, top_k), row[b])
+                best = decoding.top_k(logits, top_k)
+                if top_k != 1 and temperature > 0.0:
+                    best = decoding.or_end(best, logits, end)
+                drawn[b] = decoding.draw(best, row[b])
             self._ended = drawn == end
             if self._ended.all():
                 break
             self._step(drawn)
         return ids
+
+    def remember(self) -> Memory:
+        """Where all rows are now, for `go_back`."""
+        return self.h.copy(), self.c.copy(), self.logits.copy(), self._ended.copy()
+
+    def go_back(self, memory: Memory) -> None:
+        """Let all rows be where they were."""
+        self.h[:], self.c[:], self.logits[:], self._ended[:] = memory
 
     def _rows(self, ids: ArrayLike) -> Ids:
         rows = np.asarray(ids, np.int64)
