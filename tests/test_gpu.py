@@ -208,7 +208,7 @@ def test_a_run_goes_on_on_another_device_and_tells_the_same_there(corpus: Corpus
 def little_memory() -> Iterator[None]:
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (64 << 20)) / total)
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_allocated() + (128 << 20)) / total)
     yield
     torch.cuda.set_per_process_memory_fraction(1.0)
 
