@@ -277,7 +277,19 @@ class LanguageModel(nn.Module):
             precision: of the matrix products, here and in the backward pass.
             own: which rows of a whole batch these are; see `forward`.
         """
-        inputs, targets, starts = self._tensors(window)
+        return self.loss_of(*self._tensors(window), state, generator, precision, own)
+
+    def loss_of(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        starts: Tensor | None,
+        state: State,
+        generator: torch.Generator | None,
+        precision: Products = "fp32",
+        own: slice | None = None,
+    ) -> tuple[Tensor, State]:
+        """The same of a window that is where the weights are: ids [T, B] int64, starts [T, B] bool or None."""
         hidden, after = self(inputs, state, starts, generator, precision, own)
         loss = kernels.cross_entropy(*self._output(hidden, precision), targets.reshape(-1), precision)
         return loss, State(after.h.detach(), after.c.detach())

@@ -9,7 +9,8 @@ With the gradient g of all weights w together, and t the number of the update fr
     (4)  w ← w - rate m̂ / (√v̂ + ε)     with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
 Kingma and Ba (2015), arXiv 1412.6980; Loshchilov and Hutter (2019), arXiv 1711.05101. On a CPU the compiled kernel
-does each of the two passes over memory, (1) and (2) to (4), at once for all weights.
+does each of the two passes over memory, (1) and (2) to (4), at once for all weights; on a GPU one of Triton's
+kernels does the second.
 """
 
 from __future__ import annotations
@@ -56,8 +57,39 @@ class AdamW:
             from grimmgen.kernels import native
 
             return native.norm(instructions, gradients)
+        return self.norm_there().item() if gradients else 0.0
+
+    def norm_there(self) -> Tensor:
+        """The same, float64 [], left where the weights are; one of them at least has a gradient."""
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
         norms = [torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients]
-        return torch.linalg.vector_norm(torch.stack(norms)).item() if norms else 0.0
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+        return norm
+
+    def advance(self, rate: float, clip: float) -> list[float]:
+        """Count a step; the numbers that it is done with: clip, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε.
+
+        Args:
+            rate: the learning rate.
+            clip: the largest norm that the gradient may have.
+        """
+        self.steps += 1
+        kept = 1.0 - rate * self._decay
+        pace = rate / (1.0 - _BETA1**self.steps)
+        root = (1.0 - _BETA2**self.steps) ** -0.5
+        return [clip, 1.0 - _BETA1, _BETA2, 1.0 - _BETA2, kept, pace, root, _EPSILON]
+
+    def step_there(self, numbers: Tensor, norm: Tensor) -> None:
+        """`step` on a GPU that Triton's kernels serve, with nothing that has to be known outside of it.
+
+        Args:
+            numbers: of `advance`, float32 [8].
+            norm: of `norm_there`.
+        """
+        from grimmgen.kernels import gpu
+
+        with torch.no_grad():
+            gpu.adamw(self._learning(), norm, numbers)
 
     @torch.no_grad()
     def step(self, rate: float, clip: float, norm: float) -> None:
@@ -68,13 +100,14 @@ class AdamW:
             clip: the largest norm that the gradient may have.
             norm: the one that it has.
         """
-        self.steps += 1
-        given = zip(self._weights, self.exp_avg, self.exp_avg_sq, strict=True)
-        learning = [(weight, weight.grad, m, v) for weight, m, v in given if weight.grad is not None]
+        learning = self._learning()
+        numbers = self.advance(rate, clip)
+        if learning and kernels.on_gpu(first := learning[0][0]):
+            given = torch.tensor([*numbers, norm], dtype=torch.float64).to(first.device)
+            self.step_there(given[:-1].float(), given[-1])
+            return
         scale = min(1.0, clip / (norm + 1e-6))
-        kept = 1.0 - rate * self._decay
-        pace = rate / (1.0 - _BETA1**self.steps)
-        root = (1.0 - _BETA2**self.steps) ** -0.5
+        kept, pace, root = numbers[4:7]
         if learning and (instructions := kernels.compiled(learning[0][0])) is not None:
             from grimmgen.kernels import native
 
@@ -86,3 +119,8 @@ class AdamW:
             v.mul_(_BETA2).addcmul_(g, g, value=1.0 - _BETA2)
             weight.mul_(kept)  # (3)
             weight.addcdiv_(m, (v.sqrt() * root).add_(_EPSILON), value=-pace)  # (4)
+
+    def _learning(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Weight, gradient, m and v of each weight that has a gradient."""
+        given = zip(self._weights, self.exp_avg, self.exp_avg_sq, strict=True)
+        return [(weight, weight.grad, m, v) for weight, m, v in given if weight.grad is not None]

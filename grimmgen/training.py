@@ -32,6 +32,7 @@ import torch
 
 from grimmgen import files, kernels, registry, tokens
 from grimmgen.batches import IdSequence, Window, epoch, window_count
+from grimmgen.captured import capture
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.corpus import Corpus, Split, open_corpus, split_by_hash
@@ -356,6 +357,11 @@ class _Loop:
         self._own = ranks.rows(configuration.batch_size)
         self._state = State(state.h[:, self._own], state.c[:, self._own])
         ranks.watch(self._model.parameters(), configuration.batch_size)
+        learning = self._model, self._optimiser, self._generator, self._precision
+        try:
+            self._captured, self._whether_captured = capture(*learning) if ranks.size == 1 else (None, "")
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
         self._resumed = training._resumed
         self._clock = time.monotonic() - self._progress.seconds
         self._saved_at = time.monotonic()
@@ -423,25 +429,28 @@ class _Loop:
         progress, configuration, rate = self._progress, self._configuration, self._rate()
         seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
         self._generator.manual_seed(int(seed))
-        self._optimiser.zero_gradient()
+        captured = self._captured if self._captured is not None and self._captured.fits(window) else None
         try:
-            with self._model.left_alone():
-                given = self._state, self._generator, self._precision, self._own
-                loss, state = self._model.loss(window, *given)
-                loss.backward()  # type: ignore[no-untyped-call]
-                loss = self._ranks.average(loss)
-                norm = self._optimiser.norm()
+            if captured is not None:
+                mean, norm, state = captured.update(window, self._state, rate)
+            else:
+                self._optimiser.zero_gradient()
+                with self._model.left_alone():
+                    given = self._state, self._generator, self._precision, self._own
+                    loss, state = self._model.loss(window, *given)
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss = self._ranks.average(loss)
+                    norm = self._optimiser.norm()
+                mean = loss.item()
         except torch.OutOfMemoryError as error:
-            raise GrimmgenError(
-                f"the device is out of memory at update {progress.step + 1}", "lower --batch-size or --unroll"
-            ) from error
-        mean = loss.item()
+            raise self._out_of_memory() from error
         if not (math.isfinite(mean) and math.isfinite(norm)):
             raise GrimmgenError(
                 f"the loss is no longer finite at update {progress.step + 1}, the last good checkpoint stays",
                 f"train anew with --lr {configuration.learning_rate / 10:g}",
             )
-        self._optimiser.step(rate, configuration.clip, norm)
+        if captured is None:
+            self._optimiser.step(rate, configuration.clip, norm)
         self._state = state
         self._unsaved = True
         progress.step += 1
@@ -449,6 +458,10 @@ class _Loop:
         progress.loss += mean * (len(window.targets) * configuration.batch_size)
         progress.predictions += predictions
         return rate
+
+    def _out_of_memory(self) -> GrimmgenError:
+        step = self._progress.step + 1
+        return GrimmgenError(f"the device is out of memory at update {step}", "lower --batch-size or --unroll")
 
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
@@ -609,7 +622,7 @@ class _Loop:
             f"{self._ranks.size} × {self._training._device.type}"
             if self._ranks.size > 1
             else str(self._training._device),
-            self._model.kernel(self._precision),
+            self._model.kernel(self._precision) + self._whether_captured,
             self._updates,
             self._progress.step,
         )

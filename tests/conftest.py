@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from grimmgen import registry
 from grimmgen.cli import _run
@@ -17,6 +18,10 @@ from tests.program import Ran
 
 # The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Before anything imports Triton: its kernels are interpreted where there is no GPU to run them.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A suite begun in a shell's background, or under nohup, would hand on that these are ignored, and the programs
 # that tests stop would not stop.

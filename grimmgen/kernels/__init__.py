@@ -1,16 +1,17 @@
 """The cells' equations once more, made for speed; each held against the plain ones in `grimmgen.cells`.
 
 Which path serves: the compiled kernel for float32 weights on a CPU, with the fastest instruction set that the
-machine has; PyTorch's operations for all else, where the package was installed without a compiler, and for
-products of bfloat16 where the machine has no instructions for them. For telling, which waits for no PyTorch, NumPy
-takes their place. The environment variable GRIMMGEN_KERNEL forces one: `plain`, `native`, or an instruction set
-(`avx512`, `avx2`, `portable`, `scalar`).
+machine has; Triton's kernels for float32 weights on an NVIDIA GPU; PyTorch's operations for all else, where the
+package was installed without a compiler, and for products of bfloat16 where the machine has no instructions for
+them. For telling, which waits for no PyTorch, NumPy takes their place. The environment variable GRIMMGEN_KERNEL
+forces one: `plain`, and on a CPU `native`, or an instruction set (`avx512`, `avx2`, `portable`, `scalar`).
 
     T  steps    B  rows    H  hidden units    V  vocabulary size    N  predictions, T·B
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def resolve_precision(configuration: Configuration, device: torch.device) -> Pro
 def serving(
     device: torch.device | None = None, dtype: torch.dtype | None = None, precision: Products = "fp32"
 ) -> str:
-    """What computes here, in words: `native AVX-512, 2 threads`, or `PyTorch (…)` with the reason.
+    """What computes here, in words: `native AVX-512, 2 threads`, `Triton`, or `PyTorch (…)` with the reason.
 
     Args:
         device: of the weights; None is the CPU.
@@ -66,7 +67,8 @@ def serving(
 
     rounded = " bf16" if precision == "bf16" else ""
     if device is not None and device.type != "cpu":
-        return f"PyTorch{rounded}"
+        reason = _why_not_triton(device, dtype or torch.float32)
+        return f"PyTorch{rounded} ({reason})" if reason else f"Triton{rounded}"
     if dtype is not None and dtype != torch.float32:
         return f"PyTorch (the native kernel is for float32, this is {str(dtype).removeprefix('torch.')})"
     instructions = _instructions(precision)
@@ -99,19 +101,20 @@ def lstm_window(
     precision: Products = "fp32",
 ) -> tuple[Tensor, Tensor]:
     """The hidden states [T, B, H] and the last cell state [B, H]; see `grimmgen.cells.lstm.forward`."""
-    from grimmgen.cells import lstm
-
+    entered = (recurrent_weight, h0, c0, mask, starts)
     result: tuple[Tensor, Tensor]
     if (instructions := compiled(x, precision)) is not None:
         from grimmgen.kernels import native
 
-        result = native.LSTMWindow.apply(  # type: ignore[no-untyped-call]
-            instructions, x, recurrent_weight, h0, c0, mask, starts
-        )
+        result = native.LSTMWindow.apply(instructions, x, *entered)  # type: ignore[no-untyped-call]
+    elif on_gpu(x):
+        from grimmgen.kernels import gpu
+
+        result = gpu.LSTMWindow.apply(x, *entered, precision)  # type: ignore[no-untyped-call]
     else:
-        result = lstm.LSTMWindow.apply(  # type: ignore[no-untyped-call]
-            x, recurrent_weight, h0, c0, mask, starts, precision
-        )
+        from grimmgen.cells import lstm
+
+        result = lstm.LSTMWindow.apply(x, *entered, precision)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -169,6 +172,10 @@ def peephole_window(
         from grimmgen.kernels import native
 
         result = native.PeepholeWindow.apply(instructions, x, None, None, *entered)  # type: ignore[no-untyped-call]
+    elif on_gpu(x):
+        from grimmgen.kernels import gpu
+
+        result = gpu.PeepholeWindow.apply(x, *entered, precision)  # type: ignore[no-untyped-call]
     else:
         from grimmgen.cells import peephole as plain
 
@@ -218,6 +225,10 @@ def gru_window(
         from grimmgen.kernels import native
 
         result = native.GRUWindow.apply(instructions, x, None, None, *entered)  # type: ignore[no-untyped-call]
+    elif on_gpu(x):
+        from grimmgen.kernels import gpu
+
+        result = gpu.GRUWindow.apply(x, *entered, precision)  # type: ignore[no-untyped-call]
     else:
         from grimmgen.cells import gru
 
@@ -314,6 +325,10 @@ def cross_entropy(
         loss: Tensor = native.CrossEntropy.apply(  # type: ignore[no-untyped-call]
             instructions, hidden, weight, bias, targets
         )
+    elif on_gpu(hidden):
+        from grimmgen.kernels import gpu
+
+        loss = gpu.CrossEntropy.apply(hidden, weight, bias, targets, precision)  # type: ignore[no-untyped-call]
     else:
         from grimmgen.cells import softmax
 
@@ -329,6 +344,10 @@ def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, target
         from grimmgen.kernels import native
 
         return native.negative_log_likelihood(instructions, hidden, weight, bias, targets)
+    if on_gpu(hidden):
+        from grimmgen.kernels import gpu
+
+        return gpu.negative_log_likelihood(hidden, weight, bias, targets)
     from grimmgen.cells import softmax
 
     return softmax.negative_log_likelihood(hidden, weight, bias, targets)
@@ -346,6 +365,28 @@ def compiled(tensor: Tensor, precision: Products = "fp32") -> str | None:
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
         return None
     return _instructions(precision)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether Triton's kernels serve such a tensor, which is a weight, or what is multiplied with one."""
+    return tensor.device.type == "cuda" and not _why_not_triton(tensor.device, tensor.dtype)
+
+
+def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
+    """Why Triton's kernels do not serve there; empty where they do."""
+    import torch
+
+    if device.type != "cuda" or torch.version.cuda is None:
+        return "Triton's kernels are for NVIDIA's GPUs"
+    if os.environ.get("GRIMMGEN_KERNEL") == "plain":
+        return "GRIMMGEN_KERNEL=plain"
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    if dtype != torch.float32:
+        return f"Triton's kernels are for float32, this is {str(dtype).removeprefix('torch.')}"
+    if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
+        return f"Triton's kernels are for compute capability 8.0 and up, this is {'.'.join(map(str, capability))}"
+    return ""
 
 
 def _instructions(precision: Products = "fp32") -> str | None:

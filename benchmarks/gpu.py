@@ -1,0 +1,294 @@
+"""One update of training on a GPU, against cuDNN through `nn.LSTM` in the same run; that it is right comes first.
+
+    python benchmarks/gpu.py
+    python benchmarks/gpu.py --cell gru --sizes 128,64,50,544 --precisions fp32,bf16 --json
+
+For each size (H, B, T, V) and precision: the loss of an update and its gradients on Triton's kernels against the
+plain path in float64, and one captured update against one that is not, bit for bit; where that fails nothing is
+timed. Then four contenders, in turn, a few updates at a time:
+
+    grimmgen                    as `grimmgen train` runs it: one CUDA graph, the window copied there each time
+    grimmgen, no graph          the same kernels, launched one after the other
+    nn.LSTM, CUDA graph         `nn.Embedding` + `nn.LSTM` + `nn.Linear`, clipping and fused Adam in a graph, too
+    nn.LSTM                     the same as one would write it
+
+Ours has the tutorial's dropout, the rival none. Each waits for its loss after each update, as training does. fp32
+is IEEE's for both; tf32 is what `torch.set_float32_matmul_precision("high")` makes of it; bf16 is `--precision
+bf16` of ours and `torch.autocast` of the rival.
+
+Printed are medians and quartiles, updates a second, how many times as fast as each rival a contender is (the
+median, pair by pair), and the shares of two floors: the time of the update's products at the rate of the fastest
+large product that PyTorch does here, and that of its arrays, each written once and read where it is needed, at the
+rate of a large copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from training import Rival, Update, interleaved
+
+from grimmgen.batches import Window
+from grimmgen.captured import capture
+from grimmgen.configuration import GATES, Configuration, Products
+from grimmgen.model import LanguageModel
+from grimmgen.optimiser import AdamW
+
+RIVALS = ("nn.LSTM, CUDA graph", "nn.LSTM")
+# Relative to the norm of what is right.
+TOLERANCE = {"fp32": 1e-4, "tf32": 2e-2, "bf16": 6e-2}
+
+
+class Size(NamedTuple):
+    """What is measured."""
+
+    H: int
+    B: int
+    T: int
+    V: int
+
+    def window(self, steps: int | None = None) -> Window:
+        """Random n-grams, a story's start in every 2,000, as in the tales."""
+        draw = np.random.default_rng(0)
+        ids = draw.integers(0, self.V, ((steps or self.T) + 1, self.B)).astype(np.int32)
+        return Window(ids[:-1], ids[1:], draw.random((steps or self.T, self.B)) < 1 / 2000)
+
+
+def use(precision: str) -> Products:
+    """Set what PyTorch makes of float32, and return what grimmgen calls it."""
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    return "bf16" if precision == "bf16" else "fp32"
+
+
+class Ours:
+    """A network of grimmgen's and what trains it, on the GPU."""
+
+    def __init__(self, size: Size, cell: str, precision: Products, steps: int | None = None) -> None:
+        options = Configuration.from_json(
+            {
+                **Configuration().to_json(),
+                "cell": cell,
+                "hidden": size.H,
+                "batch_size": size.B,
+                "unroll": steps or size.T,
+                "initialisation": "xavier",
+            }
+        )
+        self.model = LanguageModel(options, size.V).to("cuda")
+        self.model.initialise()
+        self.optimiser = AdamW(self.model.parameters())
+        self.generator = torch.Generator("cuda")
+        self.precision = precision
+        self.window = size.window(steps)
+
+    def update(self, graph: bool) -> Update:
+        """As `grimmgen.training` does it."""
+        state, rate, clip = self.model.zero_state(self.window.inputs.shape[1]), 0.001, 5.0
+        captured, told = (
+            capture(self.model, self.optimiser, self.generator, self.precision) if graph else (None, "")
+        )
+        if graph and captured is None:
+            raise SystemExit(f"the update could not be captured{told}")
+
+        def update() -> float:
+            nonlocal state
+            self.generator.manual_seed(self.optimiser.steps)
+            if captured is not None:
+                loss, _, state = captured.update(self.window, state, rate)
+                return loss
+            self.optimiser.zero_gradient()
+            value, state = self.model.loss(self.window, state, self.generator, self.precision)
+            value.backward()  # type: ignore[no-untyped-call]
+            loss, norm = float(value.item()), self.optimiser.norm()
+            self.optimiser.step(rate, clip, norm)
+            return float(loss)
+
+        return update
+
+
+def worst_difference(size: Size, cell: str, precision: str) -> float:
+    """Of a loss and its gradients, from those of the plain path in float64; without dropout, over a few steps."""
+    made = Ours(size, cell, use(precision), steps=8)
+    right = LanguageModel(made.model.configuration, size.V).to("cuda", torch.float64)
+    right.load_state_dict(made.model.state_dict())
+
+    def everything(model: LanguageModel, rounding: Products) -> list[Tensor]:
+        state = model.zero_state(size.B)
+        kind = model.output.bias.dtype
+        loss, _ = model.loss(made.window, type(state)(*(s.to(kind) for s in state)), None, rounding)
+        return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+
+    pairs = zip(everything(made.model, made.precision), everything(right, "fp32"), strict=True)
+    return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
+
+
+def captured_is_eager(size: Size, cell: str, precision: str) -> bool:
+    """Whether a few updates leave the same bits with a graph and without."""
+    ends = []
+    for graph in (True, False):
+        learner = Ours(size, cell, use(precision))
+        update = learner.update(graph)
+        losses = [update() for _ in range(3)]
+        ends.append((losses, [weight.detach().clone() for weight in learner.model.parameters()]))
+    return ends[0][0] == ends[1][0] and all(map(torch.equal, ends[0][1], ends[1][1]))
+
+
+def rival(size: Size, cell: str, precision: str, graph: bool) -> Update:
+    """An update of cuDNN's."""
+    use(precision)
+    model = Rival(size.V, Configuration(hidden=size.H, cell="gru" if cell == "gru" else "lstm")).to("cuda")
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.001, fused=True, capturable=graph)
+    window = size.window()
+    inputs, targets = (torch.from_numpy(ids).long().to("cuda") for ids in (window.inputs, window.targets))
+    state = tuple(torch.zeros(1, size.B, size.H, device="cuda") for _ in range(1 if cell == "gru" else 2))
+
+    def cast() -> AbstractContextManager[None]:
+        # A cache of rounded weights would outlive the capture that it was made in.
+        rounds = precision == "bf16"
+        return torch.autocast("cuda", torch.bfloat16, cache_enabled=not graph) if rounds else nullcontext()
+
+    def run() -> Tensor:
+        optimiser.zero_grad(set_to_none=True)
+        with cast():
+            logits, after = model(inputs, state)
+            loss = nn.functional.cross_entropy(logits.reshape(-1, size.V), targets.reshape(-1))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
+        optimiser.step()
+        for kept, new in zip(state, after, strict=True):
+            kept.copy_(new.detach())
+        return loss.detach()
+
+    if not graph:
+        return lambda: float(run().item())
+    aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(aside)
+    captured = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(captured):
+        loss = run()
+
+    def update() -> float:
+        captured.replay()
+        return float(loss.item())
+
+    return update
+
+
+def rate_of(do: Callable[[], object], amount: float) -> float:
+    """The amount of work a second, at its best."""
+    rates = []
+    for _ in range(20):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        do()
+        torch.cuda.synchronize()
+        rates.append(amount / (time.perf_counter() - began))
+    return max(rates)
+
+
+def floors(size: Size, cell: str, precision: str) -> tuple[float, float]:
+    """Milliseconds that the products of an update take, and its arrays; see the top."""
+    use(precision)
+    H, B, T, V = size
+    gates = GATES["gru" if cell == "gru" else "lstm"]
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=kind) for _ in range(2))
+    arithmetic = 3 * 2 * T * B * (gates * H * H + H * V) / rate_of(lambda: torch.mm(a, b), 2 * 8192**3)
+    # Forward x, gates, c, h; backward gates, c and two gradients; the weights' gradients h and a gradient. Logits
+    # written, read, written as gradients, and read twice. Of weights the gradient, and what Adam reads and writes.
+    numbers = T * B * ((5 * gates + 5) * H + 5 * V) + 8 * (V * gates * H + gates * H * H + H * V)
+    source, target = (torch.empty(1 << 28, device="cuda", dtype=torch.uint8) for _ in range(2))
+    return 1000 * arithmetic, 1000 * 4 * numbers / rate_of(lambda: target.copy_(source), 2 * (1 << 28))
+
+
+def measured(size: Size, cell: str, precision: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Figures of each contender."""
+    updates: dict[str, Update] = {
+        "grimmgen": Ours(size, cell, use(precision)).update(graph=True),
+        "grimmgen, no graph": Ours(size, cell, use(precision)).update(graph=False),
+        "nn.LSTM, CUDA graph": rival(size, cell, precision, graph=True),
+        "nn.LSTM": rival(size, cell, precision, graph=False),
+    }
+    times = interleaved(updates, rounds, time.perf_counter)
+    arithmetic, bandwidth = floors(size, cell, precision)
+    figures = {}
+    for name, values in times.items():
+        quartiles = statistics.quantiles(values, n=4)
+        median = statistics.median(values)
+        figures[name] = {
+            "milliseconds": median,
+            "lower quartile": quartiles[0],
+            "upper quartile": quartiles[2],
+            "updates a second": 1000 / median,
+            "of the arithmetic": arithmetic / median,
+            "of the bandwidth": bandwidth / median,
+        }
+        for other in RIVALS:
+            ratios = [b / a for a, b in zip(values, times[other], strict=True)]
+            figures[name][f"times as fast as {other}"] = statistics.median(ratios)
+    return figures
+
+
+def main() -> None:
+    """Check, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--sizes",
+        default="128,64,50,544 512,128,128,700 1024,256,128,700",
+        help="H,B,T,V, with blanks between sizes",
+    )
+    parser.add_argument("--precisions", default="fp32,tf32,bf16")
+    parser.add_argument("--cell", choices=["lstm", "peephole", "gru"], default="lstm")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("gpu.py: PyTorch finds no NVIDIA GPU here, and measures nothing without one", file=sys.stderr)
+        raise SystemExit(2)
+    where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    if not options.json:
+        print(f"one update, {options.cell}; {where}")
+    for size in (Size(*map(int, given.split(","))) for given in options.sizes.split()):
+        for precision in options.precisions.split(","):
+            difference = worst_difference(size, options.cell, precision)
+            if not difference < TOLERANCE[precision]:
+                raise SystemExit(f"{size}, {precision}: the gradients are off by {difference:.1e}")
+            if not captured_is_eager(size, options.cell, precision):
+                raise SystemExit(f"{size}, {precision}: a captured update leaves other weights")
+            figures = measured(size, options.cell, precision, options.rounds)
+            if options.json:
+                setting = {"cell": options.cell, "precision": precision, "difference": difference, "on": where}
+                print(json.dumps({**size._asdict(), **setting, **figures}), flush=True)
+                continue
+            print(f"\n{size}, {precision}; gradients off by {difference:.1e} at most")
+            print(
+                f"{'':20s}{'ms':>9s}{'quartiles':>20s}{'updates/s':>11s}"
+                f"{'x graph':>9s}{'x eager':>9s}{'arithmetic':>12s}{'bandwidth':>11s}"
+            )
+            for name, told in figures.items():
+                print(
+                    f"{name:20s}{told['milliseconds']:9.3f}"
+                    f"{told['lower quartile']:11.3f} –{told['upper quartile']:7.3f}"
+                    f"{told['updates a second']:11.0f}"
+                    f"{told[f'times as fast as {RIVALS[0]}']:9.2f}{told[f'times as fast as {RIVALS[1]}']:9.2f}"
+                    f"{told['of the arithmetic']:12.0%}{told['of the bandwidth']:11.0%}"
+                )
+
+
+if __name__ == "__main__":
+    main()
