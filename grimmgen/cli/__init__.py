@@ -119,6 +119,10 @@ def _run(arguments: list[str]) -> int:
             return int(getattr(error, "exit_code", 2))
         if debug:
             traceback.print_exc()
+        torch = sys.modules.get("torch")  # not imported for this
+        if torch is not None and isinstance(error, torch.OutOfMemoryError):
+            console.error("the device is out of memory: give a smaller network, or --device cpu")
+            return 1
         console.error(
             f"a bug of ours, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"
             " with what `grimmgen --debug` shows"

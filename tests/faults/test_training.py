@@ -186,6 +186,19 @@ def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(
     assert owl.last_path.read_bytes() == before
 
 
+@pytest.mark.parametrize("place", ["to", "losses"])
+def test_fault_37_so_it_is_where_the_network_itself_does_not_fit_or_its_judging(
+    place: str, train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LanguageModel, place, full)
+    ran = run(*train, "sly-owl", "--quiet", "--epochs", "1")
+    message = "error: the device is out of memory: give a smaller network, or --device cpu\n"
+    assert ran == (1, "", message)
+
+
 # --- several at once ---------------------------------------------------------------------------------------
 
 
