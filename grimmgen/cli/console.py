@@ -9,6 +9,7 @@ rich is imported by what draws with it: who asks for help, or tells a story, doe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -331,11 +332,17 @@ def size(value: float) -> str:
 
 
 def _line(label: str, style: str, message: str) -> None:
+    # One line, whatever the message came from: an exception's text may have several.
+    message = safe(" ".join(message.split()))
+    if not sys.stderr.isatty():
+        # Without rich: where the disk fails, or no file can be opened any more, it cannot be imported either. Where
+        # nobody hears it, the exit code says it.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{label}{message}\n")
+        return
     from rich.text import Text
 
-    # One line, whatever the message came from: an exception's text may have several.
-    text = Text.assemble((label, style), safe(" ".join(message.split())))
-    _console(sys.stderr).print(text, soft_wrap=True)
+    _console(sys.stderr).print(Text.assemble((label, style), message), soft_wrap=True)
 
 
 def _text(text: str, style: str = "") -> Text:
