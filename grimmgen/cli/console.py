@@ -335,8 +335,8 @@ def _line(label: str, style: str, message: str) -> None:
     # One line, whatever the message came from: an exception's text may have several.
     message = safe(" ".join(message.split()))
     if not sys.stderr.isatty():
-        # Without rich: where the disk fails, or no file can be opened any more, it cannot be imported either. Where
-        # nobody hears it, the exit code says it.
+        # Without rich: where the disk fails, or no file can be opened any more, it cannot be imported either.
+        # What nobody hears the exit code says.
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{label}{message}\n")
         return
