@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
@@ -78,7 +77,7 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except GrimmgenError as error:
         if debug:
-            traceback.print_exc()
+            console.trace()
         console.error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -86,7 +85,7 @@ def _run(arguments: list[str]) -> int:
         return _INTERRUPTED
     except MemoryError:
         if debug:
-            traceback.print_exc()
+            console.trace()
         console.error("the memory is full: give less text, or a smaller network")
         return 1
     except BrokenPipeError:
@@ -100,7 +99,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            console.trace()
         place = f" {error.filename}" if error.filename else ""
         console.error(f"the system refuses{place} ({error.strerror or error}): check the path and the disk")
         _drop_output()
@@ -115,7 +114,7 @@ def _run(arguments: list[str]) -> int:
             console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:
-            traceback.print_exc()
+            console.trace()
         console.error(
             f"a bug of ours, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"
             " with what `grimmgen --debug` shows"

@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -57,6 +58,12 @@ def warn(message: str) -> None:
 def note(message: str) -> None:
     """One line about what goes on."""
     _line("", "", message)
+
+
+def trace() -> None:
+    """The traceback of the error at hand, on standard error."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(safe(traceback.format_exc()))
 
 
 def hint(command: str, what: str) -> None:

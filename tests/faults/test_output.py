@@ -108,3 +108,9 @@ def test_fault_44_debugging_is_on_when_the_variable_says_so(
     ran = run("runs", "list")
     assert ran.code == 70
     assert ("Traceback" in ran.err) == traceback
+
+
+def test_faults_40_and_44_a_traceback_steers_no_terminal(run: Program) -> None:
+    told = run("--debug", "generate", "--run", f"/{WILD}.safetensors").err
+    assert "Traceback" in told
+    assert {character for character in told if not character.isprintable()} == {"\n"}
