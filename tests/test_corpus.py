@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +97,20 @@ def test_what_is_not_there_is_a_mistake_in_use(
     with pytest.raises(UsageError) as caught:
         open_corpus(source)
     assert str(caught.value) == f"there is no corpus {source!r}: {PLACES}"
+
+
+def test_no_path_at_all_is_a_mistake_in_use() -> None:
+    with pytest.raises(UsageError, match=f"^--corpus is empty: {PLACES}$"):
+        open_corpus("")
+
+
+def test_a_corpus_that_may_not_be_looked_into_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "resolve", refuse)
+    with pytest.raises(GrimmgenError, match=r"^cannot read tales \(Permission denied\): check the permissions$"):
+        open_corpus("tales")
 
 
 def test_a_directory_without_texts_is_told(tmp_path: Path) -> None:
@@ -214,9 +230,11 @@ def test_the_size_of_a_story_is_that_of_its_share(tmp_path: Path) -> None:
     path = write(tmp_path / "tale.txt", bytes(1000))
     assert Story("tale", path, part=(0.8, 0.9)).size == 100
     assert Story("tale", tmp_path / "gone.txt").size == 0
-    tale = open_corpus("sampler").stories[0]
-    assert tale.size == len(tale.content())
-    assert tale.digest() == files.sha256(tale.content())
+    # Of a package that was not unpacked.
+    with zipfile.ZipFile(tmp_path / "tales.zip", "w") as archive:
+        archive.writestr("tale.txt", "the king")
+    zipped = Story("tale", zipfile.Path(tmp_path / "tales.zip", "tale.txt"))
+    assert (zipped.size, zipped.digest(), zipped.read()) == (8, files.sha256(b"the king"), "the king")
 
 
 # --- splitting by a hash of the name -------------------------------------------------------------------------
