@@ -60,17 +60,21 @@ def read(run: Run) -> Curve:
     """
     log = run.log()
     scores = [event for event in log if event.get("event") == "evaluated"]
-    lowered = {event.get("step") for event in log if event.get("event") == "rate decayed"}
     try:
+        lowered = {event["step"] for event in log if event.get("event") == "rate decayed"}
+        steps = [0.0]
+        for event in scores:
+            steps.append(_between(steps[-1], event["step"], 1 << 53))
         return Curve(
             run.name,
-            tuple(int(event["step"]) for event in scores),
-            tuple(float(event["seconds"]) for event in scores),
-            tuple(_perplexity(event["training_perplexity"]) for event in scores),
-            tuple(_perplexity(event["perplexity"]) for event in scores),
+            tuple(map(int, steps[1:])),
+            tuple(_between(0, event["seconds"], 1e15) for event in scores),
+            # What is zero or nan has no logarithm, and no model has it.
+            tuple(_between(1e-308, event["training_perplexity"], 1e308) for event in scores),
+            tuple(_between(1e-308, event["perplexity"], 1e308) for event in scores),
             tuple(number for number, event in enumerate(scores) if event["step"] in lowered),
         )
-    except (KeyError, TypeError, ValueError, OverflowError):
+    except (KeyError, TypeError, ValueError):
         raise IntegrityError(
             f"the log of the run {run.name} is not what it should be",
             f"remove the run with `grimmgen runs rm {run.name}`",
@@ -136,8 +140,7 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
     files.write_atomically(path, content.getvalue())
 
 
-def _perplexity(value: object) -> float:
-    # What is zero or nan has no logarithm, and no model has it.
-    if not isinstance(value, (int, float)) or not 0.0 < value < 1e308:
+def _between(lowest: float, value: object, highest: float) -> float:
+    if not isinstance(value, (int, float)) or not lowest <= value <= highest:
         raise ValueError(value)
     return float(value)

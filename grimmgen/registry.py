@@ -356,9 +356,11 @@ def _changing(directory: Path) -> Iterator[None]:
 def _order(run: Run) -> int:
     # Never from a file's time: clocks jump, copies are new.
     try:
-        return _integer(run.info().get("order"))
+        order = _integer(run.info().get("order"))
     except GrimmgenError:
         return -1
+    # One of thousands of digits could not be written when it is added to.
+    return order if order < 1 << 53 else -1
 
 
 def _next_order(directory: Path) -> int:

@@ -120,6 +120,7 @@ class _Progress:
     loss: float = 0.0  # nats in this epoch so far
     predictions: int = 0  # in this epoch so far
     best_epoch: int = 0
+    evaluated: int = 0  # the step of the last evaluation
     seconds: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -133,7 +134,8 @@ class _Progress:
         schedule = dict(value["schedule"])
         if schedule["minimum"] is None:
             schedule["minimum"] = math.inf
-        progress = cls(**{**value, "schedule": Plateau(**schedule)})
+        # What was saved before `evaluated` was kept does not have it.
+        progress = cls(**{"evaluated": value["step"], **value, "schedule": Plateau(**schedule)})
         numbers = [*dataclasses.astuple(progress)[1:], *dataclasses.astuple(progress.schedule)]
         if not all(type(n) in (int, float) and n >= 0 for n in numbers):
             raise ValueError
@@ -370,7 +372,8 @@ class _Loop:
 
     def events(self) -> Iterator[Event]:
         if self._resumed and self._ranks.first:
-            self._run.cut_log(self._progress.step)
+            # Not at its step: the last update of an epoch may have been saved before its evaluation was.
+            self._run.cut_log(self._progress.evaluated)
         started = self._started()
         if not self._resumed:
             self._log(started)
@@ -474,6 +477,7 @@ class _Loop:
             progress.schedule = old.after(perplexity, configuration.decay_factor, configuration.decay_patience)
         else:
             progress.schedule = Plateau(old.rate, min(old.minimum, perplexity))
+        progress.evaluated = progress.step
         progress.seconds = time.monotonic() - self._clock
         evaluated = Evaluated(
             progress.step,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from grimmgen import corpus as corpora
 from grimmgen import files
 from grimmgen.corpus import (
     PARTS,
@@ -95,6 +99,20 @@ def test_what_is_not_there_is_a_mistake_in_use(
     assert str(caught.value) == f"there is no corpus {source!r}: {PLACES}"
 
 
+def test_no_path_at_all_is_a_mistake_in_use() -> None:
+    with pytest.raises(UsageError, match=f"^--corpus is empty: {PLACES}$"):
+        open_corpus("")
+
+
+def test_a_corpus_that_may_not_be_looked_into_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "resolve", refuse)
+    with pytest.raises(GrimmgenError, match=r"^cannot read tales \(Permission denied\): check the permissions$"):
+        open_corpus("tales")
+
+
 def test_a_directory_without_texts_is_told(tmp_path: Path) -> None:
     write(tmp_path / "readme.md")
     with pytest.raises(GrimmgenError) as caught:
@@ -154,6 +172,69 @@ def test_a_story_that_is_gone_or_no_file_is_told(tmp_path: Path) -> None:
         Story("tale", tmp_path / "tale.txt").read()
     with pytest.raises(GrimmgenError, match=r"cannot read .* \(Is a directory\)"):
         Story("tale", tmp_path).read()
+
+
+def test_a_text_comes_in_pieces_that_end_where_a_word_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "_PIECE", 7)
+    text = "\ufeffthe kïng, the old king und die böööööösen Geißlein\n"
+    story = Story("tale", write(tmp_path / "tale.txt", text.encode()))
+    assert "".join(story.pieces()) == story.read() == text[1:]
+    assert list(story.pieces())[:2] == ["the ", "kïng, "]
+    whole = split_by_hash(open_corpus(str(story.path)))
+    assert "".join(s.read() for part in PARTS for s in whole.parts[part]) == text[1:]
+    bad = Story("tale", write(tmp_path / "bad.txt", b"the king \xff"))
+    with pytest.raises(GrimmgenError, match=r"is not UTF-8 \(byte 9\)"):
+        list(bad.pieces())
+
+
+def test_a_text_that_shrinks_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "_PIECE", 7)
+    # More than the file's buffer holds.
+    path = write(tmp_path / "tale.txt", b"the king " * 100_000)
+    pieces = Story("tale", path).pieces()
+    next(pieces)
+    os.truncate(path, 9)
+    with pytest.raises(IntegrityError, match=r"tale\.txt has changed: put it back as it was, or train anew"):
+        list(pieces)
+
+
+def test_a_large_text_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[object] = []
+
+    def digest(file: io.BufferedIOBase) -> str:
+        hashed.append(file)
+        return files.sha256(file.read())
+
+    monkeypatch.setattr(corpora, "_digest", digest)
+    path = write(tmp_path / "tale.txt", b"the king")
+    story = Story("tale", path)
+    assert [story.digest() for _ in range(2)] == [files.sha256(b"the king")] * 2
+    assert len(hashed) == 2, "a small one is no work"
+    monkeypatch.setattr(corpora, "_LARGE", 8)
+    assert [story.digest() for _ in range(3)] == [files.sha256(b"the king")] * 3
+    assert len(hashed) == 3
+    write(path, b"the queen")
+    assert story.digest() == files.sha256(b"the queen")
+
+
+def test_a_fetched_story_that_has_become_vast_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "_LARGEST_STORY", 1 << 20)
+    path = write(tmp_path / "001.txt", bytes(2 << 20))
+    with pytest.raises(GrimmgenError, match=r"001\.txt is larger than 1 MB: cut it into several files"):
+        Story("001", path, files.sha256(b""), latin1=True).read()
+
+
+def test_the_size_of_a_story_is_that_of_its_share(tmp_path: Path) -> None:
+    path = write(tmp_path / "tale.txt", bytes(1000))
+    assert Story("tale", path, part=(0.8, 0.9)).size == 100
+    assert Story("tale", tmp_path / "gone.txt").size == 0
+    # Of a package that was not unpacked.
+    with zipfile.ZipFile(tmp_path / "tales.zip", "w") as archive:
+        archive.writestr("tale.txt", "the king")
+    zipped = Story("tale", zipfile.Path(tmp_path / "tales.zip", "tale.txt"))
+    assert (zipped.size, zipped.digest(), zipped.read()) == (8, files.sha256(b"the king"), "the king")
 
 
 # --- splitting by a hash of the name -------------------------------------------------------------------------

@@ -61,13 +61,27 @@ def test_a_curve_is_what_was_logged(trained: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"step": "x"}, {"perplexity": 0}, {"perplexity": None}, {"seconds": []}], ids=str
+    "change",
+    [
+        {"step": "x"},
+        {"step": 1},
+        {"step": 10**400},
+        {"event": "rate decayed", "step": []},
+        {"perplexity": 0},
+        {"perplexity": None},
+        {"perplexity": 10**400},
+        {"training_perplexity": math.nan},
+        {"seconds": []},
+        {"seconds": math.inf},
+    ],
+    ids=lambda change: str(change)[:40],
 )
 def test_a_log_that_is_not_what_it_should_be_is_told(
     trained: Run, change: dict[str, object], run: Callable[..., Ran]
 ) -> None:
     [event] = [event for event in trained.log() if event["event"] == "evaluated"][:1]
-    trained.append_log({**event, **change})
+    with trained.log_path.open("a") as file:
+        file.write(json.dumps({**event, **change}) + "\n")
     with pytest.raises(IntegrityError, match="sly-fox is not"):
         curves.read(trained)
     assert run("runs", "plot").code == 3

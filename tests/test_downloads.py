@@ -147,6 +147,15 @@ def test_an_unknown_host_is_tried_five_times(client: Client, monkeypatch: pytest
     assert str(error) == f"http://tales.invalid/001.txt: no such host, or no network (5 tries): {AGAIN}"
 
 
+def test_a_host_that_does_not_answer_is_tried_five_times(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_answer(*_: object) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(socket.socket, "connect", no_answer)
+    error = client.fail("http://127.0.0.1:9/001.txt")  # fault 4
+    assert str(error) == f"http://127.0.0.1:9/001.txt: no answer (5 tries): {AGAIN}"
+
+
 def test_a_bad_certificate_is_not_tried_again(tls: Server, client: Client) -> None:
     url = tls.on("/001.txt", answer(TALE))
     error = client.fail(url)  # fault 4

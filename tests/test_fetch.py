@@ -252,6 +252,19 @@ def test_a_damaged_story_is_noticed_and_fetched_again(
         assert (cache / "001.elsewhere").read_bytes() == tale(1), "what the link led to is as it was"
 
 
+def test_a_story_that_the_disk_no_longer_gives_is_fetched_again(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch(server, [1, 2])
+
+    def fail(_: Path) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    assert fetch(server, [1, 2])[0] == FetchStarted(2, 2, cache)
+    assert sorted(server.requests) == paths([1, 1, 2, 2])
+
+
 def test_without_the_network_a_damaged_story_is_not_repaired(server: Server, cache: Path) -> None:
     fetch(server, [1, 2])
     corrupt(cache / "001.txt")

@@ -189,6 +189,23 @@ def test_only_temporary_files_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert files.sweep(tmp_path / "gone") == 0
 
 
+def test_on_windows_no_directory_is_flushed_and_no_process_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / f".tale.txt.{os.getppid()}.0123abcd.tmp"
+    stale.touch()
+    flushed: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "name", "nt")
+        patch.setattr(os, "fsync", flushed.append)
+        # It would end the process there. A file that a living one has open cannot be removed there anyway.
+        patch.setattr(os, "kill", failing(errno.EPERM))
+        files.write_atomically(tmp_path / "tale.txt", NEW)
+        assert files.sweep(tmp_path) == 1
+    assert len(flushed) == 1
+    assert content(tmp_path) == {"tale.txt": NEW}
+
+
 # --- keeping and opening ---------------------------------------------------------------------------------------
 
 

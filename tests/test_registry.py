@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from grimmgen import registry
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import Corpus, Split, Story
+from grimmgen.corpus import Corpus, Split, Story, open_corpus
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.registry import Run
 from tests.builders import tiny_checkpoint
@@ -76,6 +77,14 @@ def test_made_up_names_are_good_ones_and_never_taken() -> None:
     for name in made:
         registry.check_name(name)
     assert names() == made
+
+
+def test_when_all_names_are_taken_numbers_are_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([7, 7, 8])
+    monkeypatch.setattr(registry, "_ADJECTIVES", ["sly"])
+    monkeypatch.setattr(registry, "_NOUNS", ["fox"])
+    monkeypatch.setattr(secrets, "randbelow", lambda _: next(drawn))
+    assert [create().name for _ in range(3)] == ["sly-fox", "sly-fox-7", "sly-fox-8"]
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
@@ -259,13 +268,25 @@ def test_a_run_json_that_is_not_one_is_told_and_does_no_harm_to_other_runs(
     assert names() == ["good", "next"]
 
 
-@pytest.mark.parametrize("order", [None, "9", True, 9.5, [9], -9])
+@pytest.mark.parametrize("order", [None, "9", True, 9.5, [9], -9, 10**4299])
 def test_an_order_that_is_none_makes_no_run_the_latest(order: object) -> None:
     create("good")
     bad = create("bad")
     info = bad.info()
     (bad.path / "run.json").write_text(json.dumps(info | {"order": order}))
     assert registry.find().name == "good"
+
+
+def test_the_split_is_that_of_the_corpus_as_it_was(tmp_path: Path) -> None:
+    for name in ("one", "two", "three"):
+        (tmp_path / f"{name}.txt").write_text(f"The tale of {name}.")
+    corpus = open_corpus(str(tmp_path))
+    split = Split({"train": corpus.stories[:1], "valid": corpus.stories[1:2], "test": corpus.stories[2:]})
+    run = registry.create("mine", Configuration(), corpus, split, "grimmgen train", {})
+    assert run.split().sha256 == split.sha256
+    (tmp_path / "one.txt").unlink()
+    with pytest.raises(IntegrityError, match="no longer has the story 'one'"):
+        run.split()
 
 
 def test_a_configuration_that_cannot_be_is_told() -> None:

@@ -10,7 +10,6 @@ import contextlib
 import io
 import os
 import sys
-import traceback
 from typing import Annotated
 
 import typer
@@ -79,7 +78,7 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except GrimmgenError as error:
         if debug:
-            traceback.print_exc()
+            console.trace()
         if ranks.speaks():
             console.error(str(error))
         return error.exit_code
@@ -88,7 +87,7 @@ def _run(arguments: list[str]) -> int:
         return _INTERRUPTED
     except MemoryError:
         if debug:
-            traceback.print_exc()
+            console.trace()
         console.error("the memory is full: give less text, or a smaller network")
         return 1
     except BrokenPipeError:
@@ -102,7 +101,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     except OSError as error:
         if debug:
-            traceback.print_exc()
+            console.trace()
         place = f" {error.filename}" if error.filename else ""
         console.error(f"the system refuses{place} ({error.strerror or error}): check the path and the disk")
         _drop_output()
@@ -118,7 +117,7 @@ def _run(arguments: list[str]) -> int:
                 console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:
-            traceback.print_exc()
+            console.trace()
         torch = sys.modules.get("torch")  # not imported for this
         if torch is not None and isinstance(error, torch.OutOfMemoryError):
             console.error("the device is out of memory: give a smaller network, or --device cpu")

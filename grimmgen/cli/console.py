@@ -9,11 +9,13 @@ rich is imported by what draws with it: who asks for help, or tells a story, doe
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
 import time
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -58,6 +60,12 @@ def warn(message: str) -> None:
 def note(message: str) -> None:
     """One line about what goes on."""
     _line("", "", message)
+
+
+def trace() -> None:
+    """The traceback of the error at hand, on standard error."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(safe(traceback.format_exc()))
 
 
 def hint(command: str, what: str) -> None:
@@ -387,11 +395,17 @@ def size(value: float) -> str:
 
 
 def _line(label: str, style: str, message: str) -> None:
+    # One line, whatever the message came from: an exception's text may have several.
+    message = safe(" ".join(message.split()))
+    if not sys.stderr.isatty():
+        # Without rich: where the disk fails, or no file can be opened any more, it cannot be imported either.
+        # What nobody hears the exit code says.
+        with contextlib.suppress(OSError):
+            sys.stderr.write(f"{label}{message}\n")
+        return
     from rich.text import Text
 
-    # One line, whatever the message came from: an exception's text may have several.
-    text = Text.assemble((label, style), safe(" ".join(message.split())))
-    _console(sys.stderr).print(text, soft_wrap=True)
+    _console(sys.stderr).print(Text.assemble((label, style), message), soft_wrap=True)
 
 
 def _text(text: str, style: str = "") -> Text:

@@ -78,7 +78,7 @@ def to_json(found: Sequence[Surprise]) -> dict[str, Any]:
 
 def page(run: str, texts: Sequence[tuple[str, Sequence[Surprise]]]) -> str:
     """A page of HTML that needs nothing else: (name, surprises) pairs, what was expected shown on hover."""
-    name = _escaped(run)
+    name = _escaped(visible(run))
     legend = "".join(f'<span class="h{number}"> {_escaped(name)} </span>' for number, name in enumerate(_NAMED))
     sections = "\n".join(
         f"<h2>{_escaped(visible(title))}</h2>\n<p>{_summary(found)}</p>\n"

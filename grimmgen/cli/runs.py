@@ -226,12 +226,13 @@ def _summary(run: Run) -> dict[str, Any]:
             "created": info["created"],
             "state": finished[-1] if finished else "unfinished",
         }
-    except (GrimmgenError, KeyError, TypeError, ValueError, IndexError):
+    except (GrimmgenError, KeyError, TypeError, ValueError, IndexError, OverflowError):
         return summary | {"state": "unreadable"}
 
 
 def _figure(value: object, digits: int) -> str:
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "–"
+    # What a log says may be vast.
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) and abs(value) < 1e15 else "–"
 
 
 def _age(created: object) -> str:

@@ -1,7 +1,8 @@
-"""Checkpoints from strangers: mutants by the thousand, and the crafted ones (faults 22, 24-30)."""
+"""Checkpoints from strangers: mutants by the thousand, and the crafted ones (faults 22, 24-30, 44)."""
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -327,6 +328,42 @@ def test_fault_25_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(
         assert ran.code in {1, 3}
         assert (ran.out, ran.err.count("\n")) == ("", 1)
     assert "unreadable" in run("runs", "list").out
+
+
+# --- a run from a stranger ---------------------------------------------------------------------------------
+
+
+def show_mutants(trained: Run, run: Program, count: int) -> None:
+    """What describes a run says anything: it is shown, or told in one line."""
+    info, log = trained.info(), trained.log()
+    draw, shown = np.random.default_rng(44), 0
+    for _ in range(count):
+        described, logged = copy.deepcopy(info), copy.deepcopy(log)
+        if draw.random() < 0.3:
+            described = json_mutated(described, draw)
+        for _ in range(draw.integers(0, 3)):
+            number = int(draw.integers(0, len(logged)))
+            logged[number] = json_mutated(logged[number], draw)
+        (trained.path / "run.json").write_text(json.dumps(described))
+        trained.log_path.write_text("".join(json.dumps(event) + "\n" for event in logged))
+        for command in (["list"], ["list", "--json"], ["show"], ["show", "--json"], ["path"]):
+            ran = run("runs", *command)
+            assert ran.code in ({0, 3} if command[0] == "show" else {0}), (ran.err, described, logged)
+            assert ran.err.count("\n") == (ran.code != 0)
+            assert ran.err[:-1].isprintable()
+            shown += ran.code == 0
+    assert shown > count, "some changes do no harm"
+
+
+@pytest.mark.slow
+def test_fault_44_a_run_from_a_stranger_is_shown_or_told_in_one_line(trained: Run, run: Program) -> None:
+    show_mutants(trained, run, 30)
+
+
+@pytest.mark.faults
+def test_fault_44_many_runs_from_strangers_are_shown_or_told_in_one_line(trained: Run, run: Program) -> None:
+    show_mutants(trained, run, count := rounds(200, 5000))
+    print(f"{count:,} runs from strangers")  # noqa: T201
 
 
 # --- the newest is corrupt ---------------------------------------------------------------------------------

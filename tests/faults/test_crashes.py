@@ -105,13 +105,13 @@ def note(record: Callable[[str, object], None], tally: crash.Tally) -> None:
     record("system calls", tally.calls)
     record("cases", tally.cases)
     print(f"{tally.calls} system calls, {tally.cases} cases survived")  # noqa: T201 - the figures of tests/README.md
-    assert tally.cases > 20
+    assert tally.cases > 8
 
 
 def test_fault_31_training_struck_at_each_of_its_writes(
     victim: Victim, home: Path, beginning: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
-    note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(17, 1)))
+    note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(37, 1)))
 
 
 @pytest.mark.parametrize("first", [crash.KILL, crash.ENOSPC])
@@ -137,7 +137,7 @@ def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
     template = tmp_path / "struck"
     crash.fresh(home, template)
     again = Scenario(template, RESUME, go_on(victim, train), runs_are_whole, trained)
-    note(record_property, crash.strike(victim, home, again, EARLIER, rounds(17, 1)))
+    note(record_property, crash.strike(victim, home, again, EARLIER, rounds(37, 1)))
 
 
 def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(
@@ -178,7 +178,7 @@ def test_fault_10_removing_struck_at_each_of_its_writes(
         return sorted(p.name for p in (home / "data/runs").iterdir() if not p.name.startswith(".lock"))
 
     scenario = Scenario(template, ["runs", "rm", "--yes", "--quiet", "sly-owl"], recover, runs_are_whole, left)
-    tally = crash.strike(victim, home, scenario, EARLIER, rounds(3, 1))
+    tally = crash.strike(victim, home, scenario, EARLIER, rounds(5, 1))
     print(f"{tally.calls} system calls, {tally.cases} cases survived")  # noqa: T201
 
 
@@ -222,7 +222,7 @@ GOOD = ["cache/corpora/grimm/001.txt", "cache/corpora/grimm/002.txt"]
 def test_fault_10_a_fetch_struck_at_each_of_its_writes(
     victim: Victim, home: Path, fetching: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
-    note(record_property, crash.strike(victim, home, fetching, GOOD, rounds(3, 1)))
+    note(record_property, crash.strike(victim, home, fetching, GOOD, rounds(5, 1)))
 
 
 def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
@@ -237,7 +237,7 @@ def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
     crash.fresh(home, template)
     assert list(template.rglob("*.tmp"))
     again = Scenario(template, fetching.command, fetching.recover, cache_is_whole, fetched)
-    note(record_property, crash.strike(victim, home, again, GOOD, rounds(3, 1)))
+    note(record_property, crash.strike(victim, home, again, GOOD, rounds(5, 1)))
 
 
 # --- reading ---------------------------------------------------------------------------------------------

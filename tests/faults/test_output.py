@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import console
 from grimmgen.registry import Run
 from tests.builders import tiny_checkpoint
-from tests.program import PROGRAM, Ran, grimmgen, on_terminal
+from tests.program import PROGRAM, Ran, grimmgen, on_terminal, shell
 
 Program = Callable[..., Ran]
 
@@ -74,6 +75,20 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
         assert "[red]" in piped.out + piped.err or command[0] not in {"generate", "train"}, command
 
 
+@pytest.mark.parametrize("heard", ["2> /dev/full", "2>&-", "2> >(true)"])
+def test_fault_39_an_error_that_nobody_hears_keeps_its_exit_code(heard: str) -> None:
+    assert shell(f"grimmgen generate --run nobody {heard}") == (2, "", "")
+
+
+def test_fault_39_an_error_is_told_where_no_file_can_be_opened_any_more(
+    run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("rich.text", "rich.console"):
+        monkeypatch.setitem(sys.modules, name, None)
+    line = "error: there is no run nobody: the latest are: none\n"
+    assert run("generate", "--run", "nobody") == (2, "", line)
+
+
 def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Run) -> None:
     ran = grimmgen("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
     assert ran == (2, "", "error: standard input is longer than 1 MB: give the last part of it\n")
@@ -93,3 +108,9 @@ def test_fault_44_debugging_is_on_when_the_variable_says_so(
     ran = run("runs", "list")
     assert ran.code == 70
     assert ("Traceback" in ran.err) == traceback
+
+
+def test_faults_40_and_44_a_traceback_steers_no_terminal(run: Program) -> None:
+    told = run("--debug", "generate", "--run", f"/{WILD}.safetensors").err
+    assert "Traceback" in told
+    assert {character for character in told if not character.isprintable()} == {"\n"}

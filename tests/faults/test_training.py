@@ -110,7 +110,7 @@ def test_fault_31_killed_at_any_moment_a_run_is_gone_on_with_to_the_bit(
     length = time.monotonic() - began
     expected, run = results(registry.find("undisturbed")), Run(home / "data" / "runs" / "sly-owl")
     killed = resumed = 0
-    while killed < rounds(20, 200):
+    while killed < rounds(12, 200):
         victim.begin(home, *train, "sly-owl", "--quiet")
         time.sleep(draw.uniform(0.0, length))
         victim.signal(signal.SIGKILL)
@@ -166,6 +166,27 @@ def test_fault_35_a_poisoned_batch_stops_before_the_update(
     assert re.fullmatch(rf"{told} --lr [\d.e-]+\n", ran.err)
     assert {path.name: path.read_bytes() for path in owl.path.glob("*.safetensors")} == before
     assert run("train", "--quiet", "--resume").code == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_fault_35_products_that_overflow_stop_before_the_update(
+    precision: str, train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    initialise = LanguageModel.initialise
+
+    def vast(model: LanguageModel) -> None:
+        initialise(model)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1e38)
+
+    monkeypatch.setattr(LanguageModel, "initialise", vast)
+    ran = run(*train, "sly-owl", "--quiet", "--precision", precision)
+    if ran.code == 2:
+        pytest.skip(f"no {precision} on this processor")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("error: the loss is no longer finite at update 1, the last good checkpoint stays: ")
+    assert not list(registry.find("sly-owl").path.glob("*.safetensors"))
 
 
 def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(

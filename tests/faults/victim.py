@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tests.faults import rounds
+
 
 def main() -> None:
     sys.dont_write_bytecode = True
@@ -28,6 +30,7 @@ def main() -> None:
     # A server that stalls is given up soon, and is not waited for.
     if downloads := sys.modules.get("grimmgen.downloads"):
         downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 1.0, 2.0, _no_wait)
+        vars(downloads)["ATTEMPTS"] = rounds(2, 5)
     for line in sys.stdin:
         _one(json.loads(line))
 
