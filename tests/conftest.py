@@ -16,8 +16,10 @@ from grimmgen.cli import _run
 from grimmgen.registry import Run
 from tests.program import Ran
 
-# The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine.
+# The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine. The
+# variable is for the programs that tests start; PyTorch has read it before it can be set here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 # Before anything imports Triton: its kernels are interpreted where there is no GPU to run them.
 if not torch.cuda.is_available():
