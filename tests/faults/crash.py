@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,9 @@ class Victim:
     def begin(self, home: Path, *arguments: str, patient: bool = False) -> None:
         """Let a command run beside the test."""
         assert self._process.stdin
+        for name in ("out", "err"):
+            # It may be killed before it opens them.
+            (self._place / name).write_bytes(b"")
         order = {"arguments": arguments, "home": str(home), "place": str(self._place), "patient": patient}
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
@@ -111,6 +115,20 @@ class Victim:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
+    def wait(self, path: Path, times: int) -> None:
+        """Wait until the command at work has put that many files there, one after the other, or has ended."""
+        seen, last = 0, _written(path)
+        while seen < times and self._works():
+            time.sleep(0.0005)
+            if (now := _written(path)) != last:
+                seen, last = seen + 1, now
+
+    def _works(self) -> bool:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, 0)
+            return True
+        return False
+
     def end(self) -> Ended:
         """Wait for the command at work."""
         said = self._hear()
@@ -121,6 +139,10 @@ class Victim:
         assert self._process.stdout
         value: dict[str, Any] = json.loads(self._process.stdout.readline())
         return value
+
+
+def _written(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def calls(trace: str, home: Path) -> list[Call]:
