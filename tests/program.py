@@ -10,7 +10,8 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,13 +60,17 @@ def shell(command: str) -> Ran:
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
-def on_terminal(*command: str, keys: bytes = b"", after: bytes = b"", columns: int = 80) -> Ran:
+def on_terminal(
+    *command: str, typed: Sequence[tuple[bytes, bytes]] = (), insists: bool = False, columns: int = 80
+) -> Ran:
     """Run a command with all its streams on a terminal; what the terminal shows is its `out`.
 
     Args:
         command: and its arguments.
-        keys: typed once `after` has appeared.
-        after: see there; at once if it is empty.
+        typed: what is waited for, and the keys then pressed, one pair after the other; what has appeared before
+            the last keys counts no more.
+        insists: press the last keys again while nothing comes of them, as a person would: Python overlooks a
+            Ctrl-C that comes just before it begins to wait for a line.
         columns: the terminal's width.
     """
     ours, its = pty.openpty()
@@ -80,14 +85,20 @@ def on_terminal(*command: str, keys: bytes = b"", after: bytes = b"", columns: i
         start_new_session=True,
     )
     os.close(its)
-    shown = b""
+    began = time.monotonic()
+    shown, seen, waiting, pressed = b"", 0, list(typed), b""
     try:
         while True:
-            if keys and after in shown:
-                os.write(ours, keys)
-                keys = b""
-            assert select.select([ours], [], [], _PATIENCE)[0], shown
-            shown += os.read(ours, 1 << 16)
+            if waiting and waiting[0][0] in shown[seen:]:
+                _, pressed = waiting.pop(0)
+                os.write(ours, pressed)
+                seen = len(shown)
+            elif not select.select([ours], [], [], 2.0)[0]:
+                assert time.monotonic() < began + _PATIENCE, shown
+                if insists and not waiting:
+                    os.write(ours, pressed)
+            else:
+                shown += os.read(ours, 1 << 16)
     except OSError:
         pass  # So Linux says that the last process has left the terminal.
     finally:

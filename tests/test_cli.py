@@ -528,7 +528,7 @@ def test_runs_rm_json(run: Program) -> None:
 
 @pytest.mark.parametrize(("answer", "code"), [("y", 0), ("YES", 0), ("n", 2), ("", 2)])
 def test_runs_rm_asks_on_a_terminal(trained: Run, answer: str, code: int) -> None:
-    ran = on_terminal(*PROGRAM, "runs", "rm", "sly-fox", keys=answer.encode() + b"\n")
+    ran = on_terminal(*PROGRAM, "runs", "rm", "sly-fox", typed=[(b"[y/N] ", answer.encode() + b"\n")])
     assert re.search(r"remove the run sly-fox \(\d+\.\d kB\)\? \[y/N\] ", ran.out)
     assert (ran.code, trained.path.exists()) == (code, code != 0)
 

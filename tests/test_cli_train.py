@@ -208,7 +208,7 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on_to_the_bit(
 @pytest.mark.slow
 def test_ctrl_c_on_a_terminal_stops_the_bars_and_tells_how_it_stands(training: list[str]) -> None:
     train = [*PROGRAM, "train", "--run", "sly-owl", *training, "--epochs", "1000"]
-    ran = on_terminal(*train, keys=b"\x03", after=b"n-grams/s")
+    ran = on_terminal(*train, typed=[(b"n-grams/s", b"\x03")])
     assert ran.code == 130
     bars, _, result = ran.out.partition("finishing the step and saving; once more to leave at once\n")
     # The cursor, hidden while the bars move, is shown again.

@@ -86,7 +86,8 @@ def test_the_first_tab_and_the_next_complete_in_zsh(tmp_path: Path, reading: str
         f"PS1='ready> '\n{reading}\nautoload -Uz compinit; compinit -u -D\n{source}\n"
     )
     (tmp_path / ".zshenv").write_text("unsetopt GLOBAL_RCS\n")
-    shown = on_terminal("zsh", "-i", keys=b"grimmgen runs path sly-f\t\ngrimmgen runs path sly-o\t\nexit\n")
+    lines = b"grimmgen runs path sly-f\t\n", b"grimmgen runs path sly-o\t\n", b"exit\n"
+    shown = on_terminal("zsh", "-i", typed=[(b"ready> ", line) for line in lines])
     assert [name for name in ("sly-fox", "sly-owl") if f"/data/runs/{name}\n" in shown.out] == [
         "sly-fox",
         "sly-owl",
