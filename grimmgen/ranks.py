@@ -20,7 +20,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from grimmgen.errors import GrimmgenError, UsageError
 
@@ -155,7 +155,8 @@ class _Torchrun(Ranks):
                 "check MASTER_ADDR and MASTER_PORT, and GLOO_SOCKET_IFNAME, the network interface",
             ) from error
         self.command = f"torchrun {f'--nproc-per-node {beside}' if beside == self.size else '…'} -m -- grimmgen"
-        self._gradients = dist.group.WORLD
+        # None is the group of all; to hold it would keep it beyond its end.
+        self._gradients: dist.ProcessGroup | None = None
         self._share = 1.0
         self._pending: list[Any] = []
 
@@ -246,7 +247,7 @@ class _Torchrun(Ranks):
         own = self.rows(batch_size)
         self._share = (own.stop - own.start) / batch_size
         for weight in weights:
-            if weight.device.type == "cuda" and self._gradients is dist.group.WORLD and dist.is_nccl_available():
+            if weight.device.type == "cuda" and self._gradients is None and dist.is_nccl_available():
                 with _reached():
                     self._gradients = dist.new_group(backend="nccl")
             weight.register_post_accumulate_grad_hook(self._begin)  # type: ignore[no-untyped-call]
@@ -271,6 +272,13 @@ class _Torchrun(Ranks):
         self._pending.clear()
         return mean
 
+    def leave(self) -> None:
+        """End the threads that speak to the others; they may not be at work when the interpreter ends."""
+        import torch.distributed as dist
+
+        self._gradients = None
+        dist.destroy_process_group()
+
     def speak(self) -> bool:
         """Whether this rank is the first to say what has gone wrong."""
         try:
@@ -285,7 +293,7 @@ def joined() -> Iterator[Ranks]:
     """The ranks that `torchrun` has started; `ALONE` without it, and then PyTorch is not waited for.
 
     None leaves before all are through. An error on one ends all: of those that have one, the first raises it, and
-    the others end in silence with its exit code.
+    the others end in silence with its exit code. Who catches it to end the process does that by `end`.
 
     Raises:
         UsageError: the variables of torchrun are not as it sets them, or the ranks were given unlike commands.
@@ -307,9 +315,25 @@ def joined() -> Iterator[Ranks]:
             raise
         interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1
         raise SystemExit(getattr(error, "exit_code", interrupted)) from error
+    ranks.leave()
+
+
+def end(code: int) -> NoReturn:
+    """End this process. Of several, one that an error ends while it speaks to the others does so at once.
+
+    The threads of gloo hold tensors, and with them Python's objects. To let go of these while the interpreter ends
+    would abort the process, with another exit code; and to wait for them may take as long as another rank takes.
+    """
+    if not _joining:
+        sys.exit(code)
     import torch.distributed as dist
 
-    dist.destroy_process_group()
+    if not (dist.is_available() and dist.is_initialized()):
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def speaks() -> bool:

@@ -217,6 +217,20 @@ def test_of_a_wrong_option_one_process_tells(
 # --- that they learn what one learns -----------------------------------------------------------------------
 
 
+_TOGETHER = """
+import sys, traceback
+from grimmgen.ranks import end, joined
+try:
+    with joined() as ranks:
+{code}
+except SystemExit as leaving:
+    end(leaving.code)
+except Exception:
+    traceback.print_exc()
+    end(1)
+"""
+
+
 def together(code: str, *arguments: str, size: int = 2) -> list[Ran]:
     """Run this as each of several ranks, `ranks` among its names; without torchrun, which takes its time.
 
@@ -225,8 +239,7 @@ def together(code: str, *arguments: str, size: int = 2) -> list[Ran]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    body = textwrap.indent(textwrap.dedent(code), "    ")
-    program = f"import sys\nfrom grimmgen.ranks import joined\nwith joined() as ranks:\n{body}"
+    program = _TOGETHER.format(code=textwrap.indent(textwrap.dedent(code), 8 * " "))
     variables = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
     processes = [
         subprocess.Popen(

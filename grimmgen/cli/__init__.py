@@ -64,7 +64,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
-    sys.exit(_run(sys.argv[1:]))
+    ranks.end(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
@@ -96,7 +96,7 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as leaving:
         # Typer and rich leave so, with exit code 1, where they meet a broken pipe.
         if not isinstance(leaving.__context__, BrokenPipeError):
-            raise
+            return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
         _drop_output()
         return 0
     except OSError as error:
