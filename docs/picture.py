@@ -1,50 +1,76 @@
-"""Make docs/training.svg: what a terminal shows while `grimmgen train` is at work.
+"""Make docs/training.svg and docs/judging.svg: what a terminal shows while grimmgen trains, and when it judges.
 
-    python docs/picture.py
+    python docs/picture.py training
+    python docs/picture.py judging --run quiet-donkey --text story.txt
 
-The real program runs in a tmux of 92 × 26; its screen is read as it stands after some seconds and drawn by Rich.
+The real program runs in a tmux; its screen is read as it stands after some seconds, and drawn by Rich.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-COLUMNS, LINES, SECONDS = 92, 22, 16
-COMMAND = ["grimmgen", "train", "--corpus", "sampler", "--batch-size", "16", "--lr", "0.003", "--budget", "40s"]
+TRAIN = ["grimmgen", "train", "--corpus", "sampler", "--batch-size", "16", "--lr", "0.003", "--budget", "40s"]
 
 
-def screen() -> str:
-    """The screen of a terminal in which the command has been at work for a while, with its colours."""
-    with tempfile.TemporaryDirectory() as home:
-        tmux = ["tmux", "-L", f"picture-{os.getpid()}"]
-        program = shlex.join([str(Path(sys.executable).with_name("grimmgen")), *COMMAND[1:]])
-        shell = f"printf '$ {shlex.join(COMMAND)}\\n'; {program}; sleep 60"
-        environment = ["-e", f"GRIMMGEN_HOME={home}"]
-        size = ["-x", str(COLUMNS), "-y", str(LINES)]
-        subprocess.run([*tmux, "new-session", "-d", *size, *environment, shell], check=True)
-        try:
-            time.sleep(SECONDS)
-            shown = subprocess.run([*tmux, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True)
-        finally:
-            subprocess.run([*tmux, "kill-server"], check=True)
+def screen(commands: Sequence[Sequence[str]], columns: int, lines: int, seconds: float, home: str) -> str:
+    """The screen of a terminal in which these commands have been at work for a while, with its colours."""
+    tmux = ["tmux", "-L", f"picture-{os.getpid()}"]
+    program = shlex.quote(str(Path(sys.executable).with_name("grimmgen")))
+    said = [f"printf '$ %s\\n' {shlex.quote(shlex.join(command))}" for command in commands]
+    done = [f"{program} {shlex.join(command[1:])}" for command in commands]
+    shell = "; ".join(f"{say}; {do}" for say, do in zip(said, done, strict=True))
+    environment = ["-e", f"GRIMMGEN_HOME={home}", "-e", "COLORTERM=truecolor"]
+    size = ["-x", str(columns), "-y", str(lines)]
+    subprocess.run([*tmux, "new-session", "-d", *size, *environment, f"{shell}; sleep 60"], check=True)
+    try:
+        time.sleep(seconds)
+        shown = subprocess.run([*tmux, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True)
+    finally:
+        subprocess.run([*tmux, "kill-server"], check=True)
     return shown.stdout.rstrip("\n")
 
 
-def main() -> None:
-    """Draw it."""
+def draw(shown: str, columns: int, name: str) -> None:
+    """Write the picture of a screen beside this file."""
     with Path(os.devnull).open("w") as nowhere:
-        console = Console(file=nowhere, record=True, width=COLUMNS, force_terminal=True, color_system="truecolor")
-        console.print(Text.from_ansi(screen()))
-        Path(__file__).with_name("training.svg").write_text(console.export_svg(title="grimmgen"), encoding="utf-8")
+        console = Console(file=nowhere, record=True, width=columns, force_terminal=True, color_system="truecolor")
+        console.print(Text.from_ansi(shown))
+        Path(__file__).with_name(name).write_text(console.export_svg(title="grimmgen"), encoding="utf-8")
+
+
+def main() -> None:
+    """Draw the one that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=["training", "judging"])
+    parser.add_argument("--run", help="for judging: a run of yours")
+    parser.add_argument("--text", type=Path, help="for judging: the file to be coloured, of a few lines")
+    parser.add_argument("--columns", type=int, default=80)
+    options = parser.parse_args()
+    if options.which == "training":
+        with tempfile.TemporaryDirectory() as home:
+            draw(screen([TRAIN], 92, 22, 16, home), 92, "training.svg")
+        return
+    if options.run is None or options.text is None:
+        parser.error("judging takes --run and --text")
+    os.chdir(options.text.parent)
+    commands = [
+        ["grimmgen", "eval", "--run", options.run, "--heatmap", options.text.name],
+        ["grimmgen", "runs", "show", options.run],
+    ]
+    shown = screen(commands, options.columns, 60, 10, os.environ.get("GRIMMGEN_HOME", ""))
+    draw(shown, options.columns, "judging.svg")
 
 
 if __name__ == "__main__":
