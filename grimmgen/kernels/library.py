@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 6
+_VERSION = 7
 # The floats of a vector, by instruction set.
 WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 

@@ -149,11 +149,22 @@ EXPORT size within(size count, const int64_t *ids, size least, size most)
     return !outside;
 }
 
+/* Turn in circles until there is something else than `old` at a place, for some tens of microseconds at most: a thread
+ * that sleeps is not woken in less. */
+EXPORT void linger(size old, const volatile int64_t *place)
+{
+    for (int turn = 0; turn < 2500 && *place == old; turn++) {
+#if defined(__x86_64__) && defined(__GNUC__)
+        __builtin_ia32_pause();
+#endif
+    }
+}
+
 /* Of the signatures above; library.py loads no other. A library of another version is one that an editable install has
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 6;
+    return 7;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

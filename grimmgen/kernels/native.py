@@ -507,10 +507,11 @@ def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
     called = function(name, _TAKES[name.rpartition("_")[0]] + "nn")
     done: SimpleQueue[None] = SimpleQueue()
     for number, arguments in enumerate(calls[1:]):
-        _worker(number).put((called, arguments, done))
+        _worker(number).begin(called, arguments, done)
     for arguments in calls[:1]:
         _call(called, arguments)
-    for _ in calls[1:]:
+    for number in range(len(calls) - 1):
+        _worker(number).linger()
         done.get()
 
 
@@ -526,24 +527,46 @@ def _pointer(given: Tensor | array[int] | array[float]) -> int:
 _Task = tuple[Callable[..., None], tuple[_Argument, ...], "SimpleQueue[None]"]
 
 
-@functools.cache
-def _worker(number: int) -> SimpleQueue[_Task]:
-    """What one of the threads beside the calling one has to do; it waits for that without working.
+class _Worker:
+    """One of the threads beside the calling one.
 
-    A pool of `concurrent.futures` does the same in twice the time, and an update has but few milliseconds.
+    A pool of `concurrent.futures` does the same in twice the time, and an update has but few milliseconds. To be
+    woken takes as long as a small product: whoever waits lingers for a moment before it sleeps.
     """
-    tasks: SimpleQueue[_Task] = SimpleQueue()
-    threading.Thread(target=_serve, args=(tasks,), name=f"grimmgen-{number}", daemon=True).start()
-    return tasks
+
+    def __init__(self, number: int) -> None:
+        self._tasks: SimpleQueue[_Task] = SimpleQueue()
+        # How many were begun, and how many done: to linger by, nothing else.
+        self._begun, self._ended = array("q", [0]), array("q", [0])
+        threading.Thread(target=self._serve, name=f"grimmgen-{number}", daemon=True).start()
+
+    def begin(
+        self, called: Callable[..., None], arguments: tuple[_Argument, ...], done: SimpleQueue[None]
+    ) -> None:
+        """Let it call a function of the library, and say so in `done`."""
+        self._tasks.put((called, arguments, done))
+        self._begun[0] += 1
+
+    def linger(self) -> None:
+        """Wait for it, but not for long."""
+        _linger(self._begun[0] - 1, self._ended)
+
+    def _serve(self) -> None:
+        while True:
+            if self._tasks.empty():
+                _linger(self._ended[0], self._begun)
+            called, arguments, done = self._tasks.get()
+            _call(called, arguments)
+            del arguments
+            done.put(None)
+            self._ended[0] += 1
 
 
-def _serve(tasks: SimpleQueue[_Task]) -> None:
-    while True:
-        called, arguments, done = tasks.get()
-        _call(called, arguments)
-        del arguments
-        done.put(None)
+def _linger(old: int, place: array[int]) -> None:
+    function("linger", "np")(old, place.buffer_info()[0])
 
+
+_worker = functools.cache(_Worker)
 
 if hasattr(os, "register_at_fork"):
     # A forked process has none of the threads.
