@@ -22,6 +22,8 @@ from typing import Any
 
 HERE = Path(__file__).parent
 RECORD = HERE / "record.jsonl"
+# Of an update: clipping, Adam, and what is around the kernel.
+BESIDE = "squares", "adamw", "around"
 _LARGER = ["--hidden", "512", "--vocabulary-size", "700"]
 RUNS = [
     *(
@@ -98,10 +100,11 @@ def training(lines: list[Line]) -> str:
             f"{told['H']}, {told['V']}, {told['L']}",
             told["precision"],
             *(f"{told['profile'][n]:.2f}" for n in names),
+            f"{sum(told['profile'][n] for n in BESIDE) / sum(told['profile'].values()):.0%}",
         ]
         for told in parts
     ]
-    return f"{rows(head, body)}\n\n{rows(['H, V, layers', 'products', *names], spent)}"
+    return f"{rows(head, body)}\n\n{rows(['H, V, layers', 'products', *names, 'beside'], spent)}"
 
 
 def generation(lines: list[Line]) -> str:

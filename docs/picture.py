@@ -66,10 +66,10 @@ def main() -> None:
         parser.error("judging takes --run and --text")
     os.chdir(options.text.parent)
     commands = [
-        ["grimmgen", "eval", "--run", options.run, "--heatmap", options.text.name],
         ["grimmgen", "runs", "show", options.run],
+        ["grimmgen", "eval", "--run", options.run, "--heatmap", options.text.name],
     ]
-    shown = screen(commands, options.columns, 60, 10, os.environ.get("GRIMMGEN_HOME", ""))
+    shown = screen(commands, options.columns, 36, 10, os.environ.get("GRIMMGEN_HOME", ""))
     draw(shown, options.columns, "judging.svg")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import shlex
@@ -56,10 +57,18 @@ def test_the_map_names_every_module() -> None:
     assert named <= there | inner | {"console.py"}
 
 
-def test_the_benchmarks_page_has_the_table_of_the_record() -> None:
-    page = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
-    quality = runpy.run_path(str(ROOT / "benchmarks" / "quality.py"))
-    assert quality["table"](quality["read_record"]([ROOT / "benchmarks" / "quality.jsonl"])) in page
+def test_the_pages_have_the_tables_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    quality = runpy.run_path(str(folder / "quality.py"))
+    assert quality["table"](quality["read_record"]([folder / "quality.jsonl"])) in page
+    record = runpy.run_path(str(folder / "record.py"))
+    lines = [json.loads(line) for line in (folder / "record.jsonl").read_text("utf-8").splitlines()]
+    for script, table in record["tables"](lines).items():
+        assert table in page, script
+    for row in record["summary"](lines):
+        assert row in section("Figures")
 
 
 def test_every_subcommand_is_in_the_table() -> None:

@@ -100,7 +100,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
                 _figure(event["training_perplexity"], 2),
                 _figure(event["perplexity"], 2),
                 _figure(event["bits_per_character"], 3),
-                f"{event['rate']:g}",
+                f"{event['rate']:.3g}",
                 console.seconds(event["seconds"]),
             ]
             for event in scores
