@@ -116,6 +116,12 @@ def test_a_steep_curve_has_no_gaps() -> None:
     assert all(any(glyph in "●★" for glyph in line[8:]) for line in lines[:11])
 
 
+def test_a_perplexity_just_below_what_has_more_digits_fits_its_label() -> None:
+    # exp(log(10⁶)) is 999999.99…, of which .0f makes seven digits.
+    for highest in (1e3, 1e6):
+        assert max(map(len, draw(Curve("x", (0, 1), (0.0, 1.0), (1.0, 1.0), (1.0, highest), ()), 24))) <= 24
+
+
 @given(
     st.lists(st.tuples(perplexities, perplexities), min_size=1, max_size=30),
     st.integers(24, 120),

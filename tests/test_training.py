@@ -263,7 +263,7 @@ def test_a_finished_run_resumed_has_nothing_to_do(corpus: Corpus) -> None:
 
 
 def test_a_budget_ends_training_within_an_epoch_and_is_judged_there(corpus: Corpus) -> None:
-    _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 0.001}))
+    _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 1e-6}))
     assert len(only(Stepped, events)) == 1
     assert len(only(Evaluated, events)) == 1
     assert only(Finished, events)[0].reason == "budget"

@@ -71,7 +71,7 @@ def draw(curve: Curve, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
     lines = []
     for number, line in enumerate(grid):
         value = math.exp(top - (top - bottom) * number / (_ROWS - 1))
-        label = f"{value:.2f}" if value < 1000 else f"{value:.0f}" if value < 1e6 else f"{value:.0e}"
+        label = next(label for form in (".2f", ".0f", ".0e") if len(label := f"{value:{form}}") < _LABEL)
         lines.append(f"{'' if number % 2 else label:>{_LABEL - 1}} {glyphs.up}{''.join(line)}".rstrip())
     lines.append(f"{'':{_LABEL}}{glyphs.corner}{glyphs.across * columns}")
     begin, end = f"{first:,}", f"{last:,} updates"
