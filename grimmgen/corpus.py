@@ -488,14 +488,20 @@ def _fetch_missing(
                 except GrimmgenError as error:
                     yield StoryFailed(name, error)
                     continue
-                _make_way(directory / f"{name}.txt")
-                files.write_atomically(directory / f"{name}.txt", content)
-                manifest[name] = {
+                path = directory / f"{name}.txt"
+                entry = {
                     "url": f"{base}{name}.txt",
                     "bytes": len(content),
                     "sha256": files.sha256(content),
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 }
+                _make_way(path)
+                try:
+                    files.write_atomically(path, content)
+                finally:
+                    # Also when the user stops just as it has taken its place.
+                    if _sound(path, entry):
+                        manifest[name] = entry
                 if time.monotonic() - written > 1.0:
                     _write_manifest(directory, manifest)
                     written = time.monotonic()

@@ -370,6 +370,23 @@ for event in corpus.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
 """
 
 
+def test_who_stops_just_as_a_story_has_its_place_has_it(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_atomically
+
+    def stopped(path: Path, content: bytes) -> None:
+        write(path, content)
+        if path.suffix == ".txt":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_atomically", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            fetch(server, [1])
+    assert read() == tales([1])
+
+
 def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) -> None:
     server.on("/003.txt", stalling(), answer(tale(3)))
     with subprocess.Popen(

@@ -218,6 +218,7 @@ def test_fault_02_who_stops_does_not_wait_for_a_server_that_stalls(
     with begin("fetch", "--url", server.url, "--stories", "2", "--jobs", "2") as process:
         while len(server.requests) < 2 or not (cache / "001.txt").exists():
             time.sleep(0.01)
+        time.sleep(0.5)  # for what follows when a file has its place
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
