@@ -191,7 +191,7 @@ def in_seconds(seconds: float) -> str:
         (" 7 ", 7, 7),
         ("1000000000", LONGEST_WAIT, LONGEST_WAIT),
         ("9" * 5000, LONGEST_WAIT, LONGEST_WAIT),
-        (in_seconds(3600), LONGEST_WAIT, LONGEST_WAIT),
+        pytest.param(in_seconds(3600), LONGEST_WAIT, LONGEST_WAIT, id="in an hour"),
         ("Fri, 31 Dec 9999 23:59:59 GMT", LONGEST_WAIT, LONGEST_WAIT),
         ("Wed, 21 Oct 2015 07:28:00 GMT", 0, 0),
         ("Wed, 21 Oct 2015 07:28:00", 0, 0),
