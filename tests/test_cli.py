@@ -83,6 +83,32 @@ def test_help_shows_the_defaults_that_are_no_values(run: Program) -> None:
     assert "[default: (a new one)]" in shown
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_on_a_narrow_terminal_cuts_nothing_off(
+    name: str, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = run(*name.split(), "--help").out
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = run(*name.split(), "--help").out
+    assert "…" not in shown
+    assert "..." not in shown.replace("]...", "").replace("}...", "")
+    assert set(re.findall(r"--[a-z][a-z-]+", wide)) <= set(
+        re.findall(r"--[a-z][a-z-]+", shown.replace("-\n  ", "-"))
+    )
+    # The values that one may choose from are one word.
+    assert all(len(line) < 40 for line in shown.splitlines() if "|" not in line)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_tells_of_no_variable_at_every_option(name: str, run: Program) -> None:
+    assert "env var" not in run(*name.split(), "--help").out
+
+
+def test_help_says_how_to_install_what_draws(run: Program) -> None:
+    # Square brackets would be read as markup there.
+    assert "(pip install matplotlib)" in " ".join(run("runs", "plot", "--help").out.split())
+
+
 def test_version(run: Program) -> None:
     assert run("--version") == (0, f"grimmgen {version('grimmgen')}\n", "")
 

@@ -370,9 +370,8 @@ for event in corpus.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
 """
 
 
-def test_who_stops_just_as_a_story_has_its_place_has_it(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("cache")
+def test_who_stops_just_as_a_story_has_its_place_has_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     write = files.write_atomically
 
     def stopped(path: Path, content: bytes) -> None:

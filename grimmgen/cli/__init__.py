@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from grimmgen import ranks
-from grimmgen.cli import evaluate, fetch, generate, options, runs, train, vocab
+from grimmgen.cli import evaluate, fetch, generate, helping, options, runs, train, vocab
 from grimmgen.errors import GrimmgenError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
 
 app = typer.Typer(
     name="grimmgen",
+    cls=helping.Group,
     help="Train a recurrent language model, written from scratch, on folk tales or any text of yours,"
     " and tell new stories with it.",
     epilog="Begin with: grimmgen train --corpus sampler, then: grimmgen generate. Every option has a variable too:"
@@ -36,11 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GRIMMGEN"},
 )
-app.command("fetch")(fetch.fetch)
-app.command("vocab")(vocab.vocab)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("generate")(generate.generate)
+app.command("fetch", cls=helping.Command)(fetch.fetch)
+app.command("vocab", cls=helping.Command)(vocab.vocab)
+app.command("train", cls=helping.Command)(train.train)
+app.command("eval", cls=helping.Command)(evaluate.evaluate)
+app.command("generate", cls=helping.Command)(generate.generate)
 app.add_typer(runs.app, name="runs")
 
 

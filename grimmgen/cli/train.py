@@ -189,7 +189,7 @@ def train(
     """Train a model; the defaults are the tutorial's, or those of a preset.
 
     Ctrl-C finishes the step, saves, and prints how to go on; a second one leaves at once. With several GPUs:
-    torchrun --nproc-per-node 8 -m grimmgen train
+    torchrun --nproc-per-node 8 -m -- grimmgen train
 
     Example: grimmgen train --preset strong --budget 10m
     """
