@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -113,9 +115,9 @@ def _run(arguments: list[str]) -> int:
             if error.__class__.__name__ == "NoArgsIsHelpError":
                 return 2
             context = getattr(error, "ctx", None)
-            command = context.command_path if context is not None else "grimmgen"
+            command = context.command_path if context is not None else _command(arguments)
             if ranks.speaks():
-                console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
+                console.error(f"{_in_our_words(tell())}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:
             console.trace()
@@ -129,6 +131,37 @@ def _run(arguments: list[str]) -> int:
         )
         return _BUG
     return result if isinstance(result, int) else 0
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command that these arguments are for: an error that was met while they were read does not say.
+
+    >>> _command(["--debug", "runs", "show", "--json="])
+    'grimmgen runs show'
+    """
+    from typer.main import get_command
+
+    path, at = ["grimmgen"], get_command(app)
+    for argument in arguments:
+        if (below := getattr(at, "commands", {}).get(argument)) is not None:
+            path.append(argument)
+            at = below
+    return " ".join(path)
+
+
+def _in_our_words(message: str) -> str:
+    """What typer says of a wrong option or value, in one line that reads well before a colon.
+
+    >>> _in_our_words("No such command 'trian'. Did you mean 'train'?")
+    "No such command 'trian' (did you mean 'train'?)"
+    >>> _in_our_words("Invalid value: Input should be a valid number, unable to parse string as a number")
+    'Invalid value: not a number'
+    """
+    message = " ".join(message.split()).rstrip(".")
+    message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
+    message = re.sub(r"Input should be a valid integer\b.*", "not a whole number", message)
+    message = re.sub(r"Input should be a valid number\b.*", "not a number", message)
+    return message.replace(": Value error, ", ": ")
 
 
 def _drop_output() -> None:
