@@ -155,6 +155,22 @@ BAD_NAME = "give letters, digits, dots, dashes and underscores, 64 at most, a le
         ("eval gone.txt", 2, "there is no file gone.txt: give the path of a text file"),
         ("tell", 2, "No such command 'tell': see `grimmgen --help`"),
         ("runs tell", 2, "No such command 'tell': see `grimmgen runs --help`"),
+        ("trian", 2, "No such command 'trian' (did you mean 'train'?): see `grimmgen --help`"),
+        ("generate --seed", 2, "Option '--seed' requires an argument: see `grimmgen generate --help`"),
+        ("runs plot --over", 2, "Option '--over' requires an argument: see `grimmgen runs plot --help`"),
+        (
+            "generate --length x",
+            2,
+            "Invalid value for '--length': not a whole number: see `grimmgen generate --help`",
+        ),
+        ("train --lr x", 2, "Invalid value for '--lr': not a number: see `grimmgen train --help`"),
+        (
+            "eval --split all",
+            2,
+            "Invalid value for '--split': 'all' is not one of 'train', 'valid', 'test':"
+            " see `grimmgen eval --help`",
+        ),
+        ("vocab --corpus sampler --top=-1", 2, "--top -1 is out of range: give 0 or more"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(line: str, code: int, message: str, run: Program, home: Path) -> None:
@@ -520,7 +536,7 @@ def test_runs_show(trained: Run, run: Program) -> None:
     assert facts["place"] == str(trained.path)
     assert facts["state"] == "epochs"
     assert facts["options"] == (
-        "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9,"
+        "--hidden 8 --batch-size 4 --unroll 10 --lr 0.01 --epochs 2 --random-seed 7 --min-count 9,"
         " else the tutorial's"
     )
     assert [line.split()[:2] for line in ran.out.splitlines()[11:13]] == [["1", "111"], ["2", "222"]]

@@ -83,7 +83,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.document({**_summary(run), "path": run.path, "info": info, "log": log})
         return
     try:
-        departures = [f"{name} {value}" for name, value in run.configuration.departures().items()]
+        departures = options.as_typed(run.configuration)
         facts = [
             ("run", run.name),
             ("place", run.path),
@@ -91,7 +91,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             ("created", info["created"]),
             ("command", info["command"]),
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
-            ("options", f"{', '.join([*departures, 'else']) if departures else 'all'} the tutorial's"),
+            ("options", f"{departures}, else the tutorial's" if departures else "all the tutorial's"),
             ("versions", ", ".join(f"{k} {v}" for k, v in info["versions"].items())),
         ]
         scores = [event for event in log if event.get("event") == "evaluated"]
