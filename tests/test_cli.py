@@ -152,6 +152,7 @@ BAD_NAME = "give letters, digits, dots, dashes and underscores, 64 at most, a le
             1,
             "cannot read gone.safetensors (No such file or directory): check the path",
         ),
+        ("eval /", 2, "/ is not a file: give the path of a text file"),
         ("eval gone.txt", 2, "there is no file gone.txt: give the path of a text file"),
         ("tell", 2, "No such command 'tell': see `grimmgen --help`"),
         ("runs tell", 2, "No such command 'tell': see `grimmgen runs --help`"),
@@ -596,3 +597,14 @@ def test_tables_fit_a_narrow_terminal(trained: Run) -> None:
     lines = re.sub("\x1b\\[[0-9;]*m", "", ran.out).splitlines()
     assert max(map(len, lines)) <= 48
     assert str(trained.path) in "".join(line[10:].rstrip() for line in lines if not line.startswith("run "))
+
+
+def test_a_run_that_is_named_twice_is_judged_once(trained: Run, run: Program) -> None:
+    ran = run("eval", "--run", trained.name, "--run", trained.name)
+    assert (ran.code, ran.out) == (0, run("eval", "--run", trained.name).out)
+
+
+def test_a_short_text_that_is_cut_into_parts_is_not_called_empty(tmp_path: Path, run: Program) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("There was once a king.\nHe had a fox.\n\n", encoding="utf-8")
+    assert "no text" not in run("vocab", "--corpus", str(path), "--check").out

@@ -136,15 +136,15 @@ def vocab(
         right=heads[1:],
         dispensable=["characters", "stories"],
     )
-    console.out(
+    console.sentence(
         f"vocabulary: {len(vocabulary)} = {len(ranked)} {grams} seen {min_count} times or more in the training"
         " stories, <unk> for the rest, <end> for a story's end"
     )
     if top:
         console.out()
-        console.out(f"most frequent   {_list(ranked[:top])}")
-        console.out(f"least frequent  {_list(ranked[max(0, len(ranked) - top) :])}")
-    console.out(f"a story begins  {beginning!r}")
+        console.sentence(f"most frequent   {_list(ranked[:top])}")
+        console.sentence(f"least frequent  {_list(ranked[max(0, len(ranked) - top) :])}")
+    console.sentence(f"a story begins  {beginning!r}")
     if not quiet:
         given = "" if corpus == "grimm" else f" --corpus {shlex.quote(corpus)}"
         console.hint(f"grimmgen train{given}", "next")
