@@ -95,6 +95,8 @@ def _read(split: Split) -> tuple[list[Finding], dict[Part, list[tuple[str, str]]
     if utf16:
         what = f"{_stories(utf16)} {'look' if len(utf16) > 1 else 'looks'} like UTF-16"
         findings.append(Finding("encoding", what, "convert with iconv -f UTF-16 -t UTF-8", tuple(utf16)))
+    # Of a story that is cut into the parts, one may get nothing but the end of a line.
+    empty = {name: None for name in empty if all(name != other for part in PARTS for other, _ in texts[part])}
     if empty:
         findings.append(Finding("empty", f"{_stories(empty)}: no text", "remove", tuple(empty)))
     return findings, texts

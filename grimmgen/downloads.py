@@ -61,6 +61,8 @@ class Downloader:
         self._limit = size_limit
         self._deadline = deadline
         self._stopped = threading.Event()
+        # Servers that did not answer in all the tries at one file; for each other file they get one.
+        self._absent = set[str]()
         self._wait = wait or self._stopped.wait
         self._pool = urllib3.PoolManager(
             maxsize=jobs,
@@ -75,26 +77,39 @@ class Downloader:
         """The body that `url` leads to.
 
         A refused or broken connection, a stall, a truncated body and a busy server are tried again, up to 5
-        times in all, after a pause that doubles or that the server names (Retry-After, at most 60 s).
+        times in all, after a pause that doubles or that the server names (Retry-After, at most 60 s). Once a
+        server could not be connected to 5 times in a row, one try a file is enough, until it can.
 
         Raises:
             GrimmgenError: it could not be had; the last reason is told.
             IntegrityError: the server answers with something that is not a plain file of sane size.
         """
         reason = ""
-        for attempt in range(ATTEMPTS):
+        server = urlsplit(url).netloc
+        attempts = 1 if server in self._absent else ATTEMPTS
+        absent = True
+        for attempt in range(attempts):
             if self.stopped:
                 raise GrimmgenError(f"{url}: stopped", "run the command again to go on")
             try:
-                return self._try(url)
+                body = self._try(url)
             except _Passing as error:
                 reason = error.reason
                 pause = error.pause
-            if attempt + 1 < ATTEMPTS:
+                absent = absent and error.absent
+            else:
+                self._absent.discard(server)
+                return body
+            if attempt + 1 < attempts:
                 # The jitter keeps eight jobs from knocking together.
                 backoff = 0.5 * 2.0**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
                 self._wait(min(LONGEST_WAIT, backoff if pause is None else pause))
-        raise GrimmgenError(f"{url}: {reason} ({ATTEMPTS} tries)", _REMEDY)
+        if absent:
+            self._absent.add(server)
+        else:
+            self._absent.discard(server)
+        tries = "1 try" if attempts == 1 else f"{attempts} tries"
+        raise GrimmgenError(f"{url}: {reason} ({tries})", _REMEDY)
 
     def stop(self) -> None:
         """End all waiting: tries in progress run out, none begins."""
@@ -153,7 +168,10 @@ class Downloader:
         except urllib3.exceptions.LocationValueError as error:
             raise UsageError(f"{url!r} is not a URL ({error})", "give an http or https address") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Passing(_short(error)) from error
+            absent = isinstance(
+                error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
+            )
+            raise _Passing(_short(error), absent=absent) from error
 
     def _body(self, url: str, response: urllib3.BaseHTTPResponse) -> bytes:
         if response.status in _RETRIED:
@@ -187,12 +205,13 @@ class Downloader:
 
 
 class _Passing(Exception):  # noqa: N818 - never leaves this module
-    """A failure that another try may not meet."""
+    """A failure that another try may not meet; `absent` where there was no server to talk to."""
 
-    def __init__(self, reason: str, pause: float | None = None) -> None:
+    def __init__(self, reason: str, pause: float | None = None, absent: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pause = pause
+        self.absent = absent
 
 
 # Of the try that this thread is at: told how many bytes have come, it raises when they are too many or too late.

@@ -35,7 +35,7 @@ FLOORS = [
     "evaluation surprise generation curves",
     "training dynamic",
     "api",
-    "cli.console cli.options",
+    "cli.console cli.options cli.helping",
     "cli.novelty cli.heatmap cli.chart cli.companion",
     "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
     "cli",

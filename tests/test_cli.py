@@ -83,6 +83,32 @@ def test_help_shows_the_defaults_that_are_no_values(run: Program) -> None:
     assert "[default: (a new one)]" in shown
 
 
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_on_a_narrow_terminal_cuts_nothing_off(
+    name: str, run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = run(*name.split(), "--help").out
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = run(*name.split(), "--help").out
+    assert "…" not in shown
+    assert "..." not in shown.replace("]...", "").replace("}...", "")
+    assert set(re.findall(r"--[a-z][a-z-]+", wide)) <= set(
+        re.findall(r"--[a-z][a-z-]+", shown.replace("-\n  ", "-"))
+    )
+    # The values that one may choose from are one word.
+    assert all(len(line) < 40 for line in shown.splitlines() if "|" not in line)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_help_tells_of_no_variable_at_every_option(name: str, run: Program) -> None:
+    assert "env var" not in run(*name.split(), "--help").out
+
+
+def test_help_says_how_to_install_what_draws(run: Program) -> None:
+    # Square brackets would be read as markup there.
+    assert "(pip install matplotlib)" in " ".join(run("runs", "plot", "--help").out.split())
+
+
 def test_version(run: Program) -> None:
     assert run("--version") == (0, f"grimmgen {version('grimmgen')}\n", "")
 
@@ -126,9 +152,26 @@ BAD_NAME = "give letters, digits, dots, dashes and underscores, 64 at most, a le
             1,
             "cannot read gone.safetensors (No such file or directory): check the path",
         ),
+        ("eval /", 2, "/ is not a file: give the path of a text file"),
         ("eval gone.txt", 2, "there is no file gone.txt: give the path of a text file"),
         ("tell", 2, "No such command 'tell': see `grimmgen --help`"),
         ("runs tell", 2, "No such command 'tell': see `grimmgen runs --help`"),
+        ("trian", 2, "No such command 'trian' (did you mean 'train'?): see `grimmgen --help`"),
+        ("generate --seed", 2, "Option '--seed' requires an argument: see `grimmgen generate --help`"),
+        ("runs plot --over", 2, "Option '--over' requires an argument: see `grimmgen runs plot --help`"),
+        (
+            "generate --length x",
+            2,
+            "Invalid value for '--length': not a whole number: see `grimmgen generate --help`",
+        ),
+        ("train --lr x", 2, "Invalid value for '--lr': not a number: see `grimmgen train --help`"),
+        (
+            "eval --split all",
+            2,
+            "Invalid value for '--split': 'all' is not one of 'train', 'valid', 'test':"
+            " see `grimmgen eval --help`",
+        ),
+        ("vocab --corpus sampler --top=-1", 2, "--top -1 is out of range: give 0 or more"),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(line: str, code: int, message: str, run: Program, home: Path) -> None:
@@ -494,7 +537,7 @@ def test_runs_show(trained: Run, run: Program) -> None:
     assert facts["place"] == str(trained.path)
     assert facts["state"] == "epochs"
     assert facts["options"] == (
-        "hidden 8, batch_size 4, unroll 10, learning_rate 0.01, epochs 2, random_seed 7, min_count 9,"
+        "--hidden 8 --batch-size 4 --unroll 10 --lr 0.01 --epochs 2 --random-seed 7 --min-count 9,"
         " else the tutorial's"
     )
     assert [line.split()[:2] for line in ran.out.splitlines()[11:13]] == [["1", "111"], ["2", "222"]]
@@ -554,3 +597,14 @@ def test_tables_fit_a_narrow_terminal(trained: Run) -> None:
     lines = re.sub("\x1b\\[[0-9;]*m", "", ran.out).splitlines()
     assert max(map(len, lines)) <= 48
     assert str(trained.path) in "".join(line[10:].rstrip() for line in lines if not line.startswith("run "))
+
+
+def test_a_run_that_is_named_twice_is_judged_once(trained: Run, run: Program) -> None:
+    ran = run("eval", "--run", trained.name, "--run", trained.name)
+    assert (ran.code, ran.out) == (0, run("eval", "--run", trained.name).out)
+
+
+def test_a_short_text_that_is_cut_into_parts_is_not_called_empty(tmp_path: Path, run: Program) -> None:
+    path = tmp_path / "short.txt"
+    path.write_text("There was once a king.\nHe had a fox.\n\n", encoding="utf-8")
+    assert "no text" not in run("vocab", "--corpus", str(path), "--check").out

@@ -56,7 +56,7 @@ def test_progress_goes_to_standard_error_the_result_and_a_sample_to_standard_out
     assert text == "text: 4,387 n-grams, vocabulary 76, 111 updates an epoch"
     # [76, 32] and [8, 32], 32 biases; [8, 76] and 76 biases.
     assert network.startswith("LSTM: 1 × 8 units, 3,404 parameters, on cpu (")
-    assert unlike.startswith("unlike the tutorial: hidden 8, ")
+    assert unlike.startswith("unlike the tutorial: --hidden 8 ")
     assert [re.sub(r"  \d+:\d\d$", "", line) for line in lines[:2]] == [
         f"epoch {e['epoch']:3d}  training {e['training_perplexity']:6.2f}  validation {e['perplexity']:6.2f} ★"
         f"  {e['bits_per_character']:.3f} bits/char"
@@ -210,9 +210,11 @@ def test_ctrl_c_on_a_terminal_stops_the_bars_and_tells_how_it_stands(training: l
     train = [*PROGRAM, "train", "--run", "sly-owl", *training, "--epochs", "1000"]
     ran = on_terminal(*train, typed=[(b"n-grams/s", b"\x03")])
     assert ran.code == 130
-    bars, _, result = ran.out.partition("finishing the step and saving; once more to leave at once\n")
+    bars, _, result = ran.out.partition("^C")
     # The cursor, hidden while the bars move, is shown again.
     assert "\x1b[?25l" in bars
+    # Nothing that was not drawn by the bars stands in their way when they are wiped away.
+    assert "\nfinishing the step and saving; once more to leave at once\n" not in result
     assert "\x1b[?25h" in result
     assert "stopped by you" in result
     assert "grimmgen train --resume --run sly-owl" in result
@@ -333,6 +335,41 @@ def test_a_bad_value_is_refused_before_there_is_a_run(
     assert not (home / "data" / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("--rounds 3", "--rounds has no say with --cell lstm: leave it out, or give --cell mogrifier"),
+        ("--warmup 0.1", "--warmup has no say with --schedule plateau: leave it out, or give --schedule cosine"),
+        (
+            "--preset quick --decay-patience 3",
+            "--decay-patience has no say with --schedule cosine: leave it out, or give --schedule plateau",
+        ),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    options: str, message: str, training: list[str], run: Program, home: Path
+) -> None:
+    assert run("train", *training, *options.split()) == (2, "", f"error: {message}\n")
+    assert not (home / "data" / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--rounds 3 --cell mogrifier --embedding 8", "--warmup 0.1 --schedule cosine", "--decay-factor 0.7"],
+)
+def test_the_same_option_has_its_say_beside_another(options: str, training: list[str], run: Program) -> None:
+    assert run("train", *training, *options.split()).code == 0
+
+
+def test_a_run_that_was_over_says_how_it_would_go_on(trained: Run, run: Program) -> None:
+    ran = run("train", "--resume", "--run", trained.name)
+    assert ran.code == 0
+    assert ran.err.endswith(
+        "\nthere was nothing left to do: to go on, give an --epochs or a --budget above what the run has had\n"
+    )
+    assert "nothing left" not in run("train", "--resume", "--run", trained.name, "--epochs", "3").err
+
+
 def test_every_option_of_train_has_a_bad_value_here_or_has_none() -> None:
     from tests.test_cli import OPTIONS
 
@@ -395,12 +432,13 @@ def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_bef
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
 def test_a_signal_that_was_ignored_stays_ignored() -> None:  # as nohup does
+    from grimmgen.cli.console import Bars
     from grimmgen.cli.train import _stopping
     from grimmgen.ranks import ALONE
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _stopping(None, [], ALONE):  # type: ignore[arg-type]
+        with _stopping(None, [], ALONE, Bars(quiet=True)):  # type: ignore[arg-type]
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert callable(signal.getsignal(signal.SIGTERM))
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -138,6 +138,22 @@ def test_a_refused_connection_is_tried_five_times(client: Client) -> None:
     assert len(client.waits) == 4
 
 
+def test_a_server_that_is_not_there_is_tried_once_for_each_other_file(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+    waits: list[float] = []
+    with Downloader(1, wait=waits.append) as downloader:
+        for name, tries in ("001", "5 tries"), ("002", "1 try"), ("003", "1 try"):
+            with pytest.raises(GrimmgenError, match=rf"/{name}\.txt: the connection was refused \({tries}\)"):
+                downloader.get(f"{url}{name}.txt")
+        assert len(waits) == 4
+        # Another server is another matter, and one that is there and fails has all its tries.
+        url = server.on("/001.txt", answer(status=503))
+        for _ in range(2):
+            with pytest.raises(GrimmgenError, match="5 tries"):
+                downloader.get(url)
+
+
 def test_an_unknown_host_is_tried_five_times(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_address(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -23,6 +23,7 @@ import pytest
 from grimmgen import corpus, files
 from grimmgen.corpus import FetchEvent, FetchStarted, StoryFailed, StoryFetched
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from tests.program import grimmgen
 from tests.server import Server, answer, dripping, endless, stalling
 
 ALL = range(1, 210)
@@ -370,9 +371,8 @@ for event in corpus.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
 """
 
 
-def test_who_stops_just_as_a_story_has_its_place_has_it(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("cache")
+def test_who_stops_just_as_a_story_has_its_place_has_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     write = files.write_atomically
 
     def stopped(path: Path, content: bytes) -> None:
@@ -467,3 +467,19 @@ def test_jobs_out_of_range_are_refused(home: Path, jobs: int) -> None:
 def test_any_number_of_jobs_brings_the_same(server: Server, jobs: int) -> None:
     assert failures(fetch(server, range(1, 9), jobs=jobs)) == {}
     assert read() == tales(range(1, 9))
+
+
+# --- how a failure is told ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("cache")
+def test_many_failures_are_a_few_lines_and_name_what_would_help(server: Server) -> None:
+    ran = grimmgen("fetch", "--stories", "30-45", "--url", f"{server.url}gone/")
+    *told, more, error = ran.err.splitlines()
+    assert (ran.code, ran.out, len(told)) == (1, "", 5)
+    assert all(line.endswith(": the server answers 404: check the --url and the numbers") for line in told)
+    assert more == "and 11 more; --json has them all"
+    assert error == (
+        "error: 16 of 16 tales could not be fetched (030, 031, 032, 033, 034, 035, 036, 037, 038, 039 …),"
+        f" {server.url}gone/030.txt: the server answers 404: check the --url and the numbers"
+    )

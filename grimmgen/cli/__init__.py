@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from grimmgen import ranks
-from grimmgen.cli import evaluate, fetch, generate, options, runs, train, vocab
+from grimmgen.cli import evaluate, fetch, generate, helping, options, runs, train, vocab
 from grimmgen.errors import GrimmgenError
 
 __all__ = ["app", "main"]
@@ -27,6 +29,7 @@ _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
 
 app = typer.Typer(
     name="grimmgen",
+    cls=helping.Group,
     help="Train a recurrent language model, written from scratch, on folk tales or any text of yours,"
     " and tell new stories with it.",
     epilog="Begin with: grimmgen train --corpus sampler, then: grimmgen generate. Every option has a variable too:"
@@ -36,11 +39,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GRIMMGEN"},
 )
-app.command("fetch")(fetch.fetch)
-app.command("vocab")(vocab.vocab)
-app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
-app.command("generate")(generate.generate)
+app.command("fetch", cls=helping.Command)(fetch.fetch)
+app.command("vocab", cls=helping.Command)(vocab.vocab)
+app.command("train", cls=helping.Command)(train.train)
+app.command("eval", cls=helping.Command)(evaluate.evaluate)
+app.command("generate", cls=helping.Command)(generate.generate)
 app.add_typer(runs.app, name="runs")
 
 
@@ -112,9 +115,9 @@ def _run(arguments: list[str]) -> int:
             if error.__class__.__name__ == "NoArgsIsHelpError":
                 return 2
             context = getattr(error, "ctx", None)
-            command = context.command_path if context is not None else "grimmgen"
+            command = context.command_path if context is not None else _command(arguments)
             if ranks.speaks():
-                console.error(f"{' '.join(tell().split()).rstrip('.')}: see `{command} --help`")
+                console.error(f"{_in_our_words(tell())}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:
             console.trace()
@@ -128,6 +131,37 @@ def _run(arguments: list[str]) -> int:
         )
         return _BUG
     return result if isinstance(result, int) else 0
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command that these arguments are for: an error that was met while they were read does not say.
+
+    >>> _command(["--debug", "runs", "show", "--json="])
+    'grimmgen runs show'
+    """
+    from typer.main import get_command
+
+    path, at = ["grimmgen"], get_command(app)
+    for argument in arguments:
+        if (below := getattr(at, "commands", {}).get(argument)) is not None:
+            path.append(argument)
+            at = below
+    return " ".join(path)
+
+
+def _in_our_words(message: str) -> str:
+    """What typer says of a wrong option or value, in one line that reads well before a colon.
+
+    >>> _in_our_words("No such command 'trian'. Did you mean 'train'?")
+    "No such command 'trian' (did you mean 'train'?)"
+    >>> _in_our_words("Invalid value: Input should be a valid number, unable to parse string as a number")
+    'Invalid value: not a number'
+    """
+    message = " ".join(message.split()).rstrip(".")
+    message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
+    message = re.sub(r"Input should be a valid integer\b.*", "not a whole number", message)
+    message = re.sub(r"Input should be a valid number\b.*", "not a number", message)
+    return message.replace(": Value error, ", ": ")
 
 
 def _drop_output() -> None:

@@ -147,8 +147,10 @@ def _answer(story: _Story, typed: str, words: list[tuple[str, float]]) -> str | 
         return story.text
     elif command == "/save":
         return _save(story, argument.strip())
-    elif command.startswith("/"):
+    elif command == "/help":
         return _HELP
+    elif command.startswith("/"):
+        return f"there is no {command}: {_HELP}"
     else:
         story.type(typed)
         return console.unknown(*story.unknown())
@@ -159,6 +161,8 @@ def _save(story: _Story, name: str) -> str:
     if not name:
         return "give a name: /save story.txt"
     path = Path(name)
+    if path.is_dir():
+        return f"{path} is a directory: give the name of a file"
     if path.exists() and not console.confirm(f"{path} is there: write over it?"):
         return "not saved"
     try:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.text import Text
 
 # Tables in a pipe have their natural width: what is written there must not depend on the terminal.
@@ -29,6 +29,8 @@ _PIPE_WIDTH = 160
 # Lines of a text there.
 _TEXT_WIDTH = 80
 _NARROW = 70
+# Less than this leaves no room for a long bar beside the longest figures.
+_WIDE = 100
 # Of what the model does not know so much is named.
 _NAMED = 20
 # Control characters but newline and tab, and what changes the direction or the visibility of text.
@@ -303,19 +305,38 @@ class Bars:
 
     Args:
         quiet: neither bars nor lines.
+
+    Attributes:
+        live: whether there are bars.
+        narrow: whether there is room for little.
+        notice: a line below the bars; set by a signal's handler, too, since the bars look for it themselves.
     """
 
     def __init__(self, quiet: bool = False) -> None:
         from rich.progress import BarColumn, Progress, TextColumn
 
+        bars = self
+
+        class Noticing(Progress):
+            def get_renderables(self) -> Iterable[RenderableType]:
+                yield from super().get_renderables()
+                if bars.notice:
+                    yield _text(bars.notice, "yellow")
+
+        self.notice = ""
         self._quiet = quiet
         self._console = _console(sys.stderr)
         self.live = self._console.is_terminal and not self._console.is_dumb_terminal and not quiet
         self.narrow = self._console.width < _NARROW
         self._drawn: dict[int, float] = {}
-        self._progress = Progress(
+        self._progress = Noticing(
             TextColumn("{task.description}"),
-            BarColumn(8 if self.narrow else 24, style="dim", complete_style="cyan", finished_style="cyan"),
+            BarColumn(
+                8 if self.narrow else 16 if self._console.width < _WIDE else 24,
+                style="dim",
+                complete_style="cyan",
+                finished_style="cyan",
+            ),
             TextColumn("{task.completed:>.0f}/{task.total:.0f}", style="dim"),
             TextColumn(" {task.fields[info]}", markup=False),
             console=self._console,

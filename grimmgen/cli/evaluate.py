@@ -78,9 +78,10 @@ def evaluate(
 
     for path in files or []:
         if not path.is_file():
-            raise UsageError(f"there is no file {path}", "give the path of a text file")
+            what = f"{path} is not a file" if path.exists() else f"there is no file {path}"
+            raise UsageError(what, "give the path of a text file")
     given = [Story(str(path), path) for path in files or []]
-    wanted: list[str | None] = [*run] if run else [None]
+    wanted: list[str | None] = [*dict.fromkeys(run)] if run else [None]
     heatmap = heatmap or html is not None
     if novelty or heatmap:
         if len(wanted) > 1 or dynamic or baseline or (novelty and heatmap):

@@ -7,6 +7,9 @@ from typing import Annotated
 
 from grimmgen.cli import options
 
+# So many failures are told as they come; the others are most likely of the same kind.
+_TOLD = 5
+
 
 def fetch(
     stories: Annotated[
@@ -47,7 +50,8 @@ def fetch(
                     received += event.size
                 case corpus.StoryFailed():
                     failed.append(event)
-                    bars.line(f"{event.name}: {event.error}", "red")
+                    if len(failed) <= _TOLD:
+                        bars.line(f"{event.name}: {event.error}", "red")
             rate = received / max(1e-3, time.monotonic() - began)
             bars.update(
                 bar,
@@ -55,6 +59,8 @@ def fetch(
                 f"{console.size(received)}  {console.size(rate)}/s",
                 console.size(received),
             )
+        if len(failed) > _TOLD:
+            bars.line(f"and {len(failed) - _TOLD} more; --json has them all", "red")
     failed.sort(key=lambda failure: failure.name)
     if json:
         console.document(
@@ -74,9 +80,10 @@ def fetch(
     if failed:
         names = ", ".join(failure.name for failure in failed[:10]) + (" …" if len(failed) > 10 else "")
         kind = IntegrityError if all(isinstance(f.error, IntegrityError) for f in failed) else GrimmgenError
+        remedies = {failure.error.remedy for failure in failed}
         raise kind(
             f"{len(failed)} of {missing} tales could not be fetched ({names}), {failed[0].error.what}",
-            "run the command again to fetch what is missing",
+            remedies.pop() if len(remedies) == 1 else "run the command again to fetch what is missing",
         )
     if not (quiet or json):
         console.hint("grimmgen train", "next")

@@ -20,11 +20,13 @@ _LONGEST_PROMPT = 1 << 20
 def generate(
     run: options.RunOrFile = None,
     seed: Annotated[
-        str, options.option(help="The text that the story begins with; - reads it from standard input.")
+        str,
+        options.option(
+            help="The text that the story begins with; - reads it from standard input.",
+            show_default="the model begins",
+        ),
     ] = "",
-    seed_file: Annotated[
-        Path | None, options.option(help="The same from a file.", show_default="the model begins")
-    ] = None,
+    seed_file: Annotated[Path | None, options.option(help="The same from a file.")] = None,
     length: Annotated[
         int | None,
         options.option(
@@ -61,7 +63,7 @@ def generate(
         int | None,
         options.option(help="Weigh so many beams of n-grams, then draw one of them.", show_default="no beams"),
     ] = None,
-    beam_depth: Annotated[int | None, options.option(help="N-grams of a beam.", show_default="5")] = None,
+    beam_depth: Annotated[int | None, options.option(help="N-grams of a beam; 5 if not given.")] = None,
     max_copy: Annotated[
         int | None,
         options.option(
@@ -97,8 +99,8 @@ def generate(
 
     Several stories are told side by side, and come when all are complete, with an empty line between them.
 
-    What may come next is narrowed in this order: --max-copy, --repetition-penalty, --temperature, --top-k,
-    --top-p, --min-p. --json has all that it takes to tell a story again.
+    What may come next is narrowed in this order: --max-copy, --repetition-penalty, --temperature,
+    --top-k, --top-p, --min-p. --json has all that it takes to tell a story again.
 
     Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
     """

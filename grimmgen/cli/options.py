@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+if TYPE_CHECKING:
+    from grimmgen.configuration import Configuration
+
 Part = Literal["train", "valid", "test"]
+
+# Where an option is called otherwise than in the configuration.
+RENAMED = {"init": "initialisation", "lr": "learning_rate"}
+# The epochs of a run whose rate anneals to the end of its budget.
+AS_MANY_AS_TIME_ALLOWS = 1 << 20
 
 # Every option has a variable (GRIMMGEN_TRAIN_UNROLL and so on); said once, not at every option. A default that is
 # no value is told by show_default: brackets in a help text would be read as markup.
@@ -59,3 +67,28 @@ def duration(text: str) -> float:
         return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit.lower()]
     except (ValueError, KeyError):
         raise UsageError(f"--budget {text!r} is not a duration", "give one like 30s, 10m or 1h") from None
+
+
+def as_typed(configuration: Configuration) -> str:
+    """The options that are not the tutorial's, as one would type them, but epochs without an end.
+
+    >>> from grimmgen.configuration import Configuration
+    >>> as_typed(Configuration(hidden=64, learning_rate=0.01, lower=False, phases=True, budget=90.0))
+    '--hidden 64 --lr 0.01 --budget 90s --keep-case --phases'
+    """
+    typed = []
+    names = {name: option for option, name in RENAMED.items()}
+    for name, value in configuration.departures().items():
+        option = names.get(name, name).replace("_", "-")
+        match name, value:
+            case "lower", _:
+                typed.append("--keep-case")
+            case "budget", _:
+                typed.append(f"--budget {value:g}s")
+            case "epochs", _ if value == AS_MANY_AS_TIME_ALLOWS:
+                pass
+            case _, bool():
+                typed.append(f"--{option}" if value else f"--no-{option}")
+            case _:
+                typed.append(f"--{option} {value}")
+    return " ".join(typed)

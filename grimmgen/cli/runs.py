@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grimmgen.cli import options
+from grimmgen.cli import helping, options
 
 if TYPE_CHECKING:
     from grimmgen.registry import Run
 
 app = typer.Typer(
-    help="List, show, find and remove trained runs.\n\nExample: grimmgen runs list", no_args_is_help=True
+    cls=helping.Group,
+    help="List, show, find and remove trained runs.\n\nExample: grimmgen runs list",
+    no_args_is_help=True,
 )
 
 _Name = Annotated[
@@ -24,7 +26,7 @@ _Name = Annotated[
 ]
 
 
-@app.command("list")
+@app.command("list", cls=helping.Command)
 def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     """List the runs, the latest first.
 
@@ -65,7 +67,7 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     )
 
 
-@app.command("show")
+@app.command("show", cls=helping.Command)
 def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Show what a run was made of and how it learnt: its evaluations, and its learning curve.
 
@@ -81,7 +83,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.document({**_summary(run), "path": run.path, "info": info, "log": log})
         return
     try:
-        departures = [f"{name} {value}" for name, value in run.configuration.departures().items()]
+        departures = options.as_typed(run.configuration)
         facts = [
             ("run", run.name),
             ("place", run.path),
@@ -89,7 +91,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             ("created", info["created"]),
             ("command", info["command"]),
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
-            ("options", f"{', '.join([*departures, 'else']) if departures else 'all'} the tutorial's"),
+            ("options", f"{departures}, else the tutorial's" if departures else "all the tutorial's"),
             ("versions", ", ".join(f"{k} {v}" for k, v in info["versions"].items())),
         ]
         scores = [event for event in log if event.get("event") == "evaluated"]
@@ -129,7 +131,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.drawing(chart.draw(curve, console.text_width(), glyphs), styles)
 
 
-@app.command("plot")
+@app.command("plot", cls=helping.Command)
 def plot(
     names: Annotated[
         list[str] | None,
@@ -146,7 +148,7 @@ def plot(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw the learning curves of runs for a paper; needs matplotlib: pip install 'grimmgen[plot]'.
+    """Draw the learning curves of runs for a paper; needs matplotlib (pip install matplotlib).
 
     Example: grimmgen runs plot sly-fox old-owl --over seconds --output curves.svg
     """
@@ -161,7 +163,7 @@ def plot(
         console.note(f"written to {output}")
 
 
-@app.command("path")
+@app.command("path", cls=helping.Command)
 def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Print the directory of a run.
 
@@ -177,7 +179,7 @@ def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.write(f"{run.path}\n")
 
 
-@app.command("rm")
+@app.command("rm", cls=helping.Command)
 def rm(
     names: Annotated[
         list[str], options.argument(metavar="RUN", help="The runs.", autocompletion=options.complete_runs)

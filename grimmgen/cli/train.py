@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -36,13 +36,18 @@ if TYPE_CHECKING:
 _LIMITS = {"run", "resume", "epochs", "budget", "device", "json", "quiet"}
 # Options of this command that are no options of a run's configuration.
 _OTHERS = {"context", "preset", "corpus", "split", *_LIMITS} - {"epochs", "budget"}
-# Where an option is called otherwise than in the configuration.
-_RENAMED = {"init": "initialisation", "lr": "learning_rate"}
+# What has no say unless another option has a certain value.
+_NEEDS = {
+    "rounds": ("cell", "mogrifier"),
+    "warmup": ("schedule", "cosine"),
+    "decay_factor": ("schedule", "plateau"),
+    "decay_patience": ("schedule", "plateau"),
+}
 
 _NETWORK, _LEARNING, _TEXT = "Network", "Learning", "Text"
-_AS_MANY_AS_TIME_ALLOWS = 1 << 20
 # What the bars have hidden.
 _SHOW_CURSOR = b"\x1b[?25h"
+_FINISHING = "finishing the step and saving; once more to leave at once"
 
 
 def train(
@@ -189,22 +194,24 @@ def train(
     """Train a model; the defaults are the tutorial's, or those of a preset.
 
     Ctrl-C finishes the step, saves, and prints how to go on; a second one leaves at once. With several GPUs:
-    torchrun --nproc-per-node 8 -m grimmgen train
+    torchrun --nproc-per-node 8 -m -- grimmgen train
 
     Example: grimmgen train --preset strong --budget 10m
     """
     seconds = None if budget is None else options.duration(budget)
     sources = {name: source.name for name in context.params if (source := context.get_parameter_source(name))}
     # What a variable sets is set for every run; only what was typed was meant for this one.
-    idle = sorted(name for name, source in sources.items() if source == "COMMANDLINE" and name not in _LIMITS)
-    if resume and idle:
-        names = ", ".join("--" + name.replace("_", "-") for name in idle)
+    typed = sorted(name for name, source in sources.items() if source == "COMMANDLINE" and name not in _LIMITS)
+    if resume and typed:
+        names = ", ".join("--" + name.replace("_", "-") for name in typed)
         raise UsageError(
             f"{names} cannot be given with --resume",
             "leave that out: a run keeps all its options but --epochs, --budget and --device",
         )
     given = {name for name, source in sources.items() if source != "DEFAULT"}
     configuration = None if resume else _configuration(preset, context.params, given, seconds)
+    if configuration is not None:
+        _check_heeded(configuration, typed)
 
     from grimmgen import ranks, registry
     from grimmgen.cli import console
@@ -226,10 +233,15 @@ def train(
                 console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
             training = Training.begin(opened, configuration, parts, run, device, command_line(), joined)
 
-        with _stopping(training, signals, joined), console.Bars(quiet or json) as bars:
-            finished = _follow(training.events(), bars, json)
+        bars = console.Bars(quiet or json)
+        with _stopping(training, signals, joined, bars), bars:
+            finished, done = _follow(training.events(), bars, json)
         if joined.first and not json:
             _report(training, finished, quiet)
+        if joined.first and not (quiet or json or done):
+            console.note(
+                "there was nothing left to do: to go on, give an --epochs or a --budget above what the run has had"
+            )
         if joined.first and finished.reason == "interrupted":
             console.hint(f"{joined.command} train --resume --run {training.run.name}", "go on with")
         received = joined.most(signals[0] if signals else 0)
@@ -248,20 +260,35 @@ def _configuration(preset: str, values: Mapping[str, Any], given: set[str], budg
                 chosen["budget"] = budget
                 # A rate that anneals to the end of the budget is not to meet the end of the epochs before.
                 if chosen.get("schedule") == "cosine" and "epochs" not in given:
-                    chosen["epochs"] = _AS_MANY_AS_TIME_ALLOWS
+                    chosen["epochs"] = options.AS_MANY_AS_TIME_ALLOWS
             case _:
-                chosen[_RENAMED.get(name, name)] = values[name]
+                chosen[options.RENAMED.get(name, name)] = values[name]
     return Configuration(**chosen)
 
 
-def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
-    """Draw what happens, or write it as JSON lines."""
+def _check_heeded(configuration: Configuration, typed: Sequence[str]) -> None:
+    """Refuse what was typed in vain.
+
+    Raises:
+        UsageError: an option has no say beside the others.
+    """
+    for name in typed:
+        other, value = _NEEDS.get(name, ("cell", configuration.cell))
+        if (found := getattr(configuration, other)) != value:
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no say with --{other} {found}",
+                f"leave it out, or give --{other} {value}",
+            )
+
+
+def _follow(events: Iterator[Event], bars: Bars, json: bool) -> tuple[Finished, bool]:
+    """Draw what happens, or write it as JSON lines; returns how it ended, and whether there was anything to do."""
     from grimmgen.cli import console
     from grimmgen.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped, event_to_json
 
-    valid, rate, epoch_bar, update_bar = "", "", 0, 0
+    valid, epoch_bar, update_bar = "", 0, 0
     configuration: Configuration | None = None
-    timed = False
+    timed, begun = False, 0
     for event in events:
         if json:
             console.json_line(event_to_json(event))
@@ -269,16 +296,15 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
             case Recovered():
                 console.warn(f"{event.error}: going on from the checkpoint before, of update {event.step}")
             case Started():
-                configuration, updates = event.configuration, event.updates
+                configuration, updates, begun = event.configuration, event.updates, event.step
                 _introduce(event, bars)
                 done = event.step // updates
-                timed = configuration.epochs == _AS_MANY_AS_TIME_ALLOWS
+                timed = configuration.epochs == options.AS_MANY_AS_TIME_ALLOWS
                 if timed:
                     epoch_bar = bars.add("second", int(configuration.budget or 0))
                 else:
                     epoch_bar = bars.add("epoch ", configuration.epochs, done)
                 update_bar = bars.add("update", updates, event.step - done * updates)
-                rate = f"rate {configuration.learning_rate:g}"
             case Stepped() if bars.live and configuration is not None:
                 progress = event.step / (configuration.epochs * updates)
                 if configuration.budget is not None:
@@ -290,16 +316,18 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
                 bars.update(
                     update_bar,
                     event.update,
-                    f"{rate}  {event.speed / 1000:.0f}k n-grams/s  {console.seconds(left)} left",
+                    f"rate {event.rate:.2g}  {event.speed / 1000:.0f}k n-grams/s  {console.seconds(left)} left",
                     f"{console.seconds(left)} left",
                 )
             case Evaluated():
                 mark = " ★" if event.best else ""
                 if event.best:
                     valid = f"  best {event.perplexity:.2f} ★"
+                # 39 columns where there are no more than 40.
+                train, held_out = ("train", "valid") if bars.narrow else ("training", "validation")
                 line = (
-                    f"epoch {event.epoch:3d}  training {event.training_perplexity:6.2f}"
-                    f"  validation {event.perplexity:6.2f}{mark}"
+                    f"epoch {event.epoch:3d}  {train} {event.training_perplexity:6.2f}"
+                    f"  {held_out} {event.perplexity:6.2f}{mark}"
                 )
                 if not bars.narrow:
                     line += f"  {event.bits_per_character:.3f} bits/char  {console.seconds(event.seconds)}"
@@ -307,7 +335,6 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
                 if event.best or not bars.live:
                     bars.line(line)
             case RateDecayed():
-                rate = f"rate {event.new_rate:g}"
                 bars.line(
                     f"rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity {event.perplexity:.2f},"
                     f" no new minimum below {event.minimum:.2f} for {event.evaluations} evaluations",
@@ -316,7 +343,7 @@ def _follow(events: Iterator[Event], bars: Bars, json: bool) -> Finished:
             case Saved():
                 bars.line(f"saved at update {event.step}{' with new best weights' if event.best else ''}", "dim")
             case Finished():
-                return event
+                return event, event.step > begun
             case _:
                 pass
     raise AssertionError("training ends with Finished")
@@ -330,7 +357,7 @@ def _introduce(event: Started, bars: Bars) -> None:
         f"run {event.run} {begun}: {event.corpus}, {train}/{valid}/{test} {unit} for train/valid/test", "bold"
     )
     configuration = event.configuration
-    updates = "1 update" if event.updates == 1 else f"{event.updates} updates"
+    updates = _updates(event.updates)
     bars.line(f"text: {event.ngrams:,} n-grams, vocabulary {event.vocabulary_size}, {updates} an epoch")
     if event.unknown > _MUCH:
         bars.line(
@@ -340,12 +367,12 @@ def _introduce(event: Started, bars: Bars) -> None:
         f"{_CELLS[configuration.cell]}: {configuration.layers} × {configuration.hidden} units,"
         f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
     )
-    departures = configuration.departures()
-    if configuration.epochs == _AS_MANY_AS_TIME_ALLOWS:
-        del departures["epochs"]
-    if departures:
-        shown = ", ".join(f"{name} {value}" for name, value in departures.items())
-        bars.line(f"unlike the tutorial: {shown}", "dim")
+    if departures := options.as_typed(configuration):
+        bars.line(f"unlike the tutorial: {departures}", "dim")
+
+
+def _updates(number: int) -> str:
+    return "1 update" if number == 1 else f"{number} updates"
 
 
 _CELLS = {"lstm": "LSTM", "peephole": "peephole LSTM", "gru": "GRU", "mogrifier": "mogrifier LSTM"}
@@ -370,7 +397,7 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
     best = finished.best_perplexity
     pairs: list[tuple[str, object]] = [
         ("ended", _REASONS[finished.reason]),
-        ("epochs", f"{finished.epoch} ({finished.step} updates in {console.seconds(finished.seconds)})"),
+        ("epochs", f"{finished.epoch} ({_updates(finished.step)} in {console.seconds(finished.seconds)})"),
         ("validation", "none yet" if best is None else f"perplexity {best:.2f}, at epoch {finished.best_epoch}"),
         ("run", run.name),
         ("place", run.path),
@@ -390,7 +417,7 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
 
 
 @contextmanager
-def _stopping(training: Training, received: list[int], joined: Ranks) -> Iterator[None]:
+def _stopping(training: Training, received: list[int], joined: Ranks, bars: Bars) -> Iterator[None]:
     """Let the first signal end training after its step, and the second at once.
 
     One that reaches any of several ranks stops all of them, and the second is as good as the first: torchrun
@@ -410,7 +437,11 @@ def _stopping(training: Training, received: list[int], joined: Ranks) -> Iterato
             os._exit(128 + number)
         received.append(number)
         training.stop()
-        os.write(sys.stderr.fileno(), b"\nfinishing the step and saving; once more to leave at once\n")
+        if bars.live:
+            # What is written there now, the bars would draw over.
+            bars.notice = _FINISHING
+        else:
+            os.write(sys.stderr.fileno(), f"\n{_FINISHING}\n".encode())
 
     # Windows has no SIGHUP.
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

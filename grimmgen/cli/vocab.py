@@ -27,8 +27,11 @@ def vocab(
     phases: Annotated[
         bool, options.option(help="Count the training stories cut in all ways, as `train --phases` does.")
     ] = Configuration.phases,
-    split: Annotated[Path | None, options.option(help="A JSON file that names the stories of each part.")] = None,
-    top: Annotated[int, options.option(help="How many of the most and least frequent to show.", min=0)] = 20,
+    split: Annotated[
+        Path | None,
+        options.option(help="A JSON file that names the stories of each part.", show_default="80/10/10 by name"),
+    ] = None,
+    top: Annotated[int, options.option(help="How many of the most and least frequent to show.")] = 20,
     check: Annotated[
         bool,
         options.option("--check", help="Instead, look for what may do harm in the corpus, and tell what to do."),
@@ -47,8 +50,11 @@ def vocab(
     from grimmgen import tokens
     from grimmgen.cli import console
     from grimmgen.corpus import PARTS, open_corpus, split_by_file, split_by_hash
+    from grimmgen.errors import UsageError
     from grimmgen.vocabulary import UNKNOWN
 
+    if top < 0:
+        raise UsageError(f"--top {top} is out of range", "give 0 or more")
     opened = open_corpus(corpus)
     divided = split_by_hash(opened) if split is None else split_by_file(opened, split)
     if check:
@@ -130,15 +136,15 @@ def vocab(
         right=heads[1:],
         dispensable=["characters", "stories"],
     )
-    console.out(
+    console.sentence(
         f"vocabulary: {len(vocabulary)} = {len(ranked)} {grams} seen {min_count} times or more in the training"
         " stories, <unk> for the rest, <end> for a story's end"
     )
     if top:
         console.out()
-        console.out(f"most frequent   {_list(ranked[:top])}")
-        console.out(f"least frequent  {_list(ranked[max(0, len(ranked) - top) :])}")
-    console.out(f"a story begins  {beginning!r}")
+        console.sentence(f"most frequent   {_list(ranked[:top])}")
+        console.sentence(f"least frequent  {_list(ranked[max(0, len(ranked) - top) :])}")
+    console.sentence(f"a story begins  {beginning!r}")
     if not quiet:
         given = "" if corpus == "grimm" else f" --corpus {shlex.quote(corpus)}"
         console.hint(f"grimmgen train{given}", "next")
