@@ -102,11 +102,6 @@ class Story:
             GrimmgenError: the file cannot be read, or is too large.
             IntegrityError: it is not what was fetched.
         """
-        if isinstance(self.path, Path) and self.sha256 is not None and self.latin1:
-            if self.path.is_symlink():
-                raise IntegrityError(f"{self.path} is a link, not the story that was fetched", self._remedy)
-            if self.path.exists() and not self.path.is_file():
-                raise IntegrityError(f"{self.path} is not a file", self._remedy)
         with self._opened() as file:
             content = file.read(_LARGEST_STORY + 1)
         if len(content) > _LARGEST_STORY:
@@ -153,8 +148,14 @@ class Story:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[io.BufferedIOBase]:
+        if isinstance(self.path, Path) and self.sha256 is not None and self.latin1:
+            if self.path.is_symlink():
+                raise IntegrityError(f"{self.path} is a link, not the story that was fetched", self._remedy)
+            if self.path.exists() and not self.path.is_file():
+                raise IntegrityError(f"{self.path} is not a file", self._remedy)
         try:
-            with self.path.open("rb") as file:
+            # Also what has been put in the place of a text since is not waited for.
+            with files.opened(self.path) if isinstance(self.path, Path) else self.path.open("rb") as file:
                 yield cast(io.BufferedIOBase, file)
         except FileNotFoundError:
             raise IntegrityError(f"{self.path} is gone", self._remedy) from None

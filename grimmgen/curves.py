@@ -86,16 +86,17 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
 
     Args:
         curves: at least one.
-        path: the picture, written atomically; its ending names the format.
+        path: the picture, written atomically; its ending names the format. Where it is a link, that stays.
         over: the axis to the right.
 
     Raises:
-        UsageError: there is no such format.
+        UsageError: there is no such format, or what is there is no file.
         GrimmgenError: matplotlib is not installed, a run has no evaluation yet, or the file cannot be written.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise UsageError(f"{path} has no ending that names a format", f"give one of .{', .'.join(FORMATS)}")
+    target = files.output(path)
     if empty := [curve.run for curve in curves if not curve.steps]:
         raise GrimmgenError(f"the run {empty[0]} has no evaluation yet", "wait for its first one, or leave it out")
     try:
@@ -137,7 +138,7 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
         content = io.BytesIO()
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
         figure.savefig(content, format=kind, dpi=200, metadata=dated)
-    files.write_atomically(path, content.getvalue())
+    files.write_atomically(target, content.getvalue())
 
 
 def _between(lowest: float, value: object, highest: float) -> float:

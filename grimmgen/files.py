@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from grimmgen.errors import GrimmgenError, IntegrityError
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)
@@ -57,6 +57,29 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def output(path: Path) -> Path:
+    """The file that a name of the user's leads to, for `write_atomically`, which would put a file in its place.
+
+    A link stays, and what it leads to is written; a device or a pipe (`/dev/null`, as the superuser) stays, too.
+
+    Raises:
+        UsageError: there is something else than a file.
+        GrimmgenError: the path cannot be looked at.
+    """
+    refused = UsageError(f"{str(path)!r} is not a file", "give the name of a file, new or to be replaced")
+    try:
+        with explained(f"cannot write {path}", missing_ok=True):
+            real = Path(os.path.realpath(path)) if path.is_symlink() else path
+            regular = stat.S_ISREG(real.stat().st_mode)
+    except FileNotFoundError:
+        return real
+    except ValueError:
+        raise refused from None  # NUL
+    if not regular:
+        raise refused
+    return real
 
 
 def keep(path: Path, copy: Path) -> None:

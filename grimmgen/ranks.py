@@ -338,7 +338,10 @@ def end(code: int) -> NoReturn:
 
 def speaks() -> bool:
     """Whether this process is to tell an error: one of the command line, which all were given, is the first's."""
-    return _joining or os.environ.get("RANK", "0") == "0" or not all(map(os.environ.get, _NEEDED))
+    rank = os.environ.get("RANK", "")
+    # A rank that is no number is nobody's, and nobody else would speak.
+    later = rank.isascii() and rank.isdigit() and rank.strip("0") != ""
+    return _joining or not later or not all(map(os.environ.get, _NEEDED))
 
 
 @contextlib.contextmanager
@@ -359,7 +362,8 @@ def _reached() -> Iterator[None]:
 
 def _number(name: str) -> int:
     value = os.environ[name]
-    if not value.isascii() or not value.isdigit():
+    # What has more digits than any number of processes would not fit where PyTorch puts it.
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
         raise UsageError(f"{name}={value[:20]!r} is no number", "start with torchrun, or unset it")
     return int(value)
 

@@ -36,6 +36,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Names that Windows keeps for devices, whatever follows a dot; and what would be taken for a file.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.safetensors", re.IGNORECASE)
 _FORMAT = 1
+# Some 250,000 evaluations. A stranger's may be of holes, and larger than the memory.
+_LARGEST_LOG = 64 << 20
 
 _ADJECTIVES = (
     "amber brave bright clever crooked dappled drowsy frosty gentle golden hidden hollow honest hungry idle iron "
@@ -134,17 +136,24 @@ class Run:
         raise GrimmgenError(f"the run {self.name} has saved nothing yet", "wait for its first evaluation")
 
     def log(self) -> list[dict[str, Any]]:
-        """The events that were logged; a line that a crash has torn is left out."""
+        """The events that were logged; a line that a crash has torn is left out.
+
+        Raises:
+            GrimmgenError: it cannot be read.
+            IntegrityError: it is larger than any training makes it.
+        """
         events = []
         try:
             with (
                 files.explained(f"cannot read {self.log_path}", missing_ok=True),
                 files.opened(self.log_path) as file,
             ):
-                lines = file.read().splitlines()
+                content = file.read(_LARGEST_LOG + 1)
         except FileNotFoundError:
             return []
-        for line in lines:
+        if len(content) > _LARGEST_LOG:
+            raise IntegrityError(f"{self.log_path} is larger than {_LARGEST_LOG >> 20} MB", "remove it")
+        for line in content.splitlines():
             with contextlib.suppress(ValueError, RecursionError):
                 event = json.loads(line)
                 if isinstance(event, dict):

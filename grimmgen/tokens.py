@@ -15,7 +15,10 @@ import functools
 import hashlib
 import json
 import mmap
+import os
+import shutil
 import unicodedata
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +49,7 @@ IN_MEMORY = 64 << 20
 KEPT = 3
 
 _LOCK_TIMEOUT = 3600.0
-_FORMAT = 1
+_FORMAT = 2
 _MAGIC = b"grimmids"
 # Keys counted at a time: enough to make up for adding a whole table of counts.
 _AT_ONCE = 1 << 17
@@ -304,8 +307,9 @@ def _count(stories: Sequence[Story], options: Configuration) -> Vocabulary:
 
 # --- the file of a large text's ids --------------------------------------------------------------------------
 #
-# The ids of all stories, way after way; a JSON object that has the vocabulary and the lengths; how long that is,
-# in eight bytes; eight bytes that say what the file is.
+# The ids of all stories, way after way; a JSON object that has the vocabulary and the lengths; the CRC-32 of all
+# that, in four bytes; how long the object is, in eight; eight bytes that say what the file is. Every byte is
+# checked when it is opened: ids that have changed on the disk would be learnt from, and nobody would know.
 
 
 class _Ids:
@@ -329,27 +333,42 @@ class _Ids:
 
 def _mapped(stories: Sequence[Story], configuration: Configuration, phases: range) -> Encoded:
     directory = paths.tokens_directory()
-    files.make_directory(directory)
     # Several processes of a host that train together hash at the same time; one encodes, the others wait for it.
     key = _key(stories, configuration)
+    path = directory / f"{key}.ids"
+    # What is there needs no lock, which a cache that cannot be written does not give.
+    with contextlib.suppress(FileNotFoundError, IntegrityError):
+        encoded = _open(path)
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return encoded
+    files.make_directory(directory)
     with files.locked(directory / ".lock", "the cache of encoded texts", _LOCK_TIMEOUT):
         files.sweep(directory)
-        path = directory / f"{key}.ids"
         try:
             encoded = _open(path)
         except (FileNotFoundError, IntegrityError):
+            _make_way(path)
             _write(path, stories, _count(stories, configuration), phases)
             if _key(stories, configuration) != key:
                 path.unlink()
                 raise IntegrityError("the text has changed while it was read", "run the command again") from None
             encoded = _open(path)
         with files.explained(f"cannot use {path}"):
-            path.touch()
-            for old in sorted(directory.glob("*.ids"), key=lambda p: -p.stat().st_mtime_ns)[KEPT:]:
+            others = [other for other in directory.glob("*.ids") if other != path]
+            # A clock that was wrong makes the order wrong, but never removes the file that is in use.
+            for old in sorted(others, key=lambda p: -p.lstat().st_mtime_ns)[KEPT - 1 :]:
                 # Windows keeps a file that is in use; a later run will remove it.
                 with contextlib.suppress(PermissionError):
                     old.unlink()
     return encoded
+
+
+def _make_way(path: Path) -> None:
+    """Remove a directory from where a file of ids belongs: what lies in the cache can be made again."""
+    if path.is_dir() and not path.is_symlink():
+        with files.explained(f"cannot remove the directory {path}"):
+            shutil.rmtree(path)
 
 
 def _key(stories: Sequence[Story], options: Configuration) -> str:
@@ -361,17 +380,20 @@ def _key(stories: Sequence[Story], options: Configuration) -> str:
 
 
 def _write(path: Path, stories: Sequence[Story], vocabulary: Vocabulary, phases: range) -> None:
-    lengths = []
+    lengths, checksum = [], 0
     with files.replacing(path) as file:
         for story in stories:
             for phase in phases:
                 length = 0
                 for ids in encode(story, vocabulary, phase):
-                    file.write(ids.tobytes())
+                    content = ids.tobytes()
+                    checksum = zlib.crc32(content, checksum)
+                    file.write(content)
                     length += len(ids)
                 lengths.append(length)
         about = json.dumps({"vocabulary": vocabulary.to_json(), "ways": len(phases), "lengths": lengths}).encode()
-        file.write(about + len(about).to_bytes(8, "little") + _MAGIC)
+        checksum = zlib.crc32(about, checksum)
+        file.write(about + checksum.to_bytes(4, "little") + len(about).to_bytes(8, "little") + _MAGIC)
 
 
 def _open(path: Path) -> Encoded:
@@ -382,14 +404,16 @@ def _open(path: Path) -> Encoded:
         IntegrityError: it is not what was written.
     """
     damaged = IntegrityError(f"{path} is no file of ids", "remove it")
-    with files.explained(f"cannot read {path}", missing_ok=True), path.open("rb") as file:
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise damaged
+    with files.explained(f"cannot read {path}", missing_ok=True), files.opened(path) as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
             raise damaged from None  # it is empty
     try:
         return _decoded(mapped)
-    except (ValueError, KeyError, IndexError, TypeError, IntegrityError):
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, IntegrityError):
         # Windows would not replace a file that is mapped.
         mapped.close()
         raise damaged from None
@@ -397,15 +421,22 @@ def _open(path: Path) -> Encoded:
 
 def _decoded(mapped: mmap.mmap) -> Encoded:
     """The vocabulary and the stories of a file of ids; one of several errors where it is none."""
-    end = len(mapped) - 16 - int.from_bytes(mapped[-16:-8], "little")
-    about = json.loads(mapped[max(0, end) : -16])
+    end = len(mapped) - 20 - int.from_bytes(mapped[-16:-8], "little")
+    told = mapped[max(0, end) : -20]
+    about = json.loads(told)
     vocabulary = Vocabulary.from_json(about["vocabulary"])
     ways, lengths, kind = int(about["ways"]), list(map(int, about["lengths"])), narrow(vocabulary)
     every = _Ids(mapped, kind, 0, sum(lengths))
-    if mapped[-8:] != _MAGIC or end != len(every) * np.dtype(kind).itemsize:
+    if mapped[-8:] != _MAGIC or end != len(every) * np.dtype(kind).itemsize or min(lengths) < 0:
         raise ValueError
-    # A damaged id would lead beyond the end of the weights.
-    if any(every[at : at + (1 << 20)].max() >= len(vocabulary) for at in range(0, len(every), 1 << 20)):
+    checksum = 0
+    for at in range(0, len(every), 1 << 20):
+        ids = every[at : at + (1 << 20)]
+        checksum = zlib.crc32(ids.data, checksum)
+        # An id that is none would lead beyond the end of the weights.
+        if ids.max() >= len(vocabulary):
+            raise ValueError
+    if zlib.crc32(told, checksum) != int.from_bytes(mapped[-20:-16], "little"):
         raise ValueError
     firsts = np.cumsum([0, *lengths]).tolist()
     stories: list[list[IdSequence]] = [

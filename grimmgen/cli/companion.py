@@ -138,7 +138,8 @@ def _answer(story: _Story, typed: str, words: list[tuple[str, float]]) -> str | 
     if not typed.strip():
         story.tell()
     elif command.isascii() and command.isdigit() and not argument:
-        if not 1 <= int(command) <= len(words):
+        # What Python makes no number of is none of the words either.
+        if len(command) > 4 or not 1 <= int(command) <= len(words):
             return f"there is no word {command}: the words are 1 to {len(words)}"
         story.go_on(words[int(command) - 1][0])
     elif command == "/undo":
@@ -161,12 +162,11 @@ def _save(story: _Story, name: str) -> str:
     if not name:
         return "give a name: /save story.txt"
     path = Path(name)
-    if path.is_dir():
-        return f"{path} is a directory: give the name of a file"
-    if path.exists() and not console.confirm(f"{path} is there: write over it?"):
-        return "not saved"
     try:
-        story.save(path)
+        target = files.output(path)
+        if target.exists() and not console.confirm(f"{path} is there: write over it?"):
+            return "not saved"
+        story.save(target)
     except GrimmgenError as error:
         return str(error)
     return f"saved to {path}"

@@ -49,6 +49,15 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
+def one_line(text: str) -> str:
+    r"""A name or a value within one line: a line end in it cannot make up a row, or another value.
+
+    >>> one_line("sly-fox\nold-owl")
+    'sly-fox\\nold-owl'
+    """
+    return safe(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 def error(message: str) -> None:
     """One line: what went wrong, where, and what to do about it."""
     _line("error: ", "bold red", message)
@@ -164,7 +173,7 @@ def table(
     import rich.box
     from rich.table import Table
 
-    grid = [[safe(str(cell)) for cell in row] for row in rows]
+    grid = [[one_line(str(cell)) for cell in row] for row in rows]
     width = {c: max(len(c), *(len(row[i]) for row in grid), 0) for i, c in enumerate(columns)}
     console = _console(sys.stdout)
     shown = list(columns)
@@ -193,12 +202,12 @@ def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:
         made.add_column(style="dim", no_wrap=True)
         made.add_column(overflow="fold")
         for name, value in pairs:
-            made.add_row(_text(name), _text(str(value)))
+            made.add_row(_text(name), _text(one_line(str(value))))
         _console(stream).print(made)
         return
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
-        _console(stream).print(_text(f"{name:{width}}  {value}"), soft_wrap=True)
+        _console(stream).print(_text(f"{name:{width}}  {one_line(str(value))}"), soft_wrap=True)
 
 
 def heat(

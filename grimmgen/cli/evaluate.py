@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from grimmgen.scores import Difference, Evaluation, Score
 
 _DISPENSABLE = ["<unk>", "characters", "n-grams"]
+# Coloured it takes some seven hundred times its size in memory, and minutes.
+_LARGEST_HEATMAP = 1 << 20
 
 
 def evaluate(
@@ -305,12 +307,17 @@ def _show_novelty(asked: str | None, given: Sequence[Story], split: options.Part
 def _show_heatmap(asked: str | None, given: Sequence[Story], html: Path | None, json: bool, quiet: bool) -> None:
     from grimmgen import files, registry
     from grimmgen.cli import console, heatmap
+    from grimmgen.errors import UsageError
     from grimmgen.surprise import surprises
 
+    target = None if html is None else files.output(html)
+    for story in given:
+        if story.size > _LARGEST_HEATMAP:
+            raise UsageError(f"{story.name} is larger than {_LARGEST_HEATMAP >> 20} MB", "give a part of it")
     name, checkpoint = registry.find_checkpoint(asked)
     read = [(story.name, surprises(checkpoint, story.read())) for story in given]
-    if html is not None:
-        files.write_atomically(html, heatmap.page(name, read).encode("utf-8", "backslashreplace"))
+    if target is not None:
+        files.write_atomically(target, heatmap.page(name, read).encode("utf-8", "backslashreplace"))
     if json:
         texts = [{"name": title, **heatmap.to_json(found)} for title, found in read]
         console.document({"run": name, "texts": texts})
