@@ -14,7 +14,6 @@ import importlib.resources
 import io
 import queue
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -496,7 +495,7 @@ def _fetch_missing(
                     "sha256": files.sha256(content),
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 }
-                _make_way(path)
+                files.make_way(path)
                 try:
                     files.write_atomically(path, content)
                 finally:
@@ -524,13 +523,6 @@ def _check_story(url: str, content: bytes) -> None:
     controls = sum(byte < 32 and byte not in b"\t\n\r\f" for byte in content)
     if b"\0" in content or controls > len(content) // 100:
         raise IntegrityError(f"{url}: that is not plain text", remedy)
-
-
-def _make_way(path: Path) -> None:
-    """Remove a directory from where a story belongs: all that lies in the cache can be fetched again."""
-    if path.is_dir() and not path.is_symlink():
-        with files.explained(f"cannot remove the directory {path}"):
-            shutil.rmtree(path)
 
 
 def _missing(directory: Path, manifest: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:

@@ -9,7 +9,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from grimmgen import files
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
@@ -113,7 +113,7 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
         axes = figure.subplots()
         for number, curve in enumerate(curves):
             x, colour = curve.over(over), _COLOURS[number % len(_COLOURS)]
-            alone = {"marker": "o", "markersize": 3} if len(x) == 1 else {}
+            alone: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) == 1 else {}
             axes.plot(x, curve.training, color=colour, linewidth=0.8, linestyle=(0, (4, 2)), **alone)
             axes.plot(x, curve.validation, color=colour, linewidth=1.6, label=curve.run, **alone)
             lowered = [x[k] for k in curve.decays], [curve.validation[k] for k in curve.decays]

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,17 @@ def output(path: Path) -> Path:
     if not regular:
         raise refused
     return real
+
+
+def make_way(path: Path) -> None:
+    """Remove a directory from where a file of the cache belongs: all that lies there can be had again.
+
+    Raises:
+        GrimmgenError: it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        with explained(f"cannot remove the directory {path}"):
+            shutil.rmtree(path)
 
 
 def keep(path: Path, copy: Path) -> None:

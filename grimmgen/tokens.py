@@ -16,7 +16,6 @@ import hashlib
 import json
 import mmap
 import os
-import shutil
 import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -348,7 +347,7 @@ def _mapped(stories: Sequence[Story], configuration: Configuration, phases: rang
         try:
             encoded = _open(path)
         except (FileNotFoundError, IntegrityError):
-            _make_way(path)
+            files.make_way(path)
             _write(path, stories, _count(stories, configuration), phases)
             if _key(stories, configuration) != key:
                 path.unlink()
@@ -362,13 +361,6 @@ def _mapped(stories: Sequence[Story], configuration: Configuration, phases: rang
                 with contextlib.suppress(PermissionError):
                     old.unlink()
     return encoded
-
-
-def _make_way(path: Path) -> None:
-    """Remove a directory from where a file of ids belongs: what lies in the cache can be made again."""
-    if path.is_dir() and not path.is_symlink():
-        with files.explained(f"cannot remove the directory {path}"):
-            shutil.rmtree(path)
 
 
 def _key(stories: Sequence[Story], options: Configuration) -> str:
