@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -443,3 +444,9 @@ def test_kernels_fit_a_gpu_without_spilling_a_register(capability: int) -> None:
         assert line["spilled"] == 0, line
         assert line["registers"] <= 255, line
         assert line["shared"] <= SHARED[capability], line
+        # What a program reads back at the next step all of it has written before; and the logits are not replaced
+        # by their gradient before the target's has been read.
+        if line.get("one launch"):
+            assert line["memory"].endswith("SB"), line
+        if line["kernel"] == "softmax":
+            assert line["memory"].count("S") == 1 or re.search("LS[^S]*B[^S]*S", line["memory"]), line
