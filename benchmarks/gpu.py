@@ -266,7 +266,7 @@ def main() -> None:
         raise SystemExit(2)
     where = (
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__},"
-        f" CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        f" CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
     )
     failed = False
     if not options.json:
