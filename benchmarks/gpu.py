@@ -2,10 +2,11 @@
 
     python benchmarks/gpu.py
     python benchmarks/gpu.py --cell gru --sizes 128,64,50,544 --precisions fp32,bf16 --json
+    python benchmarks/gpu.py --log benchmarks/gpu.jsonl
 
 For each size (H, B, T, V) and precision: the loss of an update and its gradients on Triton's kernels against the
-plain path in float64, and one captured update against one that is not, bit for bit; where that fails nothing is
-timed. Then four contenders, in turn, a few updates at a time:
+plain path in float64, and one captured update against one that is not, bit for bit; where that fails it is said,
+nothing is timed, the next is done, and the exit code is 1. Then four contenders, in turn, a few updates at a time:
 
     grimmgen                    as `grimmgen train` runs it: one CUDA graph, the window copied there each time
     grimmgen, no graph          the same kernels, launched one after the other
@@ -19,7 +20,7 @@ bf16` of ours and `torch.autocast` of the rival.
 Printed are medians and quartiles, updates a second, how many times as fast as each rival a contender is (the
 median, pair by pair), and the shares of two floors: the time of the update's products at the rate of the fastest
 large product that PyTorch does here, and that of its arrays, each written once and read where it is needed, at the
-rate of a large copy.
+rate of a large copy. With --log each measurement is appended to a file, too, one JSON document a line.
 """
 
 from __future__ import annotations
@@ -31,10 +32,12 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import triton
 from torch import Tensor, nn
 from training import Rival, Update, interleaved
 
@@ -99,7 +102,7 @@ class Ours:
             capture(self.model, self.optimiser, self.generator, self.precision) if graph else (None, "")
         )
         if graph and captured is None:
-            raise SystemExit(f"the update could not be captured{told}")
+            raise RuntimeError(f"the update could not be captured{told}")
 
         def update() -> float:
             nonlocal state
@@ -256,24 +259,51 @@ def main() -> None:
     parser.add_argument("--cell", choices=["lstm", "peephole", "gru"], default="lstm")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--log", type=Path)
     options = parser.parse_args()
     if not torch.cuda.is_available():
         print("gpu.py: PyTorch finds no NVIDIA GPU here, and measures nothing without one", file=sys.stderr)
         raise SystemExit(2)
-    where = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, CUDA {torch.version.cuda}"
+    where = (
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Triton {triton.__version__},"
+        f" CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+    )
+    failed = False
     if not options.json:
         print(f"one update, {options.cell}; {where}")
     for size in (Size(*map(int, given.split(","))) for given in options.sizes.split()):
         for precision in options.precisions.split(","):
-            difference = worst_difference(size, options.cell, precision)
-            if not difference < TOLERANCE[precision]:
-                raise SystemExit(f"{size}, {precision}: the gradients are off by {difference:.1e}")
-            if not captured_is_eager(size, options.cell, precision):
-                raise SystemExit(f"{size}, {precision}: a captured update leaves other weights")
-            figures = measured(size, options.cell, precision, options.rounds)
+            setting = {**size._asdict(), "cell": options.cell, "precision": precision, "on": where}
+            difference = figures = wrong = None
+            try:
+                difference = worst_difference(size, options.cell, precision)
+                if not difference < TOLERANCE[precision]:
+                    wrong = f"the gradients are off by {difference:.1e}"
+                elif not captured_is_eager(size, options.cell, precision):
+                    wrong = "a captured update leaves other weights"
+                else:
+                    figures = measured(size, options.cell, precision, options.rounds)
+            except RuntimeError as error:
+                wrong = str(error).partition("\n")[0]
+            line = json.dumps(
+                {
+                    "day": time.strftime("%F"),
+                    **setting,
+                    "difference": difference,
+                    "wrong": wrong,
+                    **(figures or {}),
+                }
+            )
+            if options.log is not None:
+                with options.log.open("a", encoding="utf-8") as log:
+                    log.write(line + "\n")
             if options.json:
-                setting = {"cell": options.cell, "precision": precision, "difference": difference, "on": where}
-                print(json.dumps({**size._asdict(), **setting, **figures}), flush=True)
+                print(line, flush=True)
+            if figures is None:
+                failed = True
+                print(f"{size}, {precision}: {wrong}", file=sys.stderr)
+                continue
+            if options.json:
                 continue
             print(f"\n{size}, {precision}; gradients off by {difference:.1e} at most")
             print(
@@ -286,8 +316,10 @@ def main() -> None:
                     f"{told['lower quartile']:11.3f} –{told['upper quartile']:7.3f}"
                     f"{told['updates a second']:11.0f}"
                     f"{told[f'times as fast as {RIVALS[0]}']:9.2f}{told[f'times as fast as {RIVALS[1]}']:9.2f}"
-                    f"{told['of the arithmetic']:12.0%}{told['of the bandwidth']:11.0%}"
+                    f"{told['of the arithmetic']:12.0%}{told['of the bandwidth']:11.0%}",
+                    flush=True,
                 )
+    raise SystemExit(1 if failed else 0)
 
 
 if __name__ == "__main__":

@@ -76,9 +76,12 @@ class CapturedUpdate:
             for _ in range(_WARM_UP):
                 self._run()
         here.wait_stream(aside)
+        # The graph has memory of its own, and its gradients there.
+        optimiser.zero_gradient()
         self._graph = torch.cuda.CUDAGraph()
         self._graph.register_generator_state(generator)
-        with torch.cuda.graph(self._graph, stream=aside):
+        # The outer one: where the end of a capture raises, PyTorch leaves the other stream the current one.
+        with torch.cuda.stream(here), torch.cuda.graph(self._graph, stream=aside):
             self._run()
 
     def fits(self, window: Window) -> bool:

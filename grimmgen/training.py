@@ -360,8 +360,11 @@ class _Loop:
         self._state = State(state.h[:, self._own], state.c[:, self._own])
         ranks.watch(self._model.parameters(), configuration.batch_size)
         learning = self._model, self._optimiser, self._generator, self._precision
+        self._captured, self._whether_captured = None, ""
+        # What is captured is a whole window's update; of a text that is less, each epoch has a shorter one.
         try:
-            self._captured, self._whether_captured = capture(*learning) if ranks.size == 1 else (None, "")
+            if ranks.size == 1 and self._updates > 1:
+                self._captured, self._whether_captured = capture(*learning)
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory() from error
         self._resumed = training._resumed

@@ -24,7 +24,11 @@ from grimmgen.kernels import gpu, gpu_kernels
 
 # The types of arrays that are not float32; `products` are those in the type of the products.
 _BYTES, _PRODUCTS = {"starts"}, {"u", "entered", "rounded", "grad_a"}
-_NUMBERS = {"first", "last", "T", "B", "mask_rows", "V", "count"}
+# Of the numbers, those that Triton compiles for when they are multiples of 16, as at the tutorial's size they are.
+_MULTIPLES = {"B", "mask_rows", "V", "count"}
+_NUMBERS = {"first", "last", "T", *_MULTIPLES}
+
+_LETTERS = {"ld.global": "L", "cp.async.c": "L", "st.global": "S", "bar.sync": "B"}
 
 
 def window(name: str, gates: int, precision: str, H: int, peephole: bool) -> dict[str, Any]:
@@ -47,8 +51,11 @@ def window(name: str, gates: int, precision: str, H: int, peephole: bool) -> dic
 
 def compiled(
     name: str, types: dict[str, str], constants: dict[str, int], absent: set[str], warps: int
-) -> dict[str, int]:
-    """Registers of a thread, bytes of a thread that are spilled, bytes of shared memory."""
+) -> dict[str, Any]:
+    """Registers of a thread, bytes of a thread that are spilled, bytes of shared memory.
+
+    And, in their order, a letter for each load from global memory, store there, and barrier: L, S, B.
+    """
     kernel: Any = getattr(gpu_kernels, name)
     capability = int(sys.argv[1])
     types = {"starts": "*u8", "targets": "*i64", "norm": "*fp64", "scale": "fp32", **types}
@@ -59,7 +66,7 @@ def compiled(
         signature[argument] = "constexpr" if constant else types.get(argument, "*fp32")
         if constant:
             values[(place,)] = constants.get(argument)
-        elif signature[argument].startswith("*"):
+        elif signature[argument].startswith("*") or argument in _MULTIPLES:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, values, attributes)
     options = {"num_warps": warps, "enable_fp_fusion": True}
@@ -78,6 +85,7 @@ def compiled(
         "registers": int(registers[1]),
         "spilled": sum(map(int, re.findall(r"(\d+) bytes spill stores", told))),
         "shared": made.metadata.shared,
+        "memory": "".join(_LETTERS[what] for what in re.findall("|".join(_LETTERS), text)),
     }
 
 

@@ -216,12 +216,16 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("path", ["native", "plain"])
 def test_a_gpu_without_memory_is_told(
-    corpus: Corpus, path: str, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus, tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fault 37
     monkeypatch.setenv("GRIMMGEN_KERNEL", path)
-    configuration = Configuration(**{**TINY, "hidden": 1024, "unroll": 2000})
+    # The network takes some 20 MB, what a window adds to its gates four times what there is left.
+    tale = "the king went into the forest and found a fox. "
+    for number in range(12):
+        (tmp_path / "tales" / f"{number:02d}.txt").write_text(tale * 1000, encoding="utf-8")
+    configuration = Configuration(**{**TINY, "hidden": 512, "batch_size": 64, "unroll": 1000})
     with pytest.raises(GrimmgenError, match="the device is out of memory at update 1"):
-        trained(Training.begin(corpus, configuration, device="cuda"))
+        trained(Training.begin(open_corpus(corpus.source), configuration, device="cuda"))
 
 
 def test_a_text_shorter_than_a_window_is_trained_on(corpus: Corpus) -> None:

@@ -462,6 +462,8 @@ def softmax(
     at_target += tl.load(bias + target, mask=there, other=0.0)
     tl.store(losses + row, tl.where(target < 0, 0.0, highest - at_target + tl.log(total)))  # (1)
     if gradient is not None:
+        # Where the gradient replaces the logits, the target's is to have been read before any is replaced.
+        tl.debug_barrier()
         scale = tl.where(target < 0, 0.0, scale)
         for begin in range(0, V, BLOCK):
             at = begin + tl.arange(0, BLOCK)
