@@ -85,7 +85,7 @@ class Downloader:
             IntegrityError: the server answers with something that is not a plain file of sane size.
         """
         reason = ""
-        server = urlsplit(url).netloc
+        server = url.rpartition("/")[0]
         attempts = 1 if server in self._absent else ATTEMPTS
         absent = True
         for attempt in range(attempts):

@@ -281,7 +281,7 @@ def test_each_of_several_stories_is_judged(run: Callable[..., Ran]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("eval --novelty --run sly-fox --run sly-fox", "--novelty is shown of one run"),
+        ("eval --novelty --run sly-fox --run old-owl", "--novelty is shown of one run"),
         ("eval --novelty --dynamic", "--novelty is shown of one run"),
         ("eval --novelty --run ./x.safetensors", "./x.safetensors does not bring the stories it has learnt from"),
         ("generate --novelty --run ./x.safetensors", "./x.safetensors does not bring the stories"),
