@@ -18,7 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 
@@ -147,9 +147,23 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
     if len(content) > limit:
         raise IntegrityError(f"{path} is larger than {limit >> 20} MB", "remove it")
     try:
-        return json.loads(content)
+        return parse_json(content)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{path} is not JSON ({error.__class__.__name__})", "remove it") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """A JSON value, without the NaN and Infinity that Python reads, too, and no other program.
+
+    Raises:
+        ValueError: that is none.
+        RecursionError: it is too deep.
+    """
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(name)
+
+    return json.loads(content, parse_constant=refuse)
 
 
 def sha256(content: bytes) -> str:

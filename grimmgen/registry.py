@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import secrets
 import shutil
@@ -131,7 +132,8 @@ class Run:
             IntegrityError: the file is not what it should be.
         """
         for path in (self.best_path, self.last_path):
-            if path.exists():
+            # Also a link that leads nowhere: what should be the best is not passed over.
+            if os.path.lexists(path):
                 return Checkpoint.read(path)
         raise GrimmgenError(f"the run {self.name} has saved nothing yet", "wait for its first evaluation")
 
@@ -155,7 +157,7 @@ class Run:
             raise IntegrityError(f"{self.log_path} is larger than {_LARGEST_LOG >> 20} MB", "remove it")
         for line in content.splitlines():
             with contextlib.suppress(ValueError, RecursionError):
-                event = json.loads(line)
+                event = files.parse_json(line)
                 if isinstance(event, dict):
                     events.append(event)
         return events

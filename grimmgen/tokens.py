@@ -18,7 +18,7 @@ import mmap
 import os
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -279,11 +279,18 @@ class Encoded:
     stories: list[list[IdSequence]]
 
 
-def encode_stories(stories: Sequence[Story], configuration: Configuration) -> Encoded:
+def encode_stories(
+    stories: Sequence[Story], configuration: Configuration, waiting: Callable[[str], None] | None = None
+) -> Encoded:
     """Count and encode the stories that are learnt from; a large text's ids are in a file of the cache.
 
     That file is found again by the next run on the same text with the same options. Of such files those that were
     used last stay, `KEPT` of them.
+
+    Args:
+        stories: of the training part.
+        configuration: how they are cut and counted.
+        waiting: told if another process is encoding.
 
     Raises:
         UsageError: nothing is kept, see `Vocabulary.build`.
@@ -292,7 +299,7 @@ def encode_stories(stories: Sequence[Story], configuration: Configuration) -> En
     """
     phases = range(configuration.ngram if configuration.phases else 1)
     if sum(story.size for story in stories) > IN_MEMORY:
-        return _mapped(stories, configuration, phases)
+        return _mapped(stories, configuration, phases, waiting)
     vocabulary = _count(stories, configuration)
     encoded: list[list[IdSequence]] = [
         [np.concatenate(list(encode(story, vocabulary, phase))) for phase in phases] for story in stories
@@ -330,7 +337,9 @@ class _Ids:
         return ids
 
 
-def _mapped(stories: Sequence[Story], configuration: Configuration, phases: range) -> Encoded:
+def _mapped(
+    stories: Sequence[Story], configuration: Configuration, phases: range, waiting: Callable[[str], None] | None
+) -> Encoded:
     directory = paths.tokens_directory()
     # Several processes of a host that train together hash at the same time; one encodes, the others wait for it.
     key = _key(stories, configuration)
@@ -342,7 +351,7 @@ def _mapped(stories: Sequence[Story], configuration: Configuration, phases: rang
             os.utime(path)
         return encoded
     files.make_directory(directory)
-    with files.locked(directory / ".lock", "the cache of encoded texts", _LOCK_TIMEOUT):
+    with files.locked(directory / ".lock", "the cache of encoded texts", _LOCK_TIMEOUT, waiting):
         files.sweep(directory)
         try:
             encoded = _open(path)

@@ -21,7 +21,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -177,6 +177,7 @@ class Training:
         device: str = "auto",
         command: str = "",
         ranks: Ranks = ALONE,
+        waiting: Callable[[str], None] | None = None,
     ) -> Training:
         """Make a new run.
 
@@ -188,6 +189,7 @@ class Training:
             device: `auto`, `cpu` or `cuda`.
             command: that began it, to be kept with it.
             ranks: the processes that train it together.
+            waiting: told if another process is encoding a large text.
 
         Raises:
             UsageError: the device or the name cannot be used, or the text is too short for the options.
@@ -198,7 +200,7 @@ class Training:
         if run is not None:
             registry.check_name(run)
         # Everything that can be wrong with the text is found before the run exists.
-        prepared = _prepare(configuration, split, kind, ranks)
+        prepared = _prepare(configuration, split, kind, ranks, waiting)
         made = ranks.told(
             lambda: str(registry.create(run, configuration, corpus, split, command, versions()).path)
         )
@@ -214,6 +216,7 @@ class Training:
         epochs: int | None = None,
         budget: float | None = None,
         ranks: Ranks = ALONE,
+        waiting: Callable[[str], None] | None = None,
     ) -> Training:
         """Go on with a run where it stopped: with its last checkpoint, or with the one before if that is damaged.
 
@@ -223,6 +226,7 @@ class Training:
             epochs: a new limit; None keeps the run's.
             budget: a new limit in seconds, all of the run counted; None keeps the run's.
             ranks: the processes that train it together, as many as before or not.
+            waiting: told if another process is encoding a large text.
 
         Raises:
             GrimmgenError: there is no checkpoint yet.
@@ -236,7 +240,7 @@ class Training:
         corpus = open_corpus(str(info["corpus"]["source"]))
         split = Split.from_json(info["corpus"]["split"], corpus)
         training = cls(run, configuration, corpus, split, device, ranks)
-        training._resumed = True
+        training._resumed, training._waiting = True, waiting
         if not ranks.first:
             return training
         try:
@@ -254,6 +258,7 @@ class Training:
         return training
 
     _prepared: _Prepared | None = None
+    _waiting: Callable[[str], None] | None = None
     _damage: GrimmgenError | None = None
 
     def stop(self) -> None:
@@ -274,7 +279,7 @@ class Training:
                     # At once, or the next save would keep what is damaged.
                     files.keep(self.run.previous_path, self.run.last_path)
                     yield Recovered(_Progress.from_json(self._checkpoint.progress).step, self._damage.what)
-            given = self._configuration, self._split, self._device.type, self._ranks
+            given = self._configuration, self._split, self._device.type, self._ranks, self._waiting
             loop = _Loop(self, self._prepared or _prepare(*given))
             yield from loop.events()
 
@@ -303,8 +308,14 @@ def _resumable(path: Path) -> Checkpoint:
     return checkpoint
 
 
-def _prepare(configuration: Configuration, split: Split, device: str, ranks: Ranks) -> _Prepared:
-    encoded = tokens.encode_stories(split.parts["train"], configuration)
+def _prepare(
+    configuration: Configuration,
+    split: Split,
+    device: str,
+    ranks: Ranks,
+    waiting: Callable[[str], None] | None,
+) -> _Prepared:
+    encoded = tokens.encode_stories(split.parts["train"], configuration, waiting)
     vocabulary, training = encoded.vocabulary, encoded.stories
     if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
         raise UsageError(

@@ -375,8 +375,8 @@ def test_a_corpus_named_in_no_unicode_can_be_logged() -> None:
 
 def test_what_is_no_event_is_left_out_of_the_log() -> None:
     run = create()
-    lines = [b'{"step": 1}', b"", b"[1]", b"7", b"\xff\xfe", b"[" * 100_000, b'{"step": 2}', b'{"step": 3, "torn']
-    run.log_path.write_bytes(b"\n".join(lines))
+    odd = [b"", b"[1]", b"7", b'{"step": NaN}', b"\xff\xfe", b"[" * 100_000]
+    run.log_path.write_bytes(b"\n".join([b'{"step": 1}', *odd, b'{"step": 2}', b'{"step": 3, "torn']))
     assert run.log() == [{"step": 1}, {"step": 2}]
 
 
@@ -456,6 +456,14 @@ def test_a_corrupt_best_checkpoint_is_not_passed_over() -> None:  # fault 30
     with pytest.raises(IntegrityError, match=re.escape(f"{run.best_path} is not whole")):
         registry.find_checkpoint("mine")
     assert Checkpoint.read(run.last_path).progress == {"step": 7}
+
+
+def test_a_best_checkpoint_that_is_a_link_to_nothing_is_not_passed_over() -> None:  # fault 30
+    run = create("mine")
+    tiny_checkpoint(True).write(run.last_path)
+    run.best_path.symlink_to(run.path / "gone")
+    with pytest.raises(GrimmgenError, match=re.escape(str(run.best_path))):
+        registry.find_checkpoint("mine")
 
 
 def test_what_was_half_made_or_half_removed_goes_with_the_next_change(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import sys
 import time
 import unicodedata
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grimmgen import paths, tokens
+from grimmgen import files, paths, tokens
 from grimmgen.configuration import Configuration, Newlines
 from grimmgen.corpus import open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
@@ -262,6 +263,20 @@ def test_of_two_at_once_one_writes_and_the_other_waits(text: Path, monkeypatch: 
         one, other = pool.map(lambda _: ids(encoded(text, Configuration())), range(2))
     assert one == other
     assert len(written) == 1
+
+
+@pytest.mark.usefixtures("large")
+def test_who_waits_for_another_is_told(text: Path) -> None:  # fault 16
+    directory = paths.tokens_directory()
+    directory.mkdir(parents=True)
+    told: queue.Queue[str] = queue.Queue()
+    stories = split_by_hash(open_corpus(str(text))).parts["train"]
+    with ThreadPoolExecutor(1) as pool:
+        with files.locked(directory / ".lock", "the cache"):
+            made = pool.submit(tokens.encode_stories, stories, Configuration(), told.put)
+            assert told.get(timeout=10) == f"waiting for process {os.getpid()}"
+        assert ids(made.result()) == ids(encoded(text, Configuration()))
+    assert told.empty()
 
 
 @pytest.mark.usefixtures("large")

@@ -222,16 +222,18 @@ def train(
     signals: list[int] = []
     with ranks.joined() as joined:
         json, quiet = json and joined.first, quiet or not joined.first
+        waiting = None if quiet or json else console.note
         if configuration is None:
             limit = epochs if "epochs" in given else None
             found = registry.Run(Path(joined.told(lambda: str(registry.find(run).path))))
-            training = Training.resume(found, device, limit, seconds, joined)
+            training = Training.resume(found, device, limit, seconds, joined, waiting)
         else:
             opened = open_corpus(corpus)
             parts = None if split is None else split_by_file(opened, split)
             if (size := sum(story.size for story in opened.stories)) > IN_MEMORY and not (quiet or json):
                 console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
-            training = Training.begin(opened, configuration, parts, run, device, command_line(), joined)
+            named = run, device, command_line()
+            training = Training.begin(opened, configuration, parts, *named, joined, waiting)
 
         bars = console.Bars(quiet or json)
         with _stopping(training, signals, joined, bars), bars:
