@@ -497,7 +497,7 @@ def test_runs_list(trained: Run, run: Program) -> None:
     heads, _, *rows = [line.split() for line in ran.out.splitlines() if line.strip()]
     assert heads == ["run", "corpus", "cell", "units", "epochs", "perplexity", "bits/char", "age", "size"]
     assert [row[:5] for row in rows] == [[name, "tales", "lstm", "8", "2"] for name in ("sly-owl", "sly-fox")]
-    assert [row[-1] for row in rows] == ["epochs", "epochs"]
+    assert [row[-1] for row in rows] == ["finished", "finished"]
     [first, second] = json.loads(run("runs", "list", "--json").out)
     assert (first["name"], second["name"]) == ("sly-owl", "sly-fox")
     assert f"{second['perplexity']:.2f}" == rows[1][5]
@@ -513,7 +513,7 @@ def test_runs_list_goes_on_past_a_run_that_cannot_be_read(trained: Run, run: Pro
     broken.mkdir()
     (broken / "run.json").write_text("{")
     rows = [line.split() for line in run("runs", "list").out.splitlines() if line.strip()][2:]
-    assert [(row[0], row[-1]) for row in rows] == [("sly-fox", "epochs"), ("broken", "unreadable")]
+    assert [(row[0], row[-1]) for row in rows] == [("sly-fox", "finished"), ("broken", "unreadable")]
 
 
 @pytest.mark.parametrize(
@@ -536,7 +536,7 @@ def test_runs_show(trained: Run, run: Program) -> None:
     assert (ran.code, ran.err) == (0, "")
     facts = dict(line.split(maxsplit=1) for line in ran.out.splitlines()[:8])
     assert facts["place"] == str(trained.path)
-    assert facts["state"] == "epochs"
+    assert facts["state"] == "finished"
     assert facts["options"] == (
         "--hidden 8 --batch-size 4 --unroll 10 --lr 0.01 --epochs 2 --random-seed 7 --min-count 9,"
         " else the tutorial's"

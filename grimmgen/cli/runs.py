@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -55,14 +55,14 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
             _figure(r.get("bits_per_character"), 3),
             _age(r.get("created")),
             console.size(r["bytes"]),
-            r["state"],
+            _state(r),
         ]
         for r in runs
     ]
     console.table(
         heads,
         rows,
-        right=["epochs", "perplexity", "bits/char", "age", "size"],
+        right=["units", "epochs", "perplexity", "bits/char", "age", "size"],
         dispensable=["size", "cell", "", "units", "bits/char", "corpus", "epochs", "age"],
     )
 
@@ -87,7 +87,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         facts = [
             ("run", run.name),
             ("place", run.path),
-            ("state", _summary(run)["state"]),
+            ("state", _state(_summary(run))),
             ("created", info["created"]),
             ("command", info["command"]),
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
@@ -230,6 +230,12 @@ def _summary(run: Run) -> dict[str, Any]:
         }
     except (GrimmgenError, KeyError, TypeError, ValueError, IndexError, OverflowError):
         return summary | {"state": "unreadable"}
+
+
+def _state(summary: Mapping[str, Any]) -> str:
+    """How a run stands, in a word or two; JSON has the reason of its end as the log has it."""
+    state = str(summary["state"])
+    return {"epochs": "finished", "budget": "time is up"}.get(state, state)
 
 
 def _figure(value: object, digits: int) -> str:
