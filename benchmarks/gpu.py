@@ -283,7 +283,7 @@ def main() -> None:
                     wrong = "a captured update leaves other weights"
                 else:
                     figures = measured(size, options.cell, precision, options.rounds)
-            except RuntimeError as error:
+            except Exception as error:
                 wrong = str(error).partition("\n")[0]
             line = json.dumps(
                 {

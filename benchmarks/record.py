@@ -5,7 +5,8 @@
     python benchmarks/record.py --table
 
 Takes a quarter of an hour, on a machine that does nothing else. Each line of `record.jsonl` is a run of one
-script: its arguments, the day, and its report. `--only` measures anew what one script says, and leaves the rest.
+script: its arguments, the day, and its report. `--only` measures anew what one script says, and leaves the rest;
+`--record` names another file, for another kind of machine.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-RECORD = HERE / "record.jsonl"
 # Of an update: clipping, Adam, and what is around the kernel.
 BESIDE = "squares", "adamw", "around"
 _LARGER = ["--hidden", "512", "--vocabulary-size", "700"]
@@ -242,21 +242,24 @@ def main() -> None:
     """Measure what was asked for, or print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, help="for command.py: a directory of texts")
+    parser.add_argument("--record", type=Path, default=HERE / "record.jsonl", help="the file that is kept")
     parser.add_argument("--only", choices=list(TABLES), help="measure with this script alone")
     parser.add_argument("--table", action="store_true", help="measure nothing, print")
     options = parser.parse_args()
-    lines = [json.loads(line) for line in RECORD.read_text().splitlines()] if RECORD.exists() else []
+    record: Path = options.record
+    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     if options.table:
         for script, table in tables(lines).items():
             print(f"{script}\n\n{table}\n")
-        print("\n".join(summary(lines)))
+        if all(script in tables(lines) for script in TABLES):
+            print("\n".join(summary(lines)))
         return
     chosen = [run for run in RUNS if options.only in (None, run[0])]
     made = [measure(run, options.corpus) for run in chosen]
     kept = [line for line in lines if options.only not in (None, line["ran"][0])]
     order = list(TABLES)
     lines = sorted(kept + made, key=lambda line: order.index(line["ran"][0]))
-    RECORD.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
 
 if __name__ == "__main__":

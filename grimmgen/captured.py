@@ -39,7 +39,9 @@ def capture(
         return CapturedUpdate(model, optimiser, generator, precision), ", CUDA graph"
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
+    except Exception as error:
+        # Triton's own errors are no RuntimeErrors. What is wrong with the kernels themselves is met at the first
+        # update again, and ends the program there.
         return None, f", no CUDA graph ({str(error).partition(chr(10))[0]})"
 
 

@@ -41,7 +41,7 @@ class Finding:
     """Something that may do harm.
 
     Attributes:
-        kind: encoding, empty, characters, duplicate, leak, boilerplate or size.
+        kind: file, encoding, empty, characters, duplicate, leak, boilerplate or size.
         what: was found and where, in one line.
         remedy: what to do about it.
         stories: the names of those concerned.
@@ -73,25 +73,29 @@ _Texts = Mapping[Part, Sequence[tuple[str, str]]]
 def _read(split: Split) -> tuple[list[Finding], dict[Part, list[tuple[str, str]]]]:
     """The texts that can be read, and what is to be said of the others."""
     texts: dict[Part, list[tuple[str, str]]] = {part: [] for part in PARTS}
-    unreadable: dict[str, str] = {}
+    unreadable: dict[str, Finding] = {}
     utf16, empty = dict[str, None](), dict[str, None]()
     for part in PARTS:
         for story in split.parts[part]:
             try:
-                content, text = story.content(), story.read()
+                content = story.content()
             except GrimmgenError as error:
-                unreadable[story.name] = error.what
+                unreadable[story.name] = Finding("file", error.what, error.remedy, (story.name,))
                 continue
             if content.count(b"\0") > len(content) // 4 or content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
                 utf16[story.name] = None
-            elif not text.strip():
+                continue
+            try:
+                text = story.read()
+            except GrimmgenError as error:
+                remedy = "convert it, as with iconv -f LATIN1 -t UTF-8"
+                unreadable[story.name] = Finding("encoding", error.what, remedy, (story.name,))
+                continue
+            if not text.strip():
                 empty[story.name] = None
             else:
                 texts[part].append((story.name, text))
-    findings = [
-        Finding("encoding", what, "convert it, as with iconv -f LATIN1 -t UTF-8", (name,))
-        for name, what in unreadable.items()
-    ]
+    findings = [*unreadable.values()]
     if utf16:
         what = f"{_stories(utf16)} {'look' if len(utf16) > 1 else 'looks'} like UTF-16"
         findings.append(Finding("encoding", what, "convert with iconv -f UTF-16 -t UTF-8", tuple(utf16)))

@@ -7,7 +7,7 @@ After each segment the weights θ, in training θ₀, take a step against its gr
 where r is how large a weight's gradients usually are, the root of the mean of their squares over many segments,
 and r̄ the mean of r over all weights: what usually hardly moves moves little. Krause et al. take r from the
 training text. Here the model tells that text itself, each n-gram drawn with its probability (which makes r² the
-diagonal of the Fisher information): a checkpoint is enough to be judged, and on the tales it does as well.
+diagonal of the Fisher information), so that a checkpoint is enough to be judged.
 """
 
 from __future__ import annotations

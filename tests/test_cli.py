@@ -473,6 +473,36 @@ def test_runs_of_other_stories_are_ranked_but_not_compared(
     assert not any("difference" in result for result in ranked)
 
 
+def test_runs_that_fold_text_in_different_ways_are_ranked_but_not_compared(
+    trained: Run, training: list[str], run: Program
+) -> None:
+    options = [*training, "--run", "sly-owl", "--epochs", "1", "--newlines", "space", "--quiet"]
+    assert run("train", *options).code == 0
+    ran = run("eval", "--run", trained.name, "--run", "sly-owl")
+    assert "the runs fold text in different ways (--keep-case, --newlines)" in ran.err
+    assert "needs" not in ran.out
+
+
+@pytest.mark.usefixtures("trained")
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("eval --split test {}", "--split has no say where FILEs are given: leave out one of them"),
+        ("eval --heatmap {} --device cpu", "--device has no say in that: it is done on the CPU: leave it out"),
+        ("eval --novelty --device cpu", "--device has no say in that: it is done on the CPU: leave it out"),
+    ],
+)
+def test_what_is_typed_in_vain_is_refused(
+    run: Program, tales: Path, line: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = line.format(tales / "00.txt").split()
+    assert error(run(*words)) == (2, message)
+    # What a variable sets is set for every call.
+    monkeypatch.setenv("GRIMMGEN_EVAL_DEVICE", "cpu")
+    monkeypatch.setenv("GRIMMGEN_EVAL_SPLIT", "test")
+    assert run("eval", str(tales / "00.txt")).code == 0
+
+
 def test_eval_reads_files_with_a_run_or_with_a_checkpoint_that_was_copied(
     trained: Run, run: Program, tmp_path: Path
 ) -> None:

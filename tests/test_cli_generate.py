@@ -364,7 +364,13 @@ def test_max_copy_keeps_to_the_training_stories_of_the_run(trained: Run, run: Pr
         ("--interactive", "--interactive needs a terminal: leave it out, or run it at one"),
         (
             "--interactive --stories 2",
-            "--interactive writes one story at a terminal: leave out --stories, --novelty and --seed -",
+            "--interactive writes one story at a terminal, sentence by sentence:"
+            " leave out --stories, --novelty, --until, --lines and --seed -",
+        ),
+        (
+            "--interactive --until paragraph",
+            "--interactive writes one story at a terminal, sentence by sentence:"
+            " leave out --stories, --novelty, --until, --lines and --seed -",
         ),
         ("--until paragraph", None),
     ],

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grimmgen import doctor
+from grimmgen import corpus, doctor
 from grimmgen.configuration import Configuration
 from grimmgen.corpus import Split, Story
 from grimmgen.doctor import examine
@@ -53,11 +53,20 @@ def test_a_sound_corpus_is_left_in_peace(split: Callable[..., Split]) -> None:
 CHANGED = tale(3).replace("a", "e", 30)
 
 
+def test_what_is_wrong_with_a_file_is_told_with_its_own_remedy(
+    split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = split()
+    monkeypatch.setattr(corpus, "_LARGEST_STORY", len(sound.parts["train"][0].content()) - 1)
+    found = examine(sound, CONFIGURATION)[0]
+    assert (found.kind, found.remedy) == ("file", "cut it into several files")
+
+
 @pytest.mark.parametrize(
     ("changed", "kind", "what", "remedy", "stories"),
     [
         ({"train3": b"caf\xe9"}, "encoding", "train3.txt is not UTF-8 (byte 3)", "iconv -f LATIN1", "train3"),
-        ({"train3": tale(3).encode("utf-16")}, "encoding", "not UTF-8 (byte 0)", "convert", "train3"),
+        ({"train3": tale(3).encode("utf-16")}, "encoding", "looks like UTF-16", "iconv -f UTF-16", "train3"),
         ({"train3": tale(3).encode("utf-16-le")}, "encoding", "looks like UTF-16", "UTF-16", "train3"),
         ({"train3": " \n"}, "empty", "the story train3: no text", "remove", "train3"),
         (

@@ -422,6 +422,9 @@ def test_what_serves_a_gpu_is_said_with_the_reason(monkeypatch: pytest.MonkeyPat
     assert kernels.serving(cuda) == "Triton"
     assert kernels.serving(cuda, precision="bf16") == "Triton bf16"
     assert kernels.serving(cuda, torch.float64).startswith("PyTorch (Triton's kernels are for float32")
+    with monkeypatch.context() as bare:
+        bare.setattr(kernels, "_has_compiler", lambda: False)
+        assert kernels.serving(cuda) == "PyTorch (Triton needs a C compiler)"
     capability[:] = 7, 5
     assert kernels.serving(cuda).endswith("this is 7.5)")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)

@@ -114,13 +114,14 @@ class _Story:
         self.saved = False
         return True
 
-    def tell(self) -> None:
-        """Let the model tell a sentence."""
+    def tell(self) -> int:
+        """Let the model tell a sentence; returns the copy that it could not avoid, in characters."""
         seed = (self._decoding.random_seed + len(self._before)) % 2**62
         length = min(self._decoding.length or _LONGEST_SENTENCE, _LONGEST_SENTENCE)
         options = replace(self._decoding, until="sentence", random_seed=seed, length=length)
         [told] = self._teller.tell_several(self.text, options, 1)
         self.go_on("".join(told.pieces))
+        return told.copied
 
     def save(self, path: Path) -> None:
         files.write_atomically(path, (self.text + "\n").encode("utf-8", "backslashreplace"))
@@ -136,8 +137,8 @@ def _answer(story: _Story, typed: str, words: list[tuple[str, float]]) -> str | 
     """Do what was typed; returns what to say of it."""
     command, _, argument = typed.strip().partition(" ")
     if not typed.strip():
-        story.tell()
-    elif command.isascii() and command.isdigit() and not argument:
+        return console.copied(story.tell())
+    if command.isascii() and command.isdigit() and not argument:
         # What Python makes no number of is none of the words either.
         if len(command) > 4 or not 1 <= int(command) <= len(words):
             return f"there is no word {command}: the words are 1 to {len(words)}"

@@ -400,6 +400,11 @@ def unknown(characters: Sequence[str], ngrams: Sequence[str]) -> str | None:
     return f"the model {' and '.join(said)}: it reads <unk> there and goes on" if said else None
 
 
+def copied(characters: int) -> str | None:
+    """What to say of a copy that `--max-copy` could not prevent; None if there was none."""
+    return f"there was no way on but a copy of {characters} characters: raise --max-copy" if characters else None
+
+
 def seconds(value: float) -> str:
     """A time as people write it.
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from grimmgen.cli import options
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ _LARGEST_HEATMAP = 1 << 20
 
 
 def evaluate(
+    context: typer.Context,
     files: Annotated[
         list[Path] | None, options.argument(metavar="FILE", help="Texts to read; else stories of the run.")
     ] = None,
@@ -83,6 +86,11 @@ def evaluate(
             what = f"{path} is not a file" if path.exists() else f"there is no file {path}"
             raise UsageError(what, "give the path of a text file")
     given = [Story(str(path), path) for path in files or []]
+    typed = options.typed(context)
+    if given and "split" in typed and not novelty:
+        raise UsageError("--split has no say where FILEs are given", "leave out one of them")
+    if (novelty or heatmap or html is not None) and "device" in typed:
+        raise UsageError("--device has no say in that: it is done on the CPU", "leave it out")
     wanted: list[str | None] = [*dict.fromkeys(run)] if run else [None]
     heatmap = heatmap or html is not None
     if novelty or heatmap:
@@ -97,14 +105,14 @@ def evaluate(
             _show_heatmap(wanted[0], given, html, json, quiet)
         return
 
-    results, paired = _scored(wanted, given, split, device, dynamic, quiet or json)
+    results, apart = _scored(wanted, given, split, device, dynamic, quiet or json)
     if baseline:
         results.append(_baseline(wanted[0], given, split))
     ranked = sorted(results, key=lambda result: result.static.total.bits_per_character)
     best = ranked[0]
-    if not paired:
-        console.warn("the runs have different stories: to compare them on the same text, give FILEs")
-    differences = [_compare(result, best) if paired and result is not best else None for result in ranked]
+    if apart:
+        console.warn(apart)
+    differences = [None if apart or result is best else _compare(result, best) for result in ranked]
     if json:
         console.document(
             [
@@ -180,8 +188,8 @@ def _scored(
     device: str,
     dynamic: bool,
     quiet: bool,
-) -> tuple[list[_Result], bool]:
-    """What each run makes of its stories or of the given ones, and whether they are the same for all."""
+) -> tuple[list[_Result], str]:
+    """What each run makes of its stories or of the given ones, and why they cannot be compared, if so."""
     from grimmgen import registry
     from grimmgen.cli import console
     from grimmgen.dynamic import evaluate_dynamically
@@ -209,7 +217,12 @@ def _scored(
                 told = partial(bars.update, bar, info="learning as it reads", short="")
                 adapted = evaluate_dynamically(model, encoded, told=told)
         results.append(_Result(name, static, adapted))
-    return results, all(texts == contents[0] for texts in contents)
+    folded = {(c.configuration.lower, c.configuration.newlines) for _, _, c in loaded}
+    if any(texts != contents[0] for texts in contents):
+        return results, "the runs have different stories: to compare them on the same text, give FILEs"
+    if len(folded) > 1:
+        return results, "the runs fold text in different ways (--keep-case, --newlines), so it is not the same"
+    return results, ""
 
 
 def _baseline(asked: str | None, given: Sequence[Story], split: options.Part) -> _Result:

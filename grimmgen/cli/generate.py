@@ -132,9 +132,10 @@ def generate(
     if interactive:
         from grimmgen.cli import companion
 
-        if seed == "-" or stories != 1 or novelty:
+        if seed == "-" or stories != 1 or novelty or lines or until is not None:
             raise UsageError(
-                "--interactive writes one story at a terminal", "leave out --stories, --novelty and --seed -"
+                "--interactive writes one story at a terminal, sentence by sentence",
+                "leave out --stories, --novelty, --until, --lines and --seed -",
             )
         companion.check_terminal()
     prompt = _prompt(seed, seed_file)
@@ -222,7 +223,7 @@ def _tell_about(told: Sequence[Told]) -> None:
     from grimmgen.cli import console
     from grimmgen.decoding import LONGEST
 
-    if copied := max(story.copied for story in told):
-        console.warn(f"there was no way on but a copy of {copied} characters: raise --max-copy")
+    if copied := console.copied(max(story.copied for story in told)):
+        console.warn(copied)
     if any(story.ending == "length" and story.decoding.length is None for story in told):
         console.note(f"no end within {LONGEST:,} characters: --length gives it more")

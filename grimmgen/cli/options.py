@@ -92,3 +92,9 @@ def as_typed(configuration: Configuration) -> str:
             case _:
                 typed.append(f"--{option} {value}")
     return " ".join(typed)
+
+
+def typed(context: typer.Context) -> set[str]:
+    """The parameters that were typed: what a variable sets is set for every call, not meant for this one."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}

@@ -200,8 +200,7 @@ def train(
     """
     seconds = None if budget is None else options.duration(budget)
     sources = {name: source.name for name in context.params if (source := context.get_parameter_source(name))}
-    # What a variable sets is set for every run; only what was typed was meant for this one.
-    typed = sorted(name for name, source in sources.items() if source == "COMMANDLINE" and name not in _LIMITS)
+    typed = sorted(options.typed(context) - _LIMITS)
     if resume and typed:
         names = ", ".join("--" + name.replace("_", "-") for name in typed)
         raise UsageError(

@@ -11,9 +11,11 @@ forces one: `plain`, and on a CPU `native`, or an instruction set (`avx512`, `av
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
@@ -382,11 +384,19 @@ def _why_not_triton(device: torch.device, dtype: torch.dtype) -> str:
         return "GRIMMGEN_KERNEL=plain"
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if not _has_compiler():
+        return "Triton needs a C compiler"
     if dtype != torch.float32:
         return f"Triton's kernels are for float32, this is {str(dtype).removeprefix('torch.')}"
     if (capability := torch.cuda.get_device_capability(device)) < (8, 0):
         return f"Triton's kernels are for compute capability 8.0 and up, this is {'.'.join(map(str, capability))}"
     return ""
+
+
+@functools.cache
+def _has_compiler() -> bool:
+    """Whether there is what Triton builds its launchers with; on Windows it brings that along."""
+    return os.name == "nt" or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))
 
 
 def _instructions(precision: Products = "fp32") -> str | None:
