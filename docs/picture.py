@@ -1,7 +1,8 @@
-"""Make docs/training.svg and docs/judging.svg: what a terminal shows while grimmgen trains, and when it judges.
+"""Make the pictures of docs: a terminal while grimmgen trains, and when it judges, at 80 and at 40 columns.
 
     python docs/picture.py training
     python docs/picture.py judging --run quiet-donkey --text story.txt
+    python docs/picture.py judging --run quiet-donkey --text story.txt --columns 40
 
 The real program runs in a tmux; its screen is read as it stands after some seconds, and drawn by Rich.
 """
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--columns", type=int, default=80)
     options = parser.parse_args()
     if options.which == "training":
-        with tempfile.TemporaryDirectory() as home:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # the run is still being saved
             draw(screen([TRAIN], 92, 22, 16, home), 92, "training.svg")
         return
     if options.run is None or options.text is None:
@@ -70,7 +71,7 @@ def main() -> None:
         ["grimmgen", "eval", "--run", options.run, "--heatmap", options.text.name],
     ]
     shown = screen(commands, options.columns, 36, 10, os.environ.get("GRIMMGEN_HOME", ""))
-    draw(shown, options.columns, "judging.svg")
+    draw(shown, options.columns, "judging.svg" if options.columns == 80 else f"judging-{options.columns}.svg")
 
 
 if __name__ == "__main__":
