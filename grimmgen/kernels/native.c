@@ -24,6 +24,14 @@
 #define JOIN(a, b) JOIN_(a, b)
 #define NAMED(name) JOIN(name, ISA)
 
+/* Before a loop whose turns are to be laid out one after the other. MSVC, in its default mode, has no _Pragma. */
+#if defined(__GNUC__)
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL(turns) PRAGMA(GCC unroll turns)
+#else
+#define UNROLL(turns)
+#endif
+
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
 #define LARGER(a, b) ((a) > (b) ? (a) : (b))
 

@@ -261,25 +261,25 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
                   const float *b, size b_row, float *c, size c_row, size columns, int add)
 {
     vec sum[ROWS][4];
-    _Pragma("GCC unroll 8")
+    UNROLL(8)
     for (int m = 0; m < rows; m++)
-        _Pragma("GCC unroll 4")
+        UNROLL(4)
         for (int v = 0; v < vectors; v++)
             sum[m][v] = add ? load_some(c + m * c_row + v * LANES, columns - v * LANES) : splat(0);
     for (size k = 0; k < depth; k++, a += a_step, b += b_row) {
         vec right[4];
-        _Pragma("GCC unroll 4")
+        UNROLL(4)
         for (int v = 0; v < vectors; v++) right[v] = load(b + v * LANES);
-        _Pragma("GCC unroll 8")
+        UNROLL(8)
         for (int m = 0; m < rows; m++) {
             vec left = splat(a[m * a_row]);
-            _Pragma("GCC unroll 4")
+            UNROLL(4)
             for (int v = 0; v < vectors; v++) sum[m][v] = multiply_add(sum[m][v], left, right[v]);
         }
     }
-    _Pragma("GCC unroll 8")
+    UNROLL(8)
     for (int m = 0; m < rows; m++)
-        _Pragma("GCC unroll 4")
+        UNROLL(4)
         for (int v = 0; v < vectors; v++)
             store_some(c + m * c_row + v * LANES, sum[m][v], columns - v * LANES);
 }

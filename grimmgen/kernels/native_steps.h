@@ -63,15 +63,15 @@ static void multiply_row(size N, size K, const float *a, const float *packed, fl
             const float *b = packed + k0 * PADDED(N) + panel * PANEL * depth;
             float *to = c + panel * PANEL;
             vec sum[4 * ABREAST];
-            _Pragma("GCC unroll 16")
+            UNROLL(16)
             for (int v = 0; v < 4 * ABREAST; v++) sum[v] = add || k0 ? load(to + v * LANES) : splat(0);
             for (size k = 0; k < depth; k++, b += PANEL) {
                 vec left = splat(a[k0 + k]);
-                _Pragma("GCC unroll 16")
+                UNROLL(16)
                 for (int v = 0; v < 4 * ABREAST; v++)
                     sum[v] += left * load(b + v / 4 * PANEL * depth + v % 4 * LANES);
             }
-            _Pragma("GCC unroll 16")
+            UNROLL(16)
             for (int v = 0; v < 4 * ABREAST; v++) store(to + v * LANES, sum[v]);
         }
     }
