@@ -7,7 +7,7 @@ import sys
 from setuptools import Extension, setup
 
 # No -march: native.c chooses the instruction set at run time. optional: no compiler is no error.
-flags = ["/O2"] if sys.platform == "win32" else ["-O3", "-g0", "-fvisibility=hidden"]
+flags = ["/O2", "/utf-8"] if sys.platform == "win32" else ["-O3", "-g0", "-fvisibility=hidden"]
 setup(
     ext_modules=[
         Extension(

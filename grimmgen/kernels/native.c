@@ -7,7 +7,13 @@
  * version of theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads
  * some of the rows or columns, and room to work in.
  */
-#if defined(__x86_64__) && defined(__GNUC__)
+/* Whether to compile for AVX, too. GCC on Windows cannot: it keeps vectors wider than 16 bytes on a stack that is aligned
+ * to 16, and reads them as if it were to 32 or 64 (https://gcc.gnu.org/PR54412). */
+#if defined(__x86_64__) && defined(__GNUC__) && (defined(__clang__) || !defined(_WIN32))
+#define HAS_AVX
+#endif
+
+#ifdef HAS_AVX
 #include <immintrin.h>
 #endif
 #include <math.h>
@@ -53,7 +59,7 @@ enum {
 /* For each instruction set: LANES, the floats of a vector; ROWS, the rows of a product's register block of
  * ROWS × 4 vectors: 32 vector registers hold 6 × 4 with what it takes to feed them, 16 hold 3 × 4; and WORD, the
  * numbers that a product takes at a time: 2 for bfloat16. */
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HAS_AVX
 
 /* Compilers have had the instructions of bfloat16 since these versions. */
 #if defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10
@@ -134,7 +140,7 @@ enum {
  * products are of bfloat16 comes last. */
 EXPORT const char *instruction_sets(void)
 {
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HAS_AVX
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq"))
