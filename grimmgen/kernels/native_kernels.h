@@ -42,7 +42,7 @@
 #if LANES == 1
 #define INLINE static inline
 typedef float vec;
-typedef int32_t ints;
+typedef uint32_t ints;
 #define AS_INTS(v) NAMED(as_ints)(v)
 #define AS_VEC(v) NAMED(as_vec)(v)
 static inline ints NAMED(as_ints)(vec v) { ints bits; memcpy(&bits, &v, sizeof bits); return bits; }
@@ -53,7 +53,7 @@ INLINE vec larger(vec a, vec b) { return a > b ? a : b; }
 #else
 #define INLINE static inline __attribute__((always_inline))
 typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef int32_t ints __attribute__((vector_size(4 * LANES)));
+typedef uint32_t ints __attribute__((vector_size(4 * LANES)));
 #define AS_INTS(v) ((ints)(v))
 #define AS_VEC(v) ((vec)(v))
 INLINE vec splat(float a) { return a - (vec){0}; }
@@ -64,8 +64,8 @@ INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b
 INLINE vec smaller(vec a, vec b) { return (vec)_mm256_min_ps((__m256)a, (__m256)b); }
 INLINE vec larger(vec a, vec b) { return (vec)_mm256_max_ps((__m256)a, (__m256)b); }
 #else
-INLINE vec smaller(vec a, vec b) { ints m = a < b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
-INLINE vec larger(vec a, vec b) { ints m = a > b; return (vec)((m & (ints)a) | (~m & (ints)b)); }
+INLINE vec smaller(vec a, vec b) { ints m = (ints)(a < b); return (vec)((m & (ints)a) | (~m & (ints)b)); }
+INLINE vec larger(vec a, vec b) { ints m = (ints)(a > b); return (vec)((m & (ints)a) | (~m & (ints)b)); }
 #endif
 #endif
 
@@ -631,8 +631,10 @@ EXPORT void NAMED(weights)(size N, size K, size M, size V, const int64_t *ids, c
     for (size n = 0; n < N; n += CHUNK) {
         size rows = SMALLER(CHUNK, N - n);
         const float *d_y = grad + n * grad_row + first;
-        if (K) pack_panels(rows, columns, d_y, grad_row, 1, skip ? skip + n : 0, 0, end - begin, packed);
-        multiply_columns(K, columns, rows, x + n * K, packed, grad_weight + first, M, n > 0, 0, end - begin, room);
+        if (K) {
+            pack_panels(rows, columns, d_y, grad_row, 1, skip ? skip + n : 0, 0, end - begin, packed);
+            multiply_columns(K, columns, rows, x + n * K, packed, grad_weight + first, M, n > 0, 0, end - begin, room);
+        }
         for (size row = 0; row < rows; row++)
             if (grad_input) add_to(grad_input + ids[n + row] * M + first, d_y + row * grad_row, columns);
             else if (grad_bias) add_to(grad_bias + first, d_y + row * grad_row, columns);

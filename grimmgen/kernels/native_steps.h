@@ -179,14 +179,14 @@ static void sink(size k, float *heap, size n)
 }
 
 #if LANES == 1
-INLINE int any(ints found) { return found; }
+INLINE int any(ints found) { return found != 0; }
 #else
 INLINE int any(ints found)
 {
-    int32_t lanes[LANES], whether = 0;
+    uint32_t lanes[LANES], whether = 0;
     memcpy(lanes, &found, sizeof lanes);
     for (int n = 0; n < LANES; n++) whether |= lanes[n];
-    return whether;
+    return whether != 0;
 }
 #endif
 
@@ -195,8 +195,8 @@ INLINE size next_from(size V, const float *y, size begin, float bound)
 {
     for (size n = begin; n < V; n++) {
         for (; n + PANEL <= V; n += PANEL) {
-            ints found = (load(y + n) >= bound) | (load(y + n + LANES) >= bound) |
-                         (load(y + n + 2 * LANES) >= bound) | (load(y + n + 3 * LANES) >= bound);
+            ints found = (ints)(load(y + n) >= bound) | (ints)(load(y + n + LANES) >= bound) |
+                         (ints)(load(y + n + 2 * LANES) >= bound) | (ints)(load(y + n + 3 * LANES) >= bound);
             if (any(found)) break;
         }
         for (size end = SMALLER(n + PANEL, V); n < end; n++)
