@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import queue
@@ -16,6 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -385,6 +387,19 @@ def test_who_stops_just_as_a_story_has_its_place_has_it(server: Server, monkeypa
         with pytest.raises(KeyboardInterrupt):
             fetch(server, [1])
     assert read() == tales([1])
+
+
+def test_the_manifest_is_written_every_second(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count(0.0, 2.0)
+    monkeypatch.setattr(corpus, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    events = corpus.fetch([1, 2, 3], server.url, jobs=1)
+    assert next(events) == FetchStarted(3, 3, cache)
+    assert next(events) == StoryFetched("001", len(tale(1)))
+    # Who is killed now has the first.
+    assert [*manifest(cache)] == ["001"]
+    assert len(list(events)) == 2
 
 
 def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) -> None:
