@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import secrets
@@ -156,14 +157,18 @@ def parse_json(content: bytes) -> Any:
     """A JSON value, without the NaN and Infinity that Python reads, too, and no other program.
 
     Raises:
-        ValueError: that is none.
+        ValueError: that is none, or has a number beyond all floats.
         RecursionError: it is too deep.
     """
 
     def refuse(name: str) -> NoReturn:
         raise ValueError(name)
 
-    return json.loads(content, parse_constant=refuse)
+    def number(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse(text)
+
+    return json.loads(content, parse_constant=refuse, parse_float=number)
 
 
 def sha256(content: bytes) -> str:

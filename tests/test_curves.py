@@ -70,9 +70,9 @@ def test_a_curve_is_what_was_logged(trained: Run) -> None:
         {"perplexity": 0},
         {"perplexity": None},
         {"perplexity": 10**400},
-        {"training_perplexity": math.nan},
+        {"training_perplexity": 0.0},
         {"seconds": []},
-        {"seconds": math.inf},
+        {"seconds": -1.0},
     ],
     ids=lambda change: str(change)[:40],
 )

@@ -375,7 +375,7 @@ def test_a_corpus_named_in_no_unicode_can_be_logged() -> None:
 
 def test_what_is_no_event_is_left_out_of_the_log() -> None:
     run = create()
-    odd = [b"", b"[1]", b"7", b'{"step": NaN}', b"\xff\xfe", b"[" * 100_000]
+    odd = [b"", b"[1]", b"7", b'{"step": NaN}', b'{"step": 1e999}', b"\xff\xfe", b"[" * 100_000]
     run.log_path.write_bytes(b"\n".join([b'{"step": 1}', *odd, b'{"step": 2}', b'{"step": 3, "torn']))
     assert run.log() == [{"step": 1}, {"step": 2}]
 
