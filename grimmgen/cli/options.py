@@ -84,7 +84,7 @@ def as_typed(configuration: Configuration) -> str:
             case "lower", _:
                 typed.append("--keep-case")
             case "budget", _:
-                typed.append(f"--budget {value:g}s")
+                typed.append(f"--budget {value:.15g}s")  # in full: a budget is typed without an exponent
             case "epochs", _ if value == AS_MANY_AS_TIME_ALLOWS:
                 pass
             case _, bool():
