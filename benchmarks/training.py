@@ -29,7 +29,6 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,9 +36,10 @@ from torch import Tensor, nn
 
 from grimmgen import kernels
 from grimmgen.batches import Window
+from grimmgen.captured import capture
 from grimmgen.cells.products import product
 from grimmgen.configuration import GATES, Configuration
-from grimmgen.kernels import native
+from grimmgen.kernels.programs import Program
 from grimmgen.model import LanguageModel
 from grimmgen.optimiser import AdamW
 
@@ -54,9 +54,13 @@ def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> 
     generator = torch.Generator().manual_seed(0)
     precision = kernels.resolve_precision(configuration, model.device)
     state = model.zero_state(window.inputs.shape[1])
+    captured, _ = capture(model, optimiser, generator, precision)
 
     def update() -> float:
         nonlocal state
+        if captured is not None:
+            told, _, state = captured.update(window, state, configuration.learning_rate)
+            return told
         optimiser.zero_gradient()
         with model.left_alone():
             loss, state = model.loss(window, state, generator, precision)
@@ -68,8 +72,10 @@ def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> 
     return update
 
 
-def with_kernel(name: str, update: Update) -> Update:
-    """The same update on the path of that name (`grimmgen.kernels`)."""
+def with_kernel(name: str, make: Callable[[], Update]) -> Update:
+    """An update on the path of that name (`grimmgen.kernels`)."""
+    os.environ["GRIMMGEN_KERNEL"] = name
+    update = make()
 
     def forced() -> float:
         os.environ["GRIMMGEN_KERNEL"] = name
@@ -145,30 +151,33 @@ def interleaved(
 
 
 def profile(update: Update, rounds: int, clock: Callable[[], float]) -> dict[str, float]:
-    """Where an update's milliseconds go: into each of the compiled kernel's functions, and all around them."""
-    run = native._run
+    """Where an update's milliseconds go: into each of the compiled kernel's functions, and all around them.
+
+    The library notes when each of its calls is done by all threads; what a call takes is what has passed since the
+    one before it.
+    """
+    replay = Program.__call__
     spent: dict[str, float] = defaultdict(float)
-    totals: list[float] = []
-
-    def clocked(name: str, calls: Any) -> None:
-        began = clock()
-        run(name, calls)
-        spent[name.rpartition("_")[0]] += 1000 * (clock() - began)
-
     rows: list[dict[str, float]] = []
-    native._run = clocked
+
+    def noted(program: Program) -> None:
+        before = time.time_ns()
+        replay(program)
+        for name, done in zip(program.names, program.times, strict=True):
+            spent[name.rpartition("_")[0]] += (done - before) / 1e6
+            before = done
+
+    Program.__call__ = noted  # type: ignore[assignment, method-assign]
     try:
         for _ in range(rounds):
             spent.clear()
             began = clock()
             update()
-            totals.append(1000 * (clock() - began))
-            rows.append(dict(spent))
+            total = 1000 * (clock() - began)
+            rows.append({**spent, "around": total - sum(spent.values())})
     finally:
-        native._run = run
-    medians = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
-    around = (total - sum(row.values()) for total, row in zip(totals, rows, strict=True))
-    return medians | {"around": statistics.median(around)}
+        Program.__call__ = replay  # type: ignore[method-assign]
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
 
 
 def floor(T: int, B: int, V: int, configuration: Configuration, clock: Callable[[], float]) -> float:
@@ -226,8 +235,8 @@ def main() -> None:
     # As on the real tales: every 40th window or so of a row has the start of a story in it.
     window = Window(ids[:-1], ids[1:], draw.random((T, B)) < 1 / 2000)
     contenders: dict[str, Callable[[], Update]] = {
-        "grimmgen": lambda: with_kernel("native", ours(window, V, configuration)),
-        "plain": lambda: with_kernel("plain", ours(window, V, configuration)),
+        "grimmgen": lambda: with_kernel("native", lambda: ours(window, V, configuration)),
+        "plain": lambda: with_kernel("plain", lambda: ours(window, V, configuration)),
         rival: lambda: rivals(window, V, configuration),
     }
     if options.precision == "bf16":

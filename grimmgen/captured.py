@@ -1,26 +1,52 @@
-"""An update of training on a GPU as one CUDA graph: forward, backward, clipping and Adam, launched as one.
+"""An update of training captured: forward, backward, clipping and Adam, done again as one.
 
-A small network's update is some hundred kernels of a few microseconds each, and to launch one takes as long.
-Captured once, they are launched together, on the same memory each time: what changes between two updates (the
-window, the state, the rate, the seed of dropout) is copied there before, and the loss is read when all is done.
-The kernels are those of an update that is not captured, in the same order, so that weights are equal to the bit
-either way.
+A small network's update is some hundred operations of a few microseconds each, and to begin one takes as long.
+Captured once, they are done together, on the same memory each time: what changes between two updates (the window,
+the state, the rate, the seed of dropout) is copied there before, and the loss is read when all is done. On a GPU
+that is a CUDA graph; on a CPU, a program of the compiled kernel's (`grimmgen.kernels.recording`). The operations
+are those of an update that is not captured, in the same order, so that weights are equal to the bit either way.
 
-Knows nothing of stories, epochs or files. Where there is no GPU nothing here is done.
+Knows nothing of stories, epochs or files.
 """
 
 from __future__ import annotations
+
+import math
+from array import array
+from typing import Protocol
 
 import torch
 
 from grimmgen import kernels
 from grimmgen.batches import Window
 from grimmgen.configuration import Products
+from grimmgen.kernels import native, programs
+from grimmgen.kernels.recording import recording
 from grimmgen.model import LanguageModel, State
-from grimmgen.optimiser import AdamW
+from grimmgen.optimiser import AdamW, clipping
 
 # Updates before the capture: Triton compiles, libraries make their workspaces, and so on.
 _WARM_UP = 3
+
+
+class CapturedUpdate(Protocol):
+    """One update, captured."""
+
+    def fits(self, window: Window) -> bool:
+        """Whether a window has the shape that was captured; of a text of less than B · T n-grams it is shorter."""
+
+    def update(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:
+        """Learn from a window.
+
+        Args:
+            window: one that fits.
+            state: before its first step.
+            rate: the learning rate.
+
+        Returns:
+            The loss, the gradient's norm before it was clipped, and the state after the window, in memory that the
+            next update overwrites. Where one of the first two is not finite the weights are of no more use.
+        """
 
 
 def capture(
@@ -28,15 +54,28 @@ def capture(
 ) -> tuple[CapturedUpdate | None, str]:
     """The update captured where that can be, and whether it is, in words to follow those on what computes.
 
+    Args:
+        model: what learns; not a weight of it is changed.
+        optimiser: of its weights; nor is what it remembers.
+        generator: of dropout, on the same device. It is to be seeded before each update.
+        precision: of the matrix products.
+
     Raises:
         torch.OutOfMemoryError: the network and its windows do not fit.
     """
     if model.device.type != "cuda":
-        return None, ""
+        served = kernels.compiled(model.output.bias, precision) is not None
+        if not served or model.configuration.cell not in kernels.COMPILED:
+            return None, ""
+        try:
+            return RecordedUpdate(model, optimiser, generator, precision), ""
+        except NotImplementedError as error:
+            # PyTorch's next version may do in other operations what this one does.
+            return None, f", not recorded ({error})"
     if not kernels.on_gpu(model.output.bias) or model.configuration.cell not in kernels.COMPILED:
         return None, ", no CUDA graph (PyTorch's steps look at where stories start)"
     try:
-        return CapturedUpdate(model, optimiser, generator, precision), ", CUDA graph"
+        return GraphedUpdate(model, optimiser, generator, precision), ", CUDA graph"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -45,14 +84,64 @@ def capture(
         return None, f", no CUDA graph ({str(error).partition(chr(10))[0]})"
 
 
-class CapturedUpdate:
-    """One update, captured; made without changing a weight or what the optimiser remembers.
+class RecordedUpdate(CapturedUpdate):
+    """One update on a CPU, as a program of the compiled kernel's; takes what `capture` takes.
 
-    Args:
-        model: on a GPU that Triton's kernels serve.
-        optimiser: of its weights.
-        generator: of dropout, on the same GPU. It is to be seeded before each update.
-        precision: of the matrix products.
+    Raises:
+        NotImplementedError: something in it cannot be recorded.
+    """
+
+    def __init__(
+        self, model: LanguageModel, optimiser: AdamW, generator: torch.Generator, precision: Products
+    ) -> None:
+        self._model, self._optimiser = model, optimiser
+        options, instructions = model.configuration, kernels.compiled(model.output.bias)
+        assert instructions is not None
+        shape = options.unroll, options.batch_size
+        inputs, targets = torch.zeros(2, *shape, dtype=torch.int64)
+        starts = torch.zeros(shape, dtype=torch.bool)
+        self._window = inputs.numpy(), targets.numpy(), starts.numpy()
+        self._state = model.zero_state(options.batch_size)
+        optimiser.zero_gradient()
+        with model.left_alone():
+            with recording(instructions) as self._gradient:
+                loss, after = model.loss_of(
+                    inputs, targets, starts if options.reset_state else None, self._state, generator, precision
+                )
+                loss.backward()  # type: ignore[no-untyped-call]
+                _remember(after, self._state)
+                learning = optimiser.learning()
+                self._squares = native.squares(instructions, [gradient for _, gradient, _, _ in learning])
+            # By itself: nothing is to be learnt from a gradient that is not finite.
+            with programs.recorded() as self._step:
+                self._numbers = array("f", bytes(32))
+                native.adamw(instructions, learning, self._numbers)
+        self._loss = loss.detach().numpy()
+
+    def fits(self, window: Window) -> bool:  # noqa: D102 - see the protocol
+        return bool(window.inputs.shape == self._window[0].shape)
+
+    def update(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:  # noqa: D102
+        for place, part in zip(self._window, (window.inputs, window.targets, window.starts), strict=True):
+            place[...] = part
+        if state is not self._state:
+            _remember(state, self._state)
+        self._gradient()
+        loss, norm = float(self._loss), native.root(self._squares)
+        if math.isfinite(loss) and math.isfinite(norm):
+            scale = clipping(self._model.configuration.clip, norm)
+            self._numbers[:] = array("f", [scale, *self._optimiser.advance(rate)])
+            self._step()
+        return loss, norm, self._state
+
+
+def _remember(state: State, place: State) -> None:
+    place.h.copy_(state.h)
+    place.c.copy_(state.c)
+
+
+class GraphedUpdate(CapturedUpdate):
+    """One update on a GPU that Triton's kernels serve, as a CUDA graph; takes what `capture` takes.
 
     Raises:
         RuntimeError: something in it cannot be captured.
@@ -67,7 +156,7 @@ class CapturedUpdate:
         shape = (3, options.unroll, options.batch_size)
         self._next_window = torch.zeros(shape, dtype=torch.int32).pin_memory()
         self._window = self._next_window.to(device)
-        # As in `AdamW.advance`, but so that nothing is learnt, and nothing forgotten.
+        # As for `AdamW.step_there`, but so that nothing is learnt, and nothing forgotten.
         self._next_numbers = torch.tensor([options.clip, 0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0]).pin_memory()
         self._numbers = self._next_numbers.to(device)
         self._state = model.zero_state(options.batch_size)
@@ -86,29 +175,18 @@ class CapturedUpdate:
         with torch.cuda.stream(here), torch.cuda.graph(self._graph, stream=aside):
             self._run()
 
-    def fits(self, window: Window) -> bool:
-        """Whether a window has the shape that was captured; of a text of less than B · T n-grams it is shorter."""
+    def fits(self, window: Window) -> bool:  # noqa: D102 - see the protocol
         return window.inputs.shape == self._window.shape[1:]
 
-    def update(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:
-        """Learn from a window.
-
-        Args:
-            window: one that fits.
-            state: before its first step.
-            rate: the learning rate.
-
-        Returns:
-            The loss, the gradient's norm before it was clipped, and the state after the window, in memory that the
-            next update overwrites. Where one of the first two is not finite the weights are of no more use.
-        """
+    def update(self, window: Window, state: State, rate: float) -> tuple[float, float, State]:  # noqa: D102
         for place, part in zip(self._next_window, (window.inputs, window.targets, window.starts), strict=True):
             place.copy_(torch.from_numpy(part))
         self._window.copy_(self._next_window, non_blocking=True)
-        self._next_numbers.copy_(torch.tensor(self._optimiser.advance(rate, self._model.configuration.clip)))
+        numbers = self._model.configuration.clip, *self._optimiser.advance(rate)
+        self._next_numbers.copy_(torch.tensor(numbers))
         self._numbers.copy_(self._next_numbers, non_blocking=True)
         if state is not self._state:
-            self._remember(state)
+            _remember(state, self._state)
         self._graph.replay()
         loss, norm = self._told.tolist()
         return loss, norm, self._state
@@ -128,9 +206,5 @@ class CapturedUpdate:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self._optimiser.norm_there()
         self._optimiser.step_there(self._numbers, norm)
-        self._remember(after)
+        _remember(after, self._state)
         self._told[0], self._told[1] = loss.detach(), norm
-
-    def _remember(self, state: State) -> None:
-        self._state.h.copy_(state.h)
-        self._state.c.copy_(state.c)

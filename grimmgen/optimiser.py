@@ -15,6 +15,7 @@ kernels does the second.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 
 import torch
@@ -23,6 +24,16 @@ from torch import Tensor
 from grimmgen import kernels
 
 _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
+
+
+def clipping(clip: float, norm: float) -> float:
+    """What (1) multiplies the gradient with.
+
+    Args:
+        clip: the largest norm that the gradient may have.
+        norm: the one that it has.
+    """
+    return min(1.0, clip / (norm + 1e-6))
 
 
 class AdamW:
@@ -66,30 +77,29 @@ class AdamW:
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
-    def advance(self, rate: float, clip: float) -> list[float]:
-        """Count a step; the numbers that it is done with: clip, 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε.
+    def advance(self, rate: float) -> list[float]:
+        """Count a step; the numbers that it is done with: 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε.
 
         Args:
             rate: the learning rate.
-            clip: the largest norm that the gradient may have.
         """
         self.steps += 1
         kept = 1.0 - rate * self._decay
         pace = rate / (1.0 - _BETA1**self.steps)
         root = (1.0 - _BETA2**self.steps) ** -0.5
-        return [clip, 1.0 - _BETA1, _BETA2, 1.0 - _BETA2, kept, pace, root, _EPSILON]
+        return [1.0 - _BETA1, _BETA2, 1.0 - _BETA2, kept, pace, root, _EPSILON]
 
     def step_there(self, numbers: Tensor, norm: Tensor) -> None:
         """`step` on a GPU that Triton's kernels serve, with nothing that has to be known outside of it.
 
         Args:
-            numbers: of `advance`, float32 [8].
+            numbers: `clip` and those of `advance`, float32 [8].
             norm: of `norm_there`.
         """
         from grimmgen.kernels import gpu
 
         with torch.no_grad():
-            gpu.adamw(self._learning(), norm, numbers)
+            gpu.adamw(self.learning(), norm, numbers)
 
     @torch.no_grad()
     def step(self, rate: float, clip: float, norm: float) -> None:
@@ -100,19 +110,19 @@ class AdamW:
             clip: the largest norm that the gradient may have.
             norm: the one that it has.
         """
-        learning = self._learning()
-        numbers = self.advance(rate, clip)
+        learning = self.learning()
+        numbers = self.advance(rate)
         if learning and kernels.on_gpu(first := learning[0][0]):
-            given = torch.tensor([*numbers, norm], dtype=torch.float64).to(first.device)
+            given = torch.tensor([clip, *numbers, norm], dtype=torch.float64).to(first.device)
             self.step_there(given[:-1].float(), given[-1])
             return
-        scale = min(1.0, clip / (norm + 1e-6))
-        kept, pace, root = numbers[4:7]
+        scale = clipping(clip, norm)
         if learning and (instructions := kernels.compiled(learning[0][0])) is not None:
             from grimmgen.kernels import native
 
-            native.adamw(instructions, learning, scale, _BETA1, _BETA2, kept, pace, root, _EPSILON)
+            native.adamw(instructions, learning, array("f", [scale, *numbers]))
             return
+        kept, pace, root = numbers[3:6]
         for weight, gradient, m, v in learning:
             g = gradient * scale  # (1)
             m.lerp_(g, 1.0 - _BETA1)  # (2)
@@ -120,7 +130,7 @@ class AdamW:
             weight.mul_(kept)  # (3)
             weight.addcdiv_(m, (v.sqrt() * root).add_(_EPSILON), value=-pace)  # (4)
 
-    def _learning(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    def learning(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Weight, gradient, m and v of each weight that has a gradient."""
         given = zip(self._weights, self.exp_avg, self.exp_avg_sq, strict=True)
         return [(weight, weight.grad, m, v) for weight, m, v in given if weight.grad is not None]

@@ -16,8 +16,6 @@ import pytest
 import torch
 
 from grimmgen import registry
-from grimmgen.batches import Window
-from grimmgen.captured import CapturedUpdate, capture
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode, Products
 from grimmgen.corpus import Corpus, open_corpus
@@ -26,8 +24,8 @@ from grimmgen.evaluation import encode_stories, evaluate
 from grimmgen.events import Event, Finished, Started, Stepped
 from grimmgen.generation import Storyteller
 from grimmgen.model import LanguageModel
-from grimmgen.optimiser import AdamW
 from grimmgen.training import Training
+from tests.learner import Learner
 
 pytestmark = [
     pytest.mark.gpu,
@@ -53,48 +51,10 @@ def corpus(tmp_path: Path) -> Corpus:
     return open_corpus(str(directory))
 
 
-class Learner:
-    """A network with what trains it, of twenty-one n-grams."""
-
-    def __init__(self, configuration: Configuration, precision: Products, graph: bool) -> None:
-        self.model = LanguageModel(configuration, 21).to("cuda")
-        self.model.initialise()
-        self.optimiser = AdamW(self.model.parameters(), configuration.weight_decay)
-        self.generator = torch.Generator("cuda")
-        self.state = self.model.zero_state(configuration.batch_size)
-        self.precision = precision
-        self.captured: CapturedUpdate | None = None
-        if graph:
-            self.captured, told = capture(self.model, self.optimiser, self.generator, precision)
-            assert told == ", CUDA graph"
-
-    def learn(self, updates: int, first: int = 0) -> list[tuple[float, float]]:
-        """Losses and norms."""
-        told = []
-        for step in range(first, first + updates):
-            window, rate = self.window(step), 0.01 / (step + 1)
-            self.generator.manual_seed(step)
-            if self.captured is not None:
-                loss, norm, self.state = self.captured.update(window, self.state, rate)
-            else:
-                self.optimiser.zero_gradient()
-                value, self.state = self.model.loss(window, self.state, self.generator, self.precision)
-                value.backward()  # type: ignore[no-untyped-call]
-                loss, norm = value.item(), self.optimiser.norm()
-                self.optimiser.step(rate, self.model.configuration.clip, norm)
-            told.append((loss, norm))
-        return told
-
-    def window(self, step: int) -> Window:
-        shape = self.model.configuration.unroll, self.model.configuration.batch_size
-        draw = np.random.default_rng(step)
-        inputs, targets = draw.integers(0, 21, (2, *shape)).astype(np.int32)
-        targets[draw.random(shape) < 0.1] = -1
-        return Window(inputs, targets, draw.random(shape) < 0.1)
-
-    def numbers(self) -> list[torch.Tensor]:
-        learnt = (*self.model.parameters(), *self.optimiser.exp_avg, *self.optimiser.exp_avg_sq, *self.state)
-        return [number.detach().clone() for number in learnt]
+def learner(configuration: Configuration, precision: Products, graph: bool) -> Learner:
+    made = Learner(configuration, precision, graph, "cuda")
+    assert made.told == (", CUDA graph" if graph else "")
+    return made
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -104,7 +64,7 @@ def test_a_captured_update_is_to_the_bit_one_that_is_not_and_the_same_again(
     cell: Cell, precision: Products, options: dict[str, Any]
 ) -> None:
     configuration = Configuration(**{**TINY, **options, "cell": cell})
-    eager, graph, again = (Learner(configuration, precision, graph) for graph in (False, True, True))
+    eager, graph, again = (learner(configuration, precision, graph) for graph in (False, True, True))
     told = eager.learn(7)
     assert graph.learn(7) == told
     assert again.learn(7) == told
@@ -115,12 +75,12 @@ def test_a_captured_update_is_to_the_bit_one_that_is_not_and_the_same_again(
 
 @pytest.mark.parametrize("cell", FUSED)
 def test_a_capture_changes_nothing(cell: Cell) -> None:
-    learner = Learner(Configuration(**TINY, cell=cell), "fp32", graph=False)
-    learner.learn(3)
-    before = learner.numbers()
-    assert capture(learner.model, learner.optimiser, learner.generator, "fp32")[0] is not None
-    assert all(map(torch.equal, learner.numbers(), before))
-    assert learner.optimiser.steps == 3
+    graph = learner(Configuration(**TINY, cell=cell), "fp32", graph=False)
+    graph.learn(3)
+    before = graph.numbers()
+    assert graph.capture()[0] is not None
+    assert all(map(torch.equal, graph.numbers(), before))
+    assert graph.optimiser.steps == 3
 
 
 @pytest.mark.parametrize("precision", get_args(Products))
@@ -129,17 +89,16 @@ def test_updates_are_those_of_the_plain_path(
     cell: Cell, precision: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = Configuration(**TINY, cell=cell)
-    made = Learner(configuration, precision, graph=True).learn(5)
+    made = learner(configuration, precision, graph=True).learn(5)
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    right = Learner(configuration, precision, graph=False).learn(5)
+    right = learner(configuration, precision, graph=False).learn(5)
     assert np.allclose(made, right, rtol=1e-4 if precision == "fp32" else 1e-2)
 
 
 def test_where_the_plain_path_serves_nothing_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     for cell, path in (("mogrifier", "native"), ("lstm", "plain")):
         monkeypatch.setenv("GRIMMGEN_KERNEL", path)
-        learner = Learner(Configuration(**{**TINY, "cell": cell}), "fp32", graph=False)
-        captured, told = capture(learner.model, learner.optimiser, learner.generator, "fp32")
+        captured, told = learner(Configuration(**{**TINY, "cell": cell}), "fp32", graph=False).capture()
         assert captured is None
         assert told.startswith(", no CUDA graph (")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from grimmgen import kernels
 from grimmgen.batches import Window
-from grimmgen.captured import CapturedUpdate
+from grimmgen.captured import GraphedUpdate
 from grimmgen.cells import gru, lstm, peephole, softmax
 from grimmgen.configuration import Configuration, Products
 from grimmgen.model import LanguageModel
@@ -285,7 +285,7 @@ def test_a_step_of_the_optimiser_is_the_plain_one(clip: float) -> None:
                 weight.grad = gradient.to(weight.device)
         norm = plain.norm()
         plain.step(0.01, clip, norm)
-        numbers = torch.tensor(fused.advance(0.01, clip), device=DEVICE)
+        numbers = torch.tensor([clip, *fused.advance(0.01)], device=DEVICE)
         fused.step_there(numbers, fused.norm_there())
     # Of what is clipped every weight learns as much: the steps have the size of the rate, not of the weights.
     pairs = zip(
@@ -389,7 +389,7 @@ def test_what_is_captured_is_an_update(name: Any, reset_state: bool, monkeypatch
         model = LanguageModel(options, 7)
         model.initialise()
         learners.append((model, AdamW(model.parameters(), options.weight_decay), torch.Generator()))
-    captured = CapturedUpdate(*learners[0], "fp32")
+    captured = GraphedUpdate(*learners[0], "fp32")
     assert all(map(torch.equal, learners[0][0].parameters(), learners[1][0].parameters()))
     state = states = model.zero_state(2)
     model, optimiser, generator = learners[1]

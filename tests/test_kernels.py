@@ -17,7 +17,7 @@ from grimmgen import kernels
 from grimmgen.cells import gru, lstm, peephole, products, softmax
 from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
-from grimmgen.kernels import library, native
+from grimmgen.kernels import library, native, programs
 
 INSTRUCTIONS = library.instruction_sets()
 built = pytest.mark.skipif(not INSTRUCTIONS, reason=f"there is no compiled kernel: {library.load()[1]}")
@@ -440,17 +440,17 @@ def test_what_is_not_a_number_stays_so() -> None:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the library's functions, as they are called."""
     called: list[str] = []
-    right = native._run
+    right = programs.run
 
     def noted(name: str, given: Any) -> None:
         called.append(name)
         right(name, given)
 
-    monkeypatch.setattr(native, "_run", noted)
+    monkeypatch.setattr(programs, "run", noted)
     return called
 
 
-SERVED = {"pack", "lstm_forward", "gru_forward", "cross_entropy"}
+SERVED = {"pack", "lstm_forward", "gru_forward", "cross_entropy", "sum"}
 
 
 def use(dtype: torch.dtype, precision: Products = "fp32") -> None:
@@ -563,14 +563,14 @@ def test_a_library_that_cannot_be_loaded_is_said_so(tmp_path: Path) -> None:
 
 def sabotage(wrong: str, at: int, factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Multiply what a function of the library, called with these arguments, has made of the one at that place."""
-    right = native._run
+    right = programs.run
 
     def sabotaged(name: str, given: Any) -> None:
         right(name, given)
         if name.startswith(wrong) and given[0][at] is not None:
             given[0][at].mul_(factor)
 
-    monkeypatch.setattr(native, "_run", sabotaged)
+    monkeypatch.setattr(programs, "run", sabotaged)
 
 
 @built
@@ -586,7 +586,7 @@ def test_the_library_names_every_function_for_every_instruction_set() -> None:
     loaded, _ = library.load()
     assert isinstance(loaded, ctypes.CDLL)
     for instructions in INSTRUCTIONS + ROUNDING:
-        for name in native._TAKES:
+        for name in programs._TAKES:
             assert hasattr(loaded, f"{name}_{instructions}")
 
 

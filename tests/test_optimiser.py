@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.kernels import library, native
+from grimmgen.kernels import library, programs
 from grimmgen.optimiser import AdamW
 
 PATHS = ["plain", *library.instruction_sets()]
@@ -69,7 +69,7 @@ def test_in_float64_they_are_exactly_so(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("path", PATHS[1:])
 def test_steps_are_the_same_with_any_number_of_threads(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_num_threads()
-    monkeypatch.setattr(native, "_FEW", 1)
+    monkeypatch.setattr(programs, "_FEW", 1)
     made = []
     for count in (1, 2, 3):
         torch.set_num_threads(count)

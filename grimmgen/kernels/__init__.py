@@ -65,7 +65,7 @@ def serving(
     """
     import torch
 
-    from grimmgen.kernels import library, native
+    from grimmgen.kernels import library, programs
 
     rounded = " bf16" if precision == "bf16" else ""
     if device is not None and device.type != "cpu":
@@ -75,7 +75,7 @@ def serving(
         return f"PyTorch (the native kernel is for float32, this is {str(dtype).removeprefix('torch.')})"
     instructions = _instructions(precision)
     if instructions is not None:
-        threads = native.thread_count()
+        threads = programs.thread_count()
         name = _NAMES[instructions.removesuffix("bf16")]
         return f"native {name}{rounded}, {threads} thread{'s' if threads != 1 else ''}"
     _, reason = library.load()
@@ -87,9 +87,9 @@ def serving(
 def alone(device: torch.device) -> AbstractContextManager[None]:
     """A context in which nothing large is left to PyTorch: the compiled kernel gets all threads."""
     if device.type == "cpu" and _instructions() is not None:
-        from grimmgen.kernels import native
+        from grimmgen.kernels import programs
 
-        return native.one_thread_for_pytorch()
+        return programs.one_thread_for_pytorch()
     return nullcontext()
 
 

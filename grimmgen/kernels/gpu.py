@@ -270,7 +270,7 @@ def adamw(learning: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], norm: Tenso
     Args:
         learning: weight, gradient, m and v of each.
         norm: of all gradients, float64 [].
-        numbers: those of `AdamW.advance`, float32 [8].
+        numbers: as of `AdamW.step_there`, float32 [8].
     """
     for weight, gradient, m, v in learning:
         if count := weight.numel():

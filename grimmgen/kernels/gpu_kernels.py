@@ -476,7 +476,7 @@ def softmax(
 
 @triton.jit
 def adamw(weight, gradient, m, v, norm, numbers, count, BLOCK: tl.constexpr):
-    """A step of `grimmgen.optimiser.AdamW`, in place; `numbers` are those of its `advance`."""
+    """A step of `grimmgen.optimiser.AdamW`, in place; `numbers` as of its `step_there`."""
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
     live = at < count
     w = tl.load(weight + at, mask=live, other=0.0)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # As in native.c: of the functions' signatures.
-_VERSION = 7
+_VERSION = 8
 # The floats of a vector, by instruction set.
 WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 
@@ -66,3 +66,12 @@ def function(name: str, takes: str, gives: bool = False) -> Callable[..., Any]:
     found.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in takes]
     found.restype = ctypes.c_int64 if gives else None
     return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def address(name: str) -> int:
+    """Where a function of the library is, which must be there."""
+    library, _ = load()
+    found = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert found is not None
+    return found

@@ -4,8 +4,8 @@
  * native_kernels.h and native_steps.h have them once; they are compiled here for each instruction set, under names that
  * end in the set's, and grimmgen/kernels/library.py asks `instruction_sets` which of them this machine can run.
  * Everything is called through ctypes, on plain pointers: no header of Python, NumPy or PyTorch is needed, and no
- * version of theirs is tied to. Nothing here starts a thread or allocates memory: the caller gives each of its threads
- * some of the rows or columns, and room to work in.
+ * version of theirs is tied to. Nothing here starts a thread or allocates memory: the caller lends its threads, gives
+ * each of them some of the rows or columns, and room to work in.
  */
 /* Whether to compile for AVX, too. GCC on Windows cannot: it keeps vectors wider than 16 bytes on a stack that is aligned
  * to 16, and reads them as if it were to 32 or 64 (https://gcc.gnu.org/PR54412). */
@@ -19,10 +19,15 @@
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #if defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#include <windows.h>
 #define EXPORT __declspec(dllexport)
 #else
+#include <pthread.h>
+#include <sched.h>
 #define EXPORT __attribute__((visibility("default")))
 #endif
 
@@ -163,22 +168,163 @@ EXPORT size within(size count, const int64_t *ids, size least, size most)
     return !outside;
 }
 
-/* Turn in circles until there is something else than `old` at a place, for some tens of microseconds at most: a thread
- * that sleeps is not woken in less. */
-EXPORT void linger(size old, const volatile int64_t *place)
+/* ---- Programs ----------------------------------------------------------------------------------------------- */
+
+/* A program is a list of steps, one after the other, in each of which every thread has a call to make, or none (a null
+ * pointer in the place of its function). All threads have done a step before any begins the next. */
+enum { ARGUMENTS = 16, MOST_THREADS = 256 };
+typedef struct {
+    void *function;
+    size arguments[ARGUMENTS];
+} call;
+
+#if defined(__GNUC__)
+#define READ(place) __atomic_load_n(place, __ATOMIC_SEQ_CST)
+#define WRITE(place, value) __atomic_store_n(place, value, __ATOMIC_SEQ_CST)
+#define EXCHANGE(place, value) __atomic_exchange_n(place, value, __ATOMIC_SEQ_CST)
+#else
+#define READ(place) InterlockedCompareExchange64(place, 0, 0)
+#define WRITE(place, value) (void)InterlockedExchange64(place, value)
+#define EXCHANGE(place, value) InterlockedExchange64(place, value)
+#endif
+
+#if defined(_WIN32)
+static SRWLOCK lock = SRWLOCK_INIT;
+static CONDITION_VARIABLE changed = CONDITION_VARIABLE_INIT;
+#define LOCK() AcquireSRWLockExclusive(&lock)
+#define UNLOCK() ReleaseSRWLockExclusive(&lock)
+#define SLEEP() SleepConditionVariableSRW(&changed, &lock, INFINITE, 0)
+#define WAKE_ALL() WakeAllConditionVariable(&changed)
+#define YIELD() SwitchToThread()
+#else
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+#define LOCK() pthread_mutex_lock(&lock)
+#define UNLOCK() pthread_mutex_unlock(&lock)
+#define SLEEP() pthread_cond_wait(&changed, &lock)
+#define WAKE_ALL() pthread_cond_broadcast(&changed)
+#define YIELD() sched_yield()
+#endif
+
+/* The threads that were lent, and the program that they are at. Counters only ever rise, so that who reads one late
+ * mistakes nothing; each thread's stand in a cache line of their own. */
+static struct {
+    size busy;     /* whether there is such a program */
+    size sleepers; /* threads that no counter's rise may pass by without waking them */
+    const call *calls;
+    size steps, threads;
+    size before; /* the steps of all programs before this one */
+    struct {
+        size begun, done; /* programs that the thread was called to; steps that it has done or let pass */
+        size apart[6];
+    } thread[MOST_THREADS];
+} pool;
+
+/* Wait until there is as much as this at a place. To be woken takes as long as a small product: turn in circles for
+ * some tens of microseconds before going to sleep. Whoever is waited for may need this very core. */
+static void await(size *place, size value)
 {
-    for (int turn = 0; turn < 2500 && *place == old; turn++) {
+    for (int turn = 0; turn < 2500; turn++) {
+        if (READ(place) >= value) return;
+        if (turn % 100 == 99) YIELD();
 #if defined(__x86_64__) && defined(__GNUC__)
         __builtin_ia32_pause();
 #endif
     }
+    LOCK();
+    WRITE(&pool.sleepers, pool.sleepers + 1);
+    while (READ(place) < value) SLEEP();
+    WRITE(&pool.sleepers, pool.sleepers - 1);
+    UNLOCK();
+}
+
+/* Whoever goes to sleep says so before looking at the place once more; here the place comes first: one sees the other. */
+static void announce(size *place, size value)
+{
+    WRITE(place, value);
+    if (!READ(&pool.sleepers)) return;
+    LOCK();
+    WAKE_ALL();
+    UNLOCK();
+}
+
+/* All kernels take numbers of 64 bits and pointers. Each gets sixteen, and looks at the first of them, as many as it
+ * has: on these machines that is the caller's affair alone, and a pointer travels as such a number does. */
+static void make(const call *called)
+{
+    typedef void kernel(size, size, size, size, size, size, size, size, size, size, size, size, size, size, size, size);
+    const size *a = called->arguments;
+    if (called->function)
+        ((kernel *)called->function)(a[0], a[1], a[2], a[3], a[4], a[5], a[6], a[7], a[8], a[9], a[10], a[11], a[12],
+                                     a[13], a[14], a[15]);
+}
+
+/* In nanoseconds, from some time on. */
+static int64_t now(void)
+{
+    struct timespec since;
+    timespec_get(&since, TIME_UTC);
+    return (int64_t)since.tv_sec * 1000000000 + since.tv_nsec;
+}
+
+/* A thread's part of the program; the last step is waited for by the caller of `replay` alone. */
+static void take_part(size number, int64_t *times)
+{
+    const call *calls = pool.calls + number;
+    size steps = pool.steps, threads = pool.threads, before = pool.before;
+    for (size step = 1; step <= steps; step++, calls += threads) {
+        make(calls);
+        announce(&pool.thread[number].done, before + step);
+        if (step < steps || number == 0)
+            for (size other = 0; other < threads; other++) await(&pool.thread[other].done, before + step);
+        if (times) times[step - 1] = now();
+    }
+}
+
+/* Do a program, calls [steps, threads]. Where the threads are at another one, the caller does all of it.
+ *
+ * times [steps]: when each step was done, in nanoseconds; a null pointer where nobody asks
+ */
+EXPORT void replay(const call *calls, size steps, size threads, int64_t *times)
+{
+    if (threads > 1 && !EXCHANGE(&pool.busy, 1)) {
+        pool.calls = calls, pool.steps = steps, pool.threads = threads;
+        for (size n = 1; n < threads; n++) announce(&pool.thread[n].begun, pool.thread[n].begun + 1);
+        take_part(0, times);
+        pool.before += steps;
+        WRITE(&pool.busy, 0);
+        return;
+    }
+    for (size step = 0; step < steps; step++) {
+        for (size n = 0; n < threads; n++) make(calls++);
+        if (times) times[step] = now();
+    }
+}
+
+/* Be the thread of that number, from 1 on, for good. */
+EXPORT void serve(size number)
+{
+    for (size program = 1;; program++) {
+        await(&pool.thread[number].begun, program);
+        take_part(number, 0);
+    }
+}
+
+/* In a process that has been forked, where none of the threads are. */
+EXPORT void forked(void)
+{
+#if !defined(_WIN32)
+    memset(&pool, 0, sizeof pool);
+    lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+    changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+#endif
 }
 
 /* Of the signatures above; library.py loads no other. A library of another version is one that an editable install has
  * left behind, and would compute nonsense without a word. */
 EXPORT int version(void)
 {
-    return 7;
+    return 8;
 }
 
 /* Python's build expects an extension module to have this; but the library is loaded by ctypes, never imported. */

@@ -2,7 +2,8 @@
 
 The kernel (`native.c`, loaded by `library.py`) is called from a few threads of our own: each does its share of a
 window's rows (or of a gradient's columns) through all of its steps, and they meet when the window is done. Which
-OpenMP PyTorch has loaded does not matter.
+OpenMP PyTorch has loaded does not matter. The calls of a whole update may be recorded (`programs.py`), and made
+again as one.
 
 Results are the same at every run with the same number of threads (`torch.set_num_threads`); another number sums
 the weight gradients of the softmax layer in another order, and changes nothing else.
@@ -12,26 +13,20 @@ the weight gradients of the softmax layer in another order, and changes nothing 
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import itertools
 import math
-import os
-import threading
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from queue import SimpleQueue
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from grimmgen.kernels.library import WIDTH, function
+from grimmgen.kernels import programs
+from grimmgen.kernels.library import WIDTH
 
 # As in native.c.
 _CHUNK, _BLOCK, _SLICE = 256, 128, 4096
-# To wake another thread takes as long as to do something simple with so many numbers.
-_FEW = 2**19
 
 
 class LSTMWindow(torch.autograd.Function):
@@ -153,7 +148,7 @@ class GRUWindow(torch.autograd.Function):
         h[0] = h0
         u = _pack(instructions, recurrent_weight.roll(H, 1))  # n, r, z
         given = (T, B, H, x, ids, bias, u, b_n, mask, starts, h, gates, x.new_empty(B, H))
-        _run(f"gru_forward_{instructions}", [(*given, *share) for share in _shares(B)])
+        programs.share_out(f"gru_forward_{instructions}", given, B)
         ctx.instructions, ctx.done = instructions, False
         ctx.vocabulary_size = 0 if ids is None else len(x)
         ctx.save_for_backward(recurrent_weight, ids, mask, starts, h, gates)
@@ -166,7 +161,7 @@ class GRUWindow(torch.autograd.Function):
         d_h = h.new_zeros(B, H)
         u = _pack(ctx.instructions, recurrent_weight.roll(H, 1).t())
         rows = (T, B, H, u, mask, starts, h, grad, grad_h.contiguous(), d_h, h.new_empty(B, 3 * H))
-        _run(f"gru_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
+        programs.share_out(f"gru_backward_{ctx.instructions}", rows, B)
         grad_a, grad_x = grad[..., : 3 * H], grad[..., H:]  # n, r, z and r, z, n
         grad_u, sums = h.new_empty(H, 3 * H), h.new_empty(3 * H)
         _weights(ctx.instructions, None, starts, h[:T].view(T * B, H), grad_a, grad_u, None, sums)
@@ -186,7 +181,7 @@ def _shape(x: Tensor, ids: Tensor | None) -> tuple[int, int]:
     """
     if ids is None:
         return x.shape[0], x.shape[1]
-    _check("an id", ids.contiguous(), 0, len(x))
+    programs.check("an id", ids.contiguous(), 0, len(x))
     return ids.shape[0], ids.shape[1]
 
 
@@ -215,7 +210,7 @@ def _forward(
     u = _pack(instructions, recurrent_weight)
     room = x.new_empty(B, H)
     given = (T, B, H, x, ids, bias, u, peephole, mask, starts, h, c, gates, room)
-    _run(f"lstm_forward_{instructions}", [(*given, *share) for share in _shares(B)])
+    programs.share_out(f"lstm_forward_{instructions}", given, B)
     ctx.instructions, ctx.shape, ctx.done = instructions, (T, B, H), False
     ctx.save_for_backward(recurrent_weight, peephole, ids, mask, starts, h, c, gates)
     ctx.set_materialize_grads(False)
@@ -235,11 +230,11 @@ def _backward(ctx: Any, grad_h: Tensor | None, grad_c: Tensor | None, V: int) ->
     room = h.new_empty(B, 4 * H)
     d_peephole = None if peephole is None else h.new_zeros(B, 3, H)
     rows = (T, B, H, u, peephole, mask, starts, c, grad_z, grad_h, d_h, d_c, d_peephole, room)
-    _run(f"lstm_backward_{ctx.instructions}", [(*rows, *share) for share in _shares(B)])
+    programs.share_out(f"lstm_backward_{ctx.instructions}", rows, B)
     grad_u = h.new_empty(H, 4 * H)
     grad_input, grad_bias = (h.new_empty(V, 4 * H), h.new_empty(4 * H)) if V else (None, None)
     _weights(ctx.instructions, ids, starts, h[:T].view(T * B, H), grad_z, grad_u, grad_input, grad_bias)
-    grad_peephole = None if d_peephole is None else d_peephole.sum(dim=0)
+    grad_peephole = None if d_peephole is None else _total(ctx.instructions, d_peephole)
     return grad_z, grad_u, d_h, d_c, grad_input, grad_bias, grad_peephole
 
 
@@ -271,11 +266,11 @@ def _weights(
     M = grad.shape[-1]
     N, K = grad.numel() // M, 0 if x is None else x.shape[1]
     V = 0 if grad_input is None else len(grad_input)
-    shares = _shares(_panels(instructions, M))
+    shares = programs.shares(_panels(instructions, M))
     rooms = [grad.new_empty(_CHUNK, K + (end - begin) * 4 * WIDTH[instructions]) for begin, end in shares]
     given = (N, K, M, V, ids, skip, x, grad, grad.stride(-2), grad_weight, grad_input, grad_bias)
     parts = zip(rooms, shares, strict=True)
-    _run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
+    programs.run(f"weights_{instructions}", [(*given, room, *share) for room, share in parts])
 
 
 class Affine(torch.autograd.Function):
@@ -302,10 +297,10 @@ class Affine(torch.autograd.Function):
 def _product(instructions: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     (N, K), M = x.shape, weight.shape[1]
     y = x.new_empty(N, M)
-    shares = _shares(N)
+    shares = programs.shares(N)
     given = (N, K, M, x, _pack(instructions, weight), bias, y)
     parts = zip(x.new_empty(len(shares), _BLOCK, K), shares, strict=True)
-    _run(f"affine_{instructions}", [(*given, room, *share) for room, share in parts])
+    programs.run(f"affine_{instructions}", [(*given, room, *share) for room, share in parts])
     return y
 
 
@@ -318,7 +313,7 @@ class CrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         losses, *gradients = _cross_entropy(instructions, hidden, weight, bias, targets, gradients=True)
         ctx.save_for_backward(*gradients)
-        return losses.mean()
+        return _total(instructions, losses.view(-1, 1), len(losses)).view(())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
@@ -329,35 +324,42 @@ class CrossEntropy(torch.autograd.Function):
 
 def norm(instructions: str, gradients: Sequence[Tensor]) -> float:
     """The norm of all of the gradients together; the same for any number of threads."""
+    return root(squares(instructions, gradients))
+
+
+def squares(instructions: str, gradients: Sequence[Tensor]) -> array[float]:
+    """The sums of the gradients' squares, a slice at a time."""
     gradients = [gradient.contiguous() for gradient in gradients]
     counts = [gradient.numel() for gradient in gradients]
     sums = array("d", bytes(8 * sum(-(-count // _SLICE) for count in counts)))
-    given = (len(counts), array("q", counts), _pointers(gradients), sums)
-    _run(f"squares_{instructions}", [(*given, *share) for share in _shares(len(sums), sum(counts))])
+    given = (len(counts), array("q", counts), programs.Pointers(gradients), sums)
+    programs.run(
+        f"squares_{instructions}", [(*given, *share) for share in programs.shares(len(sums), sum(counts))]
+    )
+    return sums
+
+
+def root(sums: array[float]) -> float:
+    """The norm, from what `squares` makes."""
     return math.sqrt(math.fsum(sums))
 
 
 def adamw(
-    instructions: str,
-    learning: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
-    scale: float,
-    beta1: float,
-    beta2: float,
-    kept: float,
-    pace: float,
-    root: float,
-    epsilon: float,
+    instructions: str, learning: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]], numbers: array[float]
 ) -> None:
-    """A step of `grimmgen.optimiser.AdamW`, in place: weight, gradient, m and v of each; the rest as in `step`."""
-    rates = array("f", [scale, 1.0 - beta1, beta2, 1.0 - beta2, kept, pace, root, epsilon])
+    """A step of `grimmgen.optimiser.AdamW`, in place.
+
+    Args:
+        instructions: the instruction set.
+        learning: weight, gradient, m and v of each.
+        numbers: float32 [8]: what the gradients are multiplied with, and those of `AdamW.advance`.
+    """
     learning = [(weight, gradient.contiguous(), m, v) for weight, gradient, m, v in learning]
     counts = [weight.numel() for weight, *_ in learning]
-    given = (len(counts), array("q", counts), _pointers(itertools.chain(*learning)), rates)
-    _run(f"adamw_{instructions}", [(*given, *share) for share in _shares(sum(counts), sum(counts))])
-
-
-def _pointers(tensors: Iterable[Tensor]) -> array[int]:
-    return array("q", [tensor.data_ptr() for tensor in tensors])
+    given = (len(counts), array("q", counts), programs.Pointers(itertools.chain(*learning)), numbers)
+    programs.run(
+        f"adamw_{instructions}", [(*given, *share) for share in programs.shares(sum(counts), sum(counts))]
+    )
 
 
 def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, generator: torch.Generator) -> Tensor:
@@ -372,9 +374,11 @@ def dropout_mask(instructions: str, shape: tuple[int, ...], dropout: float, gene
     mask = torch.empty(shape)
     threshold = min(round((1.0 - dropout) * 2**32), 2**32 - 1)
     scale = array("f", [2**32 / max(1, threshold)])
-    seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
+    seed = torch.empty((), dtype=torch.int64).random_(generator=generator)
     given = (seed, threshold, scale, mask)
-    _run(f"dropout_mask_{instructions}", [(*given, *share) for share in _shares(mask.numel(), mask.numel())])
+    programs.run(
+        f"dropout_mask_{instructions}", [(*given, *share) for share in programs.shares(mask.numel(), mask.numel())]
+    )
     return mask
 
 
@@ -391,9 +395,9 @@ def _cross_entropy(
     """The losses [N], and the gradients of their sum / N by hidden, weight and bias if they are wanted."""
     (N, H), V = hidden.shape, weight.shape[1]
     hidden, bias, targets = hidden.contiguous(), bias.contiguous(), targets.contiguous()
-    _check("a target", targets, -(2**63), V)
+    programs.check("a target", targets, -(2**63), V)
     losses = hidden.new_empty(N)
-    shares = _shares(N)
+    shares = programs.shares(N)
     room = hidden.new_empty(len(shares), _BLOCK, 2 * (V + WIDTH[instructions]) + max(H, V))
     by_hidden: Tensor | None = None
     by_weight: Sequence[Tensor | None] = [None] * len(shares)
@@ -407,16 +411,44 @@ def _cross_entropy(
         transposed = _pack(instructions, weight.t())
     given = (N, H, V, hidden, packed, transposed, bias, targets, losses, by_hidden)
     parts = zip(by_weight, by_bias, room, shares, strict=True)
-    _run(f"cross_entropy_{instructions}", [(*given, w, b, r, *share) for w, b, r, share in parts])
+    programs.run(f"cross_entropy_{instructions}", [(*given, w, b, r, *share) for w, b, r, share in parts])
     if by_hidden is None:
         return [losses]
     return [losses, by_hidden, _sum(by_weight, weight), _sum(by_bias, bias)]
 
 
-def _check(what: str, ids: Tensor, least: int, V: int) -> None:
-    # The kernel reads memory at these places, and trusts that they are in it.
-    if not function("within", "npnn", gives=True)(ids.numel(), ids.data_ptr(), least, V):
-        raise IndexError(f"{what} is not within the vocabulary of {V}")
+def copy(instructions: str, rows: Tensor | None, to: Tensor) -> None:
+    """Copy rows to where they are to be, both [R, C]; None is zeros."""
+    R, C = to.shape
+    assert C == 1 or to.stride(1) == 1
+    down, right = (0, 1) if rows is None else rows.stride()
+    given = (C, rows, down, right, to, to.stride(0))
+    programs.share_out(f"copy_{instructions}", given, R, R * C)
+
+
+def add(instructions: str, a: Tensor, b: Tensor, to: Tensor) -> None:
+    """Put a + b where they are to be, all of one shape and without gaps."""
+    count = to.numel()
+    programs.share_out(f"add_{instructions}", (a, b, to), count, count)
+
+
+def multiply(instructions: str, a: Tensor, b: Tensor, to: Tensor) -> None:
+    """Put a b where they are to be, [R, …], all without gaps; b may be one row for all, [1, …]."""
+    assert b.shape in {a.shape, (1, *a.shape[1:])}
+    repeats = b.shape != a.shape
+    columns = b.numel() if repeats else b.shape[-1]
+    given = (columns, a, b, 0 if repeats else columns, to)
+    programs.share_out(f"multiply_rowwise_{instructions}", given, to.numel() // columns, to.numel())
+
+
+def _total(instructions: str, rows: Tensor, divisor: int = 1) -> Tensor:
+    """The sum over rows [R, …], over a divisor."""
+    total = rows.new_empty(rows.shape[1:])
+    given = (len(rows), total.numel(), divisor, rows, total)
+    programs.run(
+        f"sum_{instructions}", [(*given, *share) for share in programs.shares(total.numel(), rows.numel())]
+    )
+    return total
 
 
 def _sum(parts: Sequence[Tensor | None], like: Tensor) -> Tensor:
@@ -439,135 +471,5 @@ def _pack(instructions: str, matrix: Tensor) -> Tensor:
     packed = matrix.new_empty(-(-K // (2 if instructions.endswith("bf16") else 1)) * -(-N // width) * width)
     down, right = matrix.stride()
     given = (K, N, matrix, down, right, packed)
-    shares = _shares(_panels(instructions, N), K * N)
-    _run(f"pack_{instructions}", [(*given, *share) for share in shares])
+    programs.share_out(f"pack_{instructions}", given, _panels(instructions, N), K * N)
     return packed
-
-
-# How many threads `one_thread_for_pytorch` has taken from PyTorch; zero outside of it.
-_taken = 0
-
-
-def thread_count() -> int:
-    """How many threads the kernel uses: as many as PyTorch was told to."""
-    return _taken or torch.get_num_threads()
-
-
-@contextlib.contextmanager
-def one_thread_for_pytorch() -> Iterator[None]:
-    """Within it PyTorch's own operations run on the calling thread, the kernel on as many as before.
-
-    A thread of PyTorch's that has done its part of an operation turns in circles for some milliseconds, to
-    be there for the next one; meanwhile it takes half a core from the kernel. The operations beside the kernel are
-    too small to be worth that.
-    """
-    global _taken
-    before = _taken, torch.get_num_threads()
-    _taken = thread_count()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        _taken = before[0]
-        torch.set_num_threads(before[1])
-
-
-def _shares(total: int, simple: int | None = None) -> list[tuple[int, int]]:
-    """The range of `total` cut into one for each thread, as evenly as can be; none is empty.
-
-    Args:
-        total: how many rows, or what else there is to do.
-        simple: how many numbers there are to do something simple with; where they are few, one thread does it all.
-    """
-    threads = thread_count() if simple is None or simple > _FEW else 1
-    bounds = [total * i // threads for i in range(threads + 1)]
-    return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
-
-
-# What the functions of native_kernels.h take before `begin` and `end`: n a number, p a pointer.
-_TAKES = {
-    "pack": "nnpnnp",
-    "lstm_forward": "nnn" + 11 * "p",
-    "lstm_backward": "nnn" + 11 * "p",
-    "gru_forward": "nnn" + 10 * "p",
-    "gru_backward": "nnn" + 8 * "p",
-    "affine": "nnn" + 5 * "p",
-    "weights": "nnnnppppn" + 4 * "p",
-    "dropout_mask": "nnpp",
-    "squares": "nppp",
-    "adamw": "nppp",
-    "cross_entropy": "nnn" + 10 * "p",
-}
-# Tables of a few numbers come as arrays: to make a tensor takes several times as long.
-_Argument: TypeAlias = "int | Tensor | array[int] | array[float] | None"
-
-
-def _run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
-    """Call a function of the library with each of these arguments, all at the same time."""
-    called = function(name, _TAKES[name.rpartition("_")[0]] + "nn")
-    done: SimpleQueue[None] = SimpleQueue()
-    for number, arguments in enumerate(calls[1:]):
-        _worker(number).begin(called, arguments, done)
-    for arguments in calls[:1]:
-        _call(called, arguments)
-    for number in range(len(calls) - 1):
-        _worker(number).linger()
-        done.get()
-
-
-def _call(called: Callable[..., None], arguments: tuple[_Argument, ...]) -> None:
-    # `arguments` keeps the tensors alive until the function is done, even if who waits for it is interrupted.
-    called(*[_pointer(given) if isinstance(given, Tensor | array) else given for given in arguments])
-
-
-def _pointer(given: Tensor | array[int] | array[float]) -> int:
-    return given.data_ptr() if isinstance(given, Tensor) else given.buffer_info()[0]
-
-
-_Task = tuple[Callable[..., None], tuple[_Argument, ...], "SimpleQueue[None]"]
-
-
-class _Worker:
-    """One of the threads beside the calling one.
-
-    A pool of `concurrent.futures` does the same in twice the time, and an update has but few milliseconds. To be
-    woken takes as long as a small product: whoever waits lingers for a moment before it sleeps.
-    """
-
-    def __init__(self, number: int) -> None:
-        self._tasks: SimpleQueue[_Task] = SimpleQueue()
-        # How many were begun, and how many done: to linger by, nothing else.
-        self._begun, self._ended = array("q", [0]), array("q", [0])
-        threading.Thread(target=self._serve, name=f"grimmgen-{number}", daemon=True).start()
-
-    def begin(
-        self, called: Callable[..., None], arguments: tuple[_Argument, ...], done: SimpleQueue[None]
-    ) -> None:
-        """Let it call a function of the library, and say so in `done`."""
-        self._tasks.put((called, arguments, done))
-        self._begun[0] += 1
-
-    def linger(self) -> None:
-        """Wait for it, but not for long."""
-        _linger(self._begun[0] - 1, self._ended)
-
-    def _serve(self) -> None:
-        while True:
-            if self._tasks.empty():
-                _linger(self._ended[0], self._begun)
-            called, arguments, done = self._tasks.get()
-            _call(called, arguments)
-            del arguments
-            done.put(None)
-            self._ended[0] += 1
-
-
-def _linger(old: int, place: array[int]) -> None:
-    function("linger", "np")(old, place.buffer_info()[0])
-
-
-_worker = functools.cache(_Worker)
-
-if hasattr(os, "register_at_fork"):
-    # A forked process has none of the threads.
-    os.register_at_fork(after_in_child=_worker.cache_clear)

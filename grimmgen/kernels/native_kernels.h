@@ -645,9 +645,10 @@ EXPORT void NAMED(weights)(size N, size K, size M, size V, const int64_t *ids, c
 /* The dropout mask of a window, elements `begin` to `end`: `scale` with the probability threshold / 2³², else zero.
  * Each is decided by a number of its own, a hash of its index and the seed (the mixing steps are Wellons' lowbias32),
  * and so does not depend on threads or vectors. */
-EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, float *mask, size begin, size end)
+EXPORT void NAMED(dropout_mask)(const int64_t *seed, size threshold, const float *scale, float *mask, size begin,
+                                size end)
 {
-    const uint32_t low = (uint32_t)seed, high = (uint32_t)((uint64_t)seed >> 32), below = (uint32_t)threshold;
+    const uint32_t low = (uint32_t)*seed, high = (uint32_t)((uint64_t)*seed >> 32), below = (uint32_t)threshold;
     const float kept = *scale;
     for (size n = begin; n < end; n++) {
         uint32_t x = (uint32_t)n ^ low;
@@ -656,6 +657,49 @@ EXPORT void NAMED(dropout_mask)(size seed, size threshold, const float *scale, f
         x = (x ^ x >> 16) * 0x7feb352du;
         x = (x ^ x >> 15) * 0x846ca68bu;
         mask[n] = (x ^ x >> 16) < below ? kept : 0.0f;
+    }
+}
+
+/* ---- Small operations --------------------------------------------------------------------------------------- */
+
+/* Those of PyTorch's that stand between the kernels in an update. */
+
+/* to[r, c] = from[r · down + c · right], for the rows `begin` to `end`, `to_down` apart; from a null pointer, zeros. */
+EXPORT void NAMED(copy)(size columns, const float *from, size down, size right, float *to, size to_down, size begin,
+                        size end)
+{
+    for (size r = begin; r < end; r++)
+        if (!from) memset(to + r * to_down, 0, columns * sizeof *to);
+        else if (right == 1) memcpy(to + r * to_down, from + r * down, columns * sizeof *to);
+        else
+            for (size c = 0; c < columns; c++) to[r * to_down + c] = from[r * down + c * right];
+}
+
+/* to = a + b, elements `begin` to `end`. */
+EXPORT void NAMED(add)(const float *a, const float *b, float *to, size begin, size end)
+{
+    for (size n = begin; n < end; n += LANES)
+        store_some(to + n, load_some(a + n, end - n) + load_some(b + n, end - n), end - n);
+}
+
+/* to = a b, rows of `columns` numbers each, `begin` to `end`; those of b are `b_row` apart, or zero: one for all. */
+EXPORT void NAMED(multiply_rowwise)(size columns, const float *a, const float *b, size b_row, float *to, size begin,
+                                    size end)
+{
+    for (size r = begin; r < end; r++)
+        for (size n = 0; n < columns; n += LANES) {
+            size i = r * columns + n, left = columns - n;
+            store_some(to + i, load_some(a + i, left) * load_some(b + r * b_row + n, left), left);
+        }
+}
+
+/* to [columns]: the sum over all rows of `from` over a divisor, for the columns `begin` to `end`. */
+EXPORT void NAMED(sum)(size rows, size columns, size divisor, const float *from, float *to, size begin, size end)
+{
+    for (size c = begin; c < end; c++) {
+        double sum = 0;
+        for (size r = 0; r < rows; r++) sum += from[r * columns + c];
+        to[c] = (float)(sum / divisor);
     }
 }
 

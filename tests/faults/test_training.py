@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from grimmgen import registry
-from grimmgen.batches import Window
 from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run, console
 from grimmgen.generation import Storyteller
@@ -156,14 +155,14 @@ def test_fault_35_a_poisoned_batch_stops_before_the_update(
     assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
     owl = registry.find("sly-owl")
     before = {path.name: path.read_bytes() for path in owl.path.glob("*.safetensors")}
-    loss = LanguageModel.loss
+    loss = LanguageModel.loss_of
 
-    def poisoned(model: LanguageModel, window: Window, *rest: Any) -> Any:
-        value, state = loss(model, window, *rest)
+    def poisoned(model: LanguageModel, *given: Any) -> Any:
+        value, state = loss(model, *given)
         return value * float("nan"), state
 
     with monkeypatch.context() as patch:
-        patch.setattr(LanguageModel, "loss", poisoned)
+        patch.setattr(LanguageModel, "loss_of", poisoned)
         ran = run("train", "--quiet", "--resume", "--epochs", "2")
     assert (ran.code, ran.out) == (1, "")
     told = r"error: the loss is no longer finite at update \d+, the last good checkpoint stays: train anew with"
@@ -203,7 +202,7 @@ def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(
     def full(*_: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nOf the allocated memory…")
 
-    monkeypatch.setattr(LanguageModel, "loss", full)
+    monkeypatch.setattr(LanguageModel, "loss_of", full)
     ran = run("train", "--quiet", "--resume", "--epochs", "2")
     message = r"error: the device is out of memory at update \d+: lower --batch-size or --unroll\n"
     assert (ran.code, ran.out) == (1, "")
