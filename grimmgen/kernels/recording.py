@@ -124,26 +124,29 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._copy(made[:, :shift], given[:, -shift:])
         return made
 
-    def _add(self, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    def _add(self, a: Tensor, b: Tensor | float, alpha: float = 1) -> Tensor:
         return self._sum(a, b, torch.empty(a.shape), alpha)
 
-    def _add_to(self, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    def _add_to(self, a: Tensor, b: Tensor | float, alpha: float = 1) -> Tensor:
         _expect(a.is_contiguous())
         return self._sum(a, b, a, alpha)
 
-    def _sum(self, a: Tensor, b: Tensor, to: Tensor, alpha: float) -> Tensor:
-        _expect(isinstance(b, Tensor) and a.shape == b.shape and alpha == 1)
-        native.add(self._instructions, self._without_gaps(a), self._without_gaps(b), to)
+    def _sum(self, a: Tensor, b: Tensor | float, to: Tensor, alpha: float) -> Tensor:
+        a, b = self._without_gaps(a), self._without_gaps(b)
+        _expect(a.shape == b.shape and alpha == 1)
+        native.add(self._instructions, a, b, to)
         return to
 
-    def _multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        _expect(isinstance(b, Tensor) and b.shape in {a.shape, (1, *a.shape[1:])} and a.dim() > 0)
+    def _multiply(self, a: Tensor, b: Tensor | float) -> Tensor:
+        a, b = self._without_gaps(a), self._without_gaps(b)
+        _expect(b.shape in {a.shape, (1, *a.shape[1:])} and a.dim() > 0)
         made = torch.empty(a.shape)
-        native.multiply(self._instructions, self._without_gaps(a), self._without_gaps(b), made)
+        native.multiply(self._instructions, a, b, made)
         return made
 
-    def _without_gaps(self, given: Tensor) -> Tensor:
-        _expect(given.dtype == torch.float32)
+    def _without_gaps(self, given: Tensor | float) -> Tensor:
+        if not isinstance(given, Tensor) or given.dtype != torch.float32:
+            raise _UnlikeError
         return given if given.is_contiguous() else self._clone(given)
 
 
