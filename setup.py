@@ -7,7 +7,7 @@ import sys
 from setuptools import Extension, setup
 
 # No -march: native.c chooses the instruction set at run time. optional: no compiler is no error.
-flags = ["/O2", "/utf-8"] if sys.platform == "win32" else ["-O3", "-g0", "-fvisibility=hidden"]
+flags = ["/O2", "/utf-8"] if sys.platform == "win32" else ["-O3", "-g0", "-fvisibility=hidden", "-pthread"]
 setup(
     ext_modules=[
         Extension(
@@ -15,6 +15,7 @@ setup(
             ["grimmgen/kernels/native.c"],
             depends=["grimmgen/kernels/native_kernels.h", "grimmgen/kernels/native_steps.h"],
             extra_compile_args=flags,
+            extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
             libraries=[] if sys.platform == "win32" else ["m"],
             py_limited_api=True,
             optional=True,

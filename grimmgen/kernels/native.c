@@ -259,12 +259,18 @@ static void make(const call *called)
                                      a[13], a[14], a[15]);
 }
 
-/* In nanoseconds, from some time on. */
+/* In nanoseconds since 1970. */
 static int64_t now(void)
 {
+#if defined(_WIN32)
+    FILETIME since; /* 1601, in tenths of microseconds */
+    GetSystemTimePreciseAsFileTime(&since);
+    return ((int64_t)((uint64_t)since.dwHighDateTime << 32 | since.dwLowDateTime) - 116444736000000000) * 100;
+#else
     struct timespec since;
     timespec_get(&since, TIME_UTC);
     return (int64_t)since.tv_sec * 1000000000 + since.tv_nsec;
+#endif
 }
 
 /* A thread's part of the program; the last step is waited for by the caller of `replay` alone. */

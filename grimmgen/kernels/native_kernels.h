@@ -29,7 +29,7 @@
 #define pairs NAMED(pairs)
 #define numbers_of NAMED(numbers_of)
 #define block NAMED(block)
-#define block_of NAMED(block_of)
+#define blocks NAMED(blocks)
 #define pack_panels NAMED(pack_panels)
 #define multiply NAMED(multiply)
 #define multiply_rows NAMED(multiply_rows)
@@ -256,7 +256,7 @@ EXPORT void NAMED(pack)(size K, size N, const float *b, size down, size right, f
 
 /* c = a b, or c += a b where `add`, for `rows` rows and `vectors` vectors of columns; both are constants wherever this
  * is inlined, so that the sums are registers. a[m · a_row + k · a_step]; b and c have b_row and c_row words a row, and
- * of c `columns` are written. */
+ * of c `columns` are written: all but the last vector are whole. */
 INLINE void block(const int rows, const int vectors, size depth, const float *a, size a_row, size a_step,
                   const float *b, size b_row, float *c, size c_row, size columns, int add)
 {
@@ -265,7 +265,9 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
     for (int m = 0; m < rows; m++)
         UNROLL(4)
         for (int v = 0; v < vectors; v++)
-            sum[m][v] = add ? load_some(c + m * c_row + v * LANES, columns - v * LANES) : splat(0);
+            sum[m][v] = !add ? splat(0)
+                        : v + 1 < vectors ? load(c + m * c_row + v * LANES)
+                                          : load_some(c + m * c_row + v * LANES, columns - v * LANES);
     for (size k = 0; k < depth; k++, a += a_step, b += b_row) {
         vec right[4];
         UNROLL(4)
@@ -281,13 +283,19 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
     for (int m = 0; m < rows; m++)
         UNROLL(4)
         for (int v = 0; v < vectors; v++)
-            store_some(c + m * c_row + v * LANES, sum[m][v], columns - v * LANES);
+            if (v + 1 < vectors) store(c + m * c_row + v * LANES, sum[m][v]);
+            else store_some(c + m * c_row + v * LANES, sum[m][v], columns - v * LANES);
 }
 
-static void block_of(int rows, int vectors, size depth, const float *a, size a_row, size a_step, const float *b,
-                     size b_row, float *c, size c_row, size columns, int add)
+/* The same for `count` blocks, one below the other. */
+static void blocks(size count, int rows, int vectors, size depth, const float *a, size a_row, size a_step,
+                   const float *b, size b_row, float *c, size c_row, size columns, int add)
 {
-#define CASE(m, v) case 4 * (m) + (v): block(m, v, depth, a, a_row, a_step, b, b_row, c, c_row, columns, add); return;
+#define CASE(m, v)                                                                        \
+    case 4 * (m) + (v):                                                                   \
+        for (; count > 0; count--, a += (m) * a_row, c += (m) * c_row)                    \
+            block(m, v, depth, a, a_row, a_step, b, b_row, c, c_row, columns, add);       \
+        return;
 #define CASES(m) CASE(m, 1) CASE(m, 2) CASE(m, 3) CASE(m, 4)
     switch (4 * rows + vectors) {
     CASES(1) CASES(2)
@@ -306,18 +314,18 @@ static void block_of(int rows, int vectors, size depth, const float *a, size a_r
 static void multiply(size M, size N, size K, const float *a, size a_row, size a_step, const float *packed,
                      float *c, size c_row, int add, size begin, size end)
 {
-    size blocks = (M + ROWS - 1) / ROWS;
+    /* Blocks of rows as equal as can be: a small one keeps too few multiplications under way. */
+    size count = (M + ROWS - 1) / ROWS, rows = M / LARGER(1, count), larger = M - rows * count;
     for (size w0 = 0; w0 < WORDS(K); w0 += DEPTH) {
         size depth = SMALLER(DEPTH, WORDS(K) - w0);
         for (size panel = begin; panel < end; panel++) {
             size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0);
-            const float *b = packed + w0 * PADDED(N) + n0 * depth;
-            /* Blocks of rows as equal as can be: a small one keeps too few multiplications under way. */
-            for (size i = 0; i < blocks; i++) {
-                size m = M * i / blocks, rows = M * (i + 1) / blocks - m;
-                block_of((int)rows, (int)(PADDED(columns) / LANES), depth, a + m * a_row + w0 * a_step, a_row,
-                         a_step, b, PADDED(columns), c + m * c_row + n0, c_row, columns, add || w0);
-            }
+            const float *b = packed + w0 * PADDED(N) + n0 * depth, *from = a + w0 * a_step;
+            size width = PADDED(columns), upper = larger * (rows + 1);
+            blocks(larger, (int)rows + 1, (int)(width / LANES), depth, from, a_row, a_step, b, width, c + n0, c_row,
+                   columns, add || w0);
+            blocks(count - larger, (int)rows, (int)(width / LANES), depth, from + upper * a_row, a_row, a_step, b,
+                   width, c + upper * c_row + n0, c_row, columns, add || w0);
         }
     }
 }
@@ -847,7 +855,7 @@ EXPORT void NAMED(cross_entropy)(size N, size H, size V, const float *hidden, co
 #undef pairs
 #undef numbers_of
 #undef block
-#undef block_of
+#undef blocks
 #undef pack_panels
 #undef multiply
 #undef multiply_rows
