@@ -43,6 +43,13 @@
 #define UNROLL(turns)
 #endif
 
+/* Have memory near by when it is to be written. */
+#if defined(__GNUC__)
+#define PREFETCH(place) __builtin_prefetch(place, 1)
+#else
+#define PREFETCH(place) (void)(place)
+#endif
+
 #define SMALLER(a, b) ((a) < (b) ? (a) : (b))
 #define LARGER(a, b) ((a) > (b) ? (a) : (b))
 

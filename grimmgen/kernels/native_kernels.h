@@ -256,18 +256,17 @@ EXPORT void NAMED(pack)(size K, size N, const float *b, size down, size right, f
 
 /* c = a b, or c += a b where `add`, for `rows` rows and `vectors` vectors of columns; both are constants wherever this
  * is inlined, so that the sums are registers. a[m · a_row + k · a_step]; b and c have b_row and c_row words a row, and
- * of c `columns` are written: all but the last vector are whole. */
+ * of c `columns` are written: all but the last vector are whole. What c had is fetched while the sums are made. */
 INLINE void block(const int rows, const int vectors, size depth, const float *a, size a_row, size a_step,
                   const float *b, size b_row, float *c, size c_row, size columns, int add)
 {
     vec sum[ROWS][4];
     UNROLL(8)
-    for (int m = 0; m < rows; m++)
+    for (int m = 0; m < rows; m++) {
+        for (int n = 0; add && n < vectors * LANES; n += 16) PREFETCH(c + m * c_row + n);
         UNROLL(4)
-        for (int v = 0; v < vectors; v++)
-            sum[m][v] = !add ? splat(0)
-                        : v + 1 < vectors ? load(c + m * c_row + v * LANES)
-                                          : load_some(c + m * c_row + v * LANES, columns - v * LANES);
+        for (int v = 0; v < vectors; v++) sum[m][v] = splat(0);
+    }
     for (size k = 0; k < depth; k++, a += a_step, b += b_row) {
         vec right[4];
         UNROLL(4)
@@ -282,9 +281,11 @@ INLINE void block(const int rows, const int vectors, size depth, const float *a,
     UNROLL(8)
     for (int m = 0; m < rows; m++)
         UNROLL(4)
-        for (int v = 0; v < vectors; v++)
-            if (v + 1 < vectors) store(c + m * c_row + v * LANES, sum[m][v]);
-            else store_some(c + m * c_row + v * LANES, sum[m][v], columns - v * LANES);
+        for (int v = 0; v < vectors; v++) {
+            float *to = c + m * c_row + v * LANES;
+            size left = v + 1 < vectors ? LANES : columns - v * LANES;
+            store_some(to, add ? sum[m][v] + load_some(to, left) : sum[m][v], left);
+        }
 }
 
 /* The same for `count` blocks, one below the other. */

@@ -64,7 +64,7 @@ static void multiply_row(size N, size K, const float *a, const float *packed, fl
             float *to = c + panel * PANEL;
             vec sum[4 * ABREAST];
             UNROLL(16)
-            for (int v = 0; v < 4 * ABREAST; v++) sum[v] = add || k0 ? load(to + v * LANES) : splat(0);
+            for (int v = 0; v < 4 * ABREAST; v++) sum[v] = splat(0);
             for (size k = 0; k < depth; k++, b += PANEL) {
                 vec left = splat(a[k0 + k]);
                 UNROLL(16)
@@ -72,7 +72,8 @@ static void multiply_row(size N, size K, const float *a, const float *packed, fl
                     sum[v] += left * load(b + v / 4 * PANEL * depth + v % 4 * LANES);
             }
             UNROLL(16)
-            for (int v = 0; v < 4 * ABREAST; v++) store(to + v * LANES, sum[v]);
+            for (int v = 0; v < 4 * ABREAST; v++)
+                store(to + v * LANES, add || k0 ? sum[v] + load(to + v * LANES) : sum[v]);
         }
     }
     multiply(1, N, K, a, 0, 1, packed, c, 0, add, whole, (N + PANEL - 1) / PANEL);
