@@ -36,7 +36,7 @@ def measure(T: int, B: int, H: int) -> dict[str, float]:
     draw = np.random.default_rng(0)
     ids = draw.integers(0, _V, (T + 1, B)).astype(np.int32)
     window = Window(ids[:-1], ids[1:], draw.random((T, B)) < 1 / 2000)
-    configuration = Configuration(hidden=H, precision="fp32")
+    configuration = Configuration(hidden=H, batch_size=B, unroll=T, precision="fp32")
     updates = {
         "grimmgen": with_kernel("native", lambda: ours(window, _V, configuration)),
         "nn.LSTM": rivals(window, _V, configuration),

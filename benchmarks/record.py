@@ -6,7 +6,8 @@
 
 Takes a quarter of an hour, on a machine that does nothing else. Each line of `record.jsonl` is a run of one
 script: its arguments, the day, and its report. `--only` measures anew what one script says, and leaves the rest;
-`--record` names another file, for another kind of machine.
+`--record` names another file, for another kind of machine. Where a processor has no instructions for bfloat16,
+nothing is measured with it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from grimmgen.kernels.library import instruction_sets
 
 HERE = Path(__file__).parent
 # Of an update: clipping, Adam, and what is around the kernel.
@@ -40,26 +43,26 @@ RUNS = [
     ["startup.py"],
     ["text.py", "--size", "1GB", "--train", "10"],
     ["command.py"],
-    ["growth.py", "--out", str(HERE / "growth.svg")],
+    ["growth.py"],
 ]
 Line = dict[str, Any]
 
 
-def measure(arguments: list[str], corpus: Path | None) -> Line:
+def measure(arguments: list[str], corpus: Path | None, picture: Path) -> Line:
     """Run a script; its report."""
     script, *options = arguments
+    given: list[str] = []
     if script == "command.py":
         if corpus is None:
             raise SystemExit("command.py trains on a directory of texts: give --corpus")
         given = ["--corpus", str(corpus)]
-    else:
-        given = []
+    if script == "growth.py":
+        given = ["--out", str(picture)]
     print(" ".join(arguments), file=sys.stderr)
     command = [sys.executable, str(HERE / script), *options, *given, "--json"]
     made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    names = [Path(option).name if option.startswith(str(HERE)) else option for option in options]
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    return {"ran": [script, *names], "day": day, "figures": json.loads(made.stdout)}
+    return {"ran": arguments, "day": day, "figures": json.loads(made.stdout)}
 
 
 # --- the tables ----------------------------------------------------------------------------------------------
@@ -196,20 +199,18 @@ def summary(lines: list[Line]) -> list[str]:
     def tell(what: str, figure: str, script: str) -> None:
         body.append(f"| {what} | {figure} | `benchmarks/{script}` |")
 
-    def ratio(hidden: int, layers: int, precision: str) -> str:
-        found = [
-            told
-            for told in said["training.py"]
-            if (told["cell"], told["H"], told["L"], told["precision"]) == ("lstm", hidden, layers, precision)
-        ]
-        return f"{found[0]['grimmgen']['times as fast']:.1f} times as fast as `nn.LSTM` in {precision}"
+    def ratios(hidden: int, layers: int) -> str:
+        """In both precisions, where both were measured."""
+        found = [t for t in said["training.py"] if (t["cell"], t["H"], t["L"]) == ("lstm", hidden, layers)]
+        ours = ((told["grimmgen"]["times as fast"], told["precision"]) for told in found)
+        return ", ".join(f"{times:.1f} times as fast as `nn.LSTM` in {precision}" for times, precision in ours)
 
     for what, hidden, layers in (
         ("one update at the tutorial's size", 128, 1),
         ("one update, 512 units", 512, 1),
         ("the same, two layers", 512, 2),
     ):
-        tell(what, ", ".join(ratio(hidden, layers, precision) for precision in ("fp32", "bf16")), "training.py")
+        tell(what, ratios(hidden, layers), "training.py")
     told = said["generation.py"][0]
     tell(
         "telling, one story, one core, tutorial's size",
@@ -255,7 +256,10 @@ def main() -> None:
             print("\n".join(summary(lines)))
         return
     chosen = [run for run in RUNS if options.only in (None, run[0])]
-    made = [measure(run, options.corpus) for run in chosen]
+    if not instruction_sets("bf16"):
+        chosen = [run for run in chosen if "bf16" not in run]
+    picture = record.with_name(record.stem.replace("record", "growth") + ".svg")
+    made = [measure(run, options.corpus, picture) for run in chosen]
     kept = [line for line in lines if options.only not in (None, line["ran"][0])]
     order = list(TABLES)
     lines = sorted(kept + made, key=lambda line: order.index(line["ran"][0]))

@@ -228,7 +228,8 @@ def main() -> None:
     torch.manual_seed(0)
     draw = np.random.default_rng(0)
     T, B, H, V = options.unroll, options.batch_size, options.hidden, options.vocabulary_size
-    configuration = Configuration(cell=options.cell, hidden=H, layers=options.layers, precision=options.precision)
+    shape = {"hidden": H, "layers": options.layers, "batch_size": B, "unroll": T}
+    configuration = Configuration(cell=options.cell, precision=options.precision, **shape)
     rival = "nn.GRU" if options.cell == "gru" else "nn.LSTM"
     clock = time.process_time if options.processor_time else time.perf_counter
     ids = draw.integers(0, V, (T + 1, B)).astype(np.int32)
