@@ -20,7 +20,7 @@ import torch
 from grimmgen import kernels
 from grimmgen.batches import Window
 from grimmgen.configuration import Products
-from grimmgen.kernels import native, programs
+from grimmgen.kernels import native
 from grimmgen.kernels.recording import recording
 from grimmgen.model import LanguageModel, State
 from grimmgen.optimiser import AdamW, clipping
@@ -67,25 +67,28 @@ def capture(
         served = kernels.compiled(model.output.bias, precision) is not None
         if not served or model.configuration.cell not in kernels.COMPILED:
             return None, ""
-        try:
-            return RecordedUpdate(model, optimiser, generator, precision), ""
-        except NotImplementedError as error:
-            # PyTorch's next version may do in other operations what this one does.
-            return None, f", not recorded ({error})"
-    if not kernels.on_gpu(model.output.bias) or model.configuration.cell not in kernels.COMPILED:
+    elif not kernels.on_gpu(model.output.bias) or model.configuration.cell not in kernels.COMPILED:
         return None, ", no CUDA graph (PyTorch's steps look at where stories start)"
     try:
+        if model.device.type != "cuda":
+            return RecordedUpdate(model, optimiser, generator, precision), ""
         return GraphedUpdate(model, optimiser, generator, precision), ", CUDA graph"
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # Triton's own errors are no RuntimeErrors. What is wrong with the kernels themselves is met at the first
-        # update again, and ends the program there.
-        return None, f", no CUDA graph ({str(error).partition(chr(10))[0]})"
+        # Triton's own errors are no RuntimeErrors; another version of PyTorch may do in other operations what this
+        # one does; what is captured keeps more memory than what is not. What is wrong with the kernels themselves
+        # is met at the first update again, and ends the program there.
+        optimiser.zero_gradient()
+        without = "no CUDA graph" if model.device.type == "cuda" else "not recorded"
+        return None, f", {without} ({str(error).partition(chr(10))[0]})"
 
 
 class RecordedUpdate(CapturedUpdate):
     """One update on a CPU, as a program of the compiled kernel's; takes what `capture` takes.
+
+    It is done by as many threads as there were when it was recorded. What it works on keeps its place in memory, as
+    that of an update in which nothing is freed before its end.
 
     Raises:
         NotImplementedError: something in it cannot be recorded.
@@ -113,7 +116,7 @@ class RecordedUpdate(CapturedUpdate):
                 learning = optimiser.learning()
                 self._squares = native.squares(instructions, [gradient for _, gradient, _, _ in learning])
             # By itself: nothing is to be learnt from a gradient that is not finite.
-            with programs.recorded() as self._step:
+            with recording(instructions) as self._step:
                 self._numbers = array("f", bytes(32))
                 native.adamw(instructions, learning, self._numbers)
         self._loss = loss.detach().numpy()

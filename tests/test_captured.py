@@ -13,7 +13,7 @@ from torch import Tensor
 
 from grimmgen.captured import RecordedUpdate
 from grimmgen.configuration import PRESETS, Cell, Configuration, Products
-from grimmgen.kernels import COMPILED, library, recording
+from grimmgen.kernels import COMPILED, library, native, recording
 from grimmgen.model import State
 from tests.learner import Learner, V
 
@@ -170,6 +170,24 @@ def test_what_cannot_be_recorded_is_done_as_before_and_said_so(monkeypatch: pyte
     assert learner.learn(2) == plain.learn(2)
 
 
+def test_where_the_memory_does_not_hold_what_is_recorded_it_is_done_as_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> None:
+        raise RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.\nAnd so on"
+        )
+
+    learner, plain = (Learner(Configuration(**TINY), "fp32", captured=False) for _ in range(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "adamw", full)
+        captured, told = learner.capture()
+    assert captured is None
+    assert told == ", not recorded (DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes.)"
+    assert all(weight.grad is None for weight in learner.model.parameters())
+    assert learner.learn(2) == plain.learn(2)
+
+
 @pytest.mark.parametrize(
     "operation",
     [
@@ -184,6 +202,13 @@ def test_what_cannot_be_recorded_is_done_as_before_and_said_so(monkeypatch: pyte
         lambda a: torch.stack([a, a], dim=1),
         lambda a: torch.empty(3, 5).copy_(a[:1]),
         lambda a: a.long(),
+        lambda a: a.new_zeros(2, dtype=torch.int64),
+        lambda a: torch.empty(5, 3).t().copy_(a),
+        lambda a: a.view(1, 3, 5).transpose(0, 2).clone(),
+        lambda a: a.roll(1),
+        lambda a: a.random_(),
+        lambda a: torch.empty(3, 5).copy_(a, non_blocking=True),
+        lambda a: a[0, 0].item(),
     ],
 )
 def test_an_operation_of_another_kind_is_refused(operation: Callable[[Tensor], Tensor]) -> None:

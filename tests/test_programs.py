@@ -78,6 +78,40 @@ def test_programs_of_many_threads_and_of_few_go_in_turn() -> None:
             assert torch.equal(chain.last, chain.right())
 
 
+def test_a_program_keeps_the_threads_that_it_began_with() -> None:
+    torch.set_num_threads(2)
+    a, b, c = torch.ones(300, 50), torch.empty(300, 50), torch.empty(300, 50)
+    with programs.recorded() as program:
+        torch.set_num_threads(3)
+        native.add(INSTRUCTIONS, a, a, b)
+        torch.set_num_threads(1)
+        native.add(INSTRUCTIONS, a, b, c)
+    program()
+    assert program.threads == 2
+    assert torch.equal(c, torch.full((300, 50), 3.0))
+
+
+def test_what_is_taken_from_pytorch_is_each_threads_own() -> None:
+    torch.set_num_threads(3)
+    entered, leave, counts = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        with programs.one_thread_for_pytorch():
+            entered.set()
+            leave.wait(10)
+            counts.append(programs.thread_count())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    entered.wait(10)
+    with programs.one_thread_for_pytorch():
+        leave.set()
+        worker.join()
+        assert programs.thread_count() == 3
+    assert programs.thread_count() == torch.get_num_threads() == 3
+    assert len(counts) == 1
+
+
 def test_the_time_of_each_step_is_noted() -> None:
     torch.set_num_threads(2)
     chain = Chain(10, 5)

@@ -23,6 +23,7 @@ from grimmgen.errors import GrimmgenError
 __all__ = ["app", "main"]
 
 _BUG = 70
+_FULL = "the memory is full: give less text, or a smaller network"
 _INTERRUPTED = 130
 _YES = {"1", "true", "t", "yes", "y", "on"}
 _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
@@ -91,7 +92,7 @@ def _run(arguments: list[str]) -> int:
     except MemoryError:
         if debug:
             console.trace()
-        console.error("the memory is full: give less text, or a smaller network")
+        console.error(_FULL)
         return 1
     except BrokenPipeError:
         _drop_output()
@@ -124,6 +125,10 @@ def _run(arguments: list[str]) -> int:
         torch = sys.modules.get("torch")  # not imported for this
         if torch is not None and isinstance(error, torch.OutOfMemoryError):
             console.error("the device is out of memory: give a smaller network, or --device cpu")
+            return 1
+        if "DefaultCPUAllocator" in str(error):
+            # PyTorch's name for what is a MemoryError everywhere else.
+            console.error(_FULL)
             return 1
         console.error(
             f"a bug of ours, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"

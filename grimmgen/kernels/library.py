@@ -22,6 +22,8 @@ WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
 @functools.cache
 def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
     """The compiled library, and an empty reason; or None, and why there is none."""
+    if ctypes.sizeof(ctypes.c_void_p) != 8:
+        return None, "the compiled kernel is for processors of 64 bits"
     paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").exists()]
     if not paths:
         return None, "the package was installed without a C compiler"

@@ -214,13 +214,14 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 #endif
 
 /* The threads that were lent, and the program that they are at. Counters only ever rise, so that who reads one late
- * mistakes nothing; each thread's stand in a cache line of their own. */
+ * mistakes nothing; each thread's stand 64 bytes, a cache line, from those of the next. */
 static struct {
     size busy;     /* whether there is such a program */
     size sleepers; /* threads that no counter's rise may pass by without waking them */
     const call *calls;
     size steps, threads;
     size before; /* the steps of all programs before this one */
+    size apart[2];
     struct {
         size begun, done; /* programs that the thread was called to; steps that it has done or let pass */
         size apart[6];
@@ -236,6 +237,8 @@ static void await(size *place, size value)
         if (turn % 100 == 99) YIELD();
 #if defined(__x86_64__) && defined(__GNUC__)
         __builtin_ia32_pause();
+#elif defined(__aarch64__) && defined(__GNUC__)
+        __asm__ volatile("yield");
 #endif
     }
     LOCK();

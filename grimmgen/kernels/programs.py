@@ -18,7 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from grimmgen.kernels.library import address, function
+from grimmgen.kernels.library import address, function, load
 
 # How many arguments the functions of native_kernels.h take before `begin` and `end`.
 _TAKES = {
@@ -65,8 +65,8 @@ def run(name: str, calls: Sequence[tuple[_Argument, ...]]) -> None:
         name: of the function, the instruction set's included.
         calls: the arguments of each thread.
     """
-    if _recorder.program is not None:
-        _recorder.program.add(name, calls)
+    if _own.program is not None:
+        _own.program.add(name, calls)
     else:
         step = array("q")
         for arguments in calls:
@@ -101,8 +101,9 @@ class Program:
     """Calls of the library that were recorded, to be done again on the same memory: all of them as one call.
 
     Attributes:
+        threads: that it is done by.
         names: of the function that each step calls.
-        times: when each step was done the last time, in nanoseconds.
+        times: when each step was done the last time, in nanoseconds since 1970.
         checks: ids that are looked at before each time; what `check` takes.
         draws: numbers that are drawn anew before each time, and where from.
     """
@@ -112,7 +113,7 @@ class Program:
         self.times = array("q")
         self.checks: list[tuple[str, Tensor, int, int]] = []
         self.draws: list[tuple[Tensor, torch.Generator]] = []
-        self._threads = thread_count()
+        self.threads = thread_count()
         self._calls = array("q")
         self._kept: list[object] = []
 
@@ -124,7 +125,7 @@ class Program:
             self._calls.extend(_call(name, arguments))
             given = [a.untyped_storage() if isinstance(a, Tensor) else a for a in arguments]
             self._kept.extend(a for a in given if a is not None and not isinstance(a, int))
-        idle = self._threads - len(calls)
+        idle = self.threads - len(calls)
         self._calls.extend([0] * ((1 + _ARGUMENTS) * idle))
 
     def __call__(self) -> None:
@@ -137,15 +138,22 @@ class Program:
             check(*given)
         for numbers, generator in self.draws:
             numbers.random_(generator=generator)
-        _replay(self._calls, len(self.names), self._threads, self.times)
+        _replay(self._calls, len(self.names), self.threads, self.times)
 
 
-class _Recorder(threading.local):
+class _Own(threading.local):
+    """What each of Python's threads has of its own, as it has PyTorch's number of threads.
+
+    Attributes:
+        program: where its calls go, if there is such a place, instead of being made.
+        taken: how many threads `one_thread_for_pytorch` has taken from PyTorch; zero outside of it.
+    """
+
     program: Program | None = None
+    taken = 0
 
 
-# Where this thread's calls go, if there is such a place, instead of being made.
-_recorder = _Recorder()
+_own = _Own()
 
 
 @contextlib.contextmanager
@@ -154,12 +162,12 @@ def recorded() -> Iterator[Program]:
 
     They are not made yet, and what they would make is not there.
     """
-    assert _recorder.program is None
-    _recorder.program = program = Program()
+    assert _own.program is None
+    _own.program = program = Program()
     try:
         yield program
     finally:
-        _recorder.program = None
+        _own.program = None
 
 
 def check(what: str, ids: Tensor, least: int, V: int) -> None:
@@ -178,8 +186,8 @@ def check(what: str, ids: Tensor, least: int, V: int) -> None:
     """
     if not function("within", "npnn", gives=True)(ids.numel(), ids.data_ptr(), least, V):
         raise IndexError(f"{what} is not within the vocabulary of {V}")
-    if _recorder.program is not None:
-        _recorder.program.checks.append((what, ids, least, V))
+    if _own.program is not None:
+        _own.program.checks.append((what, ids, least, V))
 
 
 def shares(total: int, simple: int | None = None) -> list[tuple[int, int]]:
@@ -189,19 +197,16 @@ def shares(total: int, simple: int | None = None) -> list[tuple[int, int]]:
         total: how many rows, or what else there is to do.
         simple: how many numbers there are to do something simple with; where they are few, one thread does it all.
     """
-    few = _FEW if _recorder.program is None else _VERY_FEW
-    threads = thread_count() if simple is None or simple > few else 1
+    program = _own.program
+    threads, few = (thread_count(), _FEW) if program is None else (program.threads, _VERY_FEW)
+    threads = threads if simple is None or simple > few else 1
     bounds = [total * i // threads for i in range(threads + 1)]
     return [(begin, end) for begin, end in itertools.pairwise(bounds) if begin < end]
 
 
-# How many threads `one_thread_for_pytorch` has taken from PyTorch; zero outside of it.
-_taken = 0
-
-
 def thread_count() -> int:
     """How many threads the kernel uses: as many as PyTorch was told to."""
-    return min(_taken or torch.get_num_threads(), _MOST_THREADS)
+    return min(_own.taken or torch.get_num_threads(), _MOST_THREADS)
 
 
 @contextlib.contextmanager
@@ -212,14 +217,13 @@ def one_thread_for_pytorch() -> Iterator[None]:
     be there for the next one; meanwhile it takes half a core from the kernel. The operations beside the kernel are
     too small to be worth that.
     """
-    global _taken
-    before = _taken, torch.get_num_threads()
-    _taken = _taken or torch.get_num_threads()
+    before = _own.taken, torch.get_num_threads()
+    _own.taken = _own.taken or torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        _taken = before[0]
+        _own.taken = before[0]
         torch.set_num_threads(before[1])
 
 
@@ -240,16 +244,21 @@ def _lend(threads: int) -> None:
     with _lending:
         while _lent < threads:
             serve, number = function("serve", "n"), _lent + 1
-            threading.Thread(target=serve, args=(number,), name=f"grimmgen-{number}", daemon=True).start()
+            thread = threading.Thread(target=serve, args=(number,), name=f"grimmgen-{number}", daemon=True)
+            # Before it starts, as two threads of one number would do the same work side by side.
             _lent = number
+            try:
+                thread.start()
+            except RuntimeError:
+                _lent = number - 1
+                raise
 
 
 def _forked() -> None:
     """A forked process has none of the threads."""
     global _lent, _lending
-    _lending = threading.Lock()
-    if _lent:
-        _lent = 0
+    _lent, _lending = 0, threading.Lock()
+    if load()[0] is not None:
         function("forked", "")()
 
 

@@ -40,9 +40,6 @@ _NOTHING = {
     _aten.unbind.int,
     _aten.unsqueeze.default,
     _aten.view.default,
-    # The gradient of the loss by itself, which is looked at, and stays 1.
-    _aten.ones_like.default,
-    _aten._local_scalar_dense.default,
 }
 
 
@@ -69,12 +66,15 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, instructions: str, program: Program) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._instructions, self._program = instructions, program
-        self._ways: dict[Any, Callable[..., Tensor]] = {
+        self._ones: list[Tensor] = []
+        self._ways: dict[Any, Callable[..., Any]] = {
             _aten.add.Tensor: self._add,
             _aten.add_.Tensor: self._add_to,
             _aten.clone.default: self._clone,
             _aten.copy_.default: self._copy,
             _aten.mul.Tensor: self._multiply,
+            _aten.ones_like.default: self._make_ones,
+            _aten._local_scalar_dense.default: self._look_at,
             _aten.new_zeros.default: self._zeros,
             _aten.random_.default: self._draw,
             _aten.roll.default: self._roll,
@@ -87,23 +87,35 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if function in _NOTHING:
             return function(*args, **(kwargs or {}))
         try:
+            _expect(function in self._ways)
             return self._ways[function](*args, **(kwargs or {}))
-        except (KeyError, _UnlikeError):
+        except (_UnlikeError, TypeError):  # of another kind, or told in other words
             raise NotImplementedError(f"{function} cannot be recorded") from None
+
+    def _make_ones(self, given: Tensor, **options: Any) -> Tensor:
+        """The gradient of the loss by itself, which is looked at, and stays 1."""
+        self._ones.append(torch.ones_like(given, **options))
+        return self._ones[-1]
+
+    def _look_at(self, given: Tensor) -> float:
+        # All else is not computed yet.
+        _expect(any(given.data_ptr() == ones.data_ptr() for ones in self._ones))
+        return given.item()
 
     def _draw(self, numbers: Tensor, generator: torch.Generator) -> Tensor:
         self._program.draws.append((numbers, generator))
         return numbers
 
     def _copy(self, to: Tensor, given: Tensor) -> Tensor:
-        _expect(to.shape == given.shape)
+        _expect(to.shape == given.shape and (to.shape[-1:] == (1,) or to.stride()[-1:] == (1,)))
         native.copy(self._instructions, _rows(given), _rows(to))
         return to
 
     def _clone(self, given: Tensor, **_: Any) -> Tensor:
         return self._copy(torch.empty(given.shape), given)
 
-    def _zeros(self, _: Tensor, shape: Sequence[int], **__: Any) -> Tensor:
+    def _zeros(self, given: Tensor, shape: Sequence[int], dtype: Any = None, **_: Any) -> Tensor:
+        _expect(torch.float32 in {given.dtype, dtype} and dtype in {None, torch.float32})
         made = torch.empty(shape)
         native.copy(self._instructions, None, _rows(made))
         return made
@@ -164,4 +176,5 @@ def _rows(given: Tensor) -> Tensor:
     _expect(given.dtype == torch.float32 and given.dim() > 0)
     if given.dim() == 1:
         return given.unsqueeze(0)
+    _expect(given.dim() == 2 or given.is_contiguous())
     return given if given.dim() == 2 else given.view(-1, given.shape[-1])

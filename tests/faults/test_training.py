@@ -210,6 +210,19 @@ def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(
     assert owl.last_path.read_bytes() == before
 
 
+def test_fault_37_a_memory_that_is_full_is_told_whatever_pytorch_calls_it(
+    train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
+        )
+
+    monkeypatch.setattr(LanguageModel, "loss_of", full)
+    message = "error: the memory is full: give less text, or a smaller network\n"
+    assert run(*train, "sly-owl", "--quiet", "--epochs", "1") == (1, "", message)
+
+
 @pytest.mark.parametrize("place", ["to", "losses"])
 def test_fault_37_so_it_is_where_the_network_itself_does_not_fit_or_its_judging(
     place: str, train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
