@@ -87,8 +87,8 @@ def capture(
 class RecordedUpdate(CapturedUpdate):
     """One update on a CPU, as a program of the compiled kernel's; takes what `capture` takes.
 
-    It is done by as many threads as there were when it was recorded. What it works on keeps its place in memory, as
-    that of an update in which nothing is freed before its end.
+    It is done by as many threads as there were when it was recorded. What it works on keeps its place in memory,
+    like that of an update which frees nothing before its end.
 
     Raises:
         NotImplementedError: something in it cannot be recorded.
