@@ -197,40 +197,41 @@ typedef struct {
 
 #if defined(_WIN32)
 static SRWLOCK lock = SRWLOCK_INIT;
-static CONDITION_VARIABLE changed = CONDITION_VARIABLE_INIT;
+static CONDITION_VARIABLE changed[MOST_THREADS]; /* zeros are what they begin as */
 #define LOCK() AcquireSRWLockExclusive(&lock)
 #define UNLOCK() ReleaseSRWLockExclusive(&lock)
-#define SLEEP() SleepConditionVariableSRW(&changed, &lock, INFINITE, 0)
-#define WAKE_ALL() WakeAllConditionVariable(&changed)
+#define SLEEP(number) SleepConditionVariableSRW(&changed[number], &lock, INFINITE, 0)
+#define WAKE(number) WakeConditionVariable(&changed[number])
 #define YIELD() SwitchToThread()
 #else
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t changed[MOST_THREADS] = {[0 ... MOST_THREADS - 1] = PTHREAD_COND_INITIALIZER};
 #define LOCK() pthread_mutex_lock(&lock)
 #define UNLOCK() pthread_mutex_unlock(&lock)
-#define SLEEP() pthread_cond_wait(&changed, &lock)
-#define WAKE_ALL() pthread_cond_broadcast(&changed)
+#define SLEEP(number) pthread_cond_wait(&changed[number], &lock)
+#define WAKE(number) pthread_cond_signal(&changed[number])
 #define YIELD() sched_yield()
 #endif
 
 /* The threads that were lent, and the program that they are at. Counters only ever rise, so that who reads one late
  * mistakes nothing; each thread's stand 64 bytes, a cache line, from those of the next. */
 static struct {
-    size busy;     /* whether there is such a program */
-    size sleepers; /* threads that no counter's rise may pass by without waking them */
+    size busy; /* whether there is such a program */
     const call *calls;
     size steps, threads;
     size before; /* the steps of all programs before this one */
-    size apart[2];
+    size apart[3];
     struct {
         size begun, done; /* programs that the thread was called to; steps that it has done or let pass */
-        size apart[6];
+        size asleep;      /* whether it is to be woken */
+        size apart[5];
     } thread[MOST_THREADS];
 } pool;
 
-/* Wait until there is as much as this at a place. To be woken takes as long as a small product: turn in circles for
- * some tens of microseconds before going to sleep. Whoever is waited for may need this very core. */
-static void await(size *place, size value)
+/* Wait, as the thread of that number, until there is as much as this at a place. To be woken takes as long as a small
+ * product: turn in circles for some tens of microseconds before going to sleep. Whoever is waited for may need this very
+ * core. */
+static void await(size number, size *place, size value)
 {
     for (int turn = 0; turn < 2500; turn++) {
         if (READ(place) >= value) return;
@@ -242,19 +243,19 @@ static void await(size *place, size value)
 #endif
     }
     LOCK();
-    WRITE(&pool.sleepers, pool.sleepers + 1);
-    while (READ(place) < value) SLEEP();
-    WRITE(&pool.sleepers, pool.sleepers - 1);
+    WRITE(&pool.thread[number].asleep, 1);
+    while (READ(place) < value) SLEEP(number);
+    WRITE(&pool.thread[number].asleep, 0);
     UNLOCK();
 }
 
-/* Whoever goes to sleep says so before looking at the place once more; here the place comes first: one sees the other. */
-static void announce(size *place, size value)
+/* Let a thread look again at the place that it waits for, which has changed. Whoever goes to sleep says so before looking
+ * once more; here the place comes first: one sees the other. */
+static void wake(size number)
 {
-    WRITE(place, value);
-    if (!READ(&pool.sleepers)) return;
+    if (!READ(&pool.thread[number].asleep)) return;
     LOCK();
-    WAKE_ALL();
+    WAKE(number);
     UNLOCK();
 }
 
@@ -290,9 +291,10 @@ static void take_part(size number, int64_t *times)
     size steps = pool.steps, threads = pool.threads, before = pool.before;
     for (size step = 1; step <= steps; step++, calls += threads) {
         make(calls);
-        announce(&pool.thread[number].done, before + step);
+        WRITE(&pool.thread[number].done, before + step);
+        for (size other = 0; other < threads; other++) wake(other);
         if (step < steps || number == 0)
-            for (size other = 0; other < threads; other++) await(&pool.thread[other].done, before + step);
+            for (size other = 0; other < threads; other++) await(number, &pool.thread[other].done, before + step);
         if (times) times[step - 1] = now();
     }
 }
@@ -305,7 +307,10 @@ EXPORT void replay(const call *calls, size steps, size threads, int64_t *times)
 {
     if (threads > 1 && !EXCHANGE(&pool.busy, 1)) {
         pool.calls = calls, pool.steps = steps, pool.threads = threads;
-        for (size n = 1; n < threads; n++) announce(&pool.thread[n].begun, pool.thread[n].begun + 1);
+        for (size n = 1; n < threads; n++) {
+            WRITE(&pool.thread[n].begun, pool.thread[n].begun + 1);
+            wake(n);
+        }
         take_part(0, times);
         pool.before += steps;
         WRITE(&pool.busy, 0);
@@ -321,7 +326,7 @@ EXPORT void replay(const call *calls, size steps, size threads, int64_t *times)
 EXPORT void serve(size number)
 {
     for (size program = 1;; program++) {
-        await(&pool.thread[number].begun, program);
+        await(number, &pool.thread[number].begun, program);
         take_part(number, 0);
     }
 }
@@ -332,7 +337,7 @@ EXPORT void forked(void)
 #if !defined(_WIN32)
     memset(&pool, 0, sizeof pool);
     lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-    changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+    for (size n = 0; n < MOST_THREADS; n++) changed[n] = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
 #endif
 }
 
