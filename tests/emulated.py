@@ -3,7 +3,7 @@
     python -m tests.emulated
 
 They are compiled with what emulated.h has in the place of their instructions, into a copy of the tree, and tested
-there: what they compute, not how fast. Takes five to ten minutes; further arguments go to pytest.
+there: what they compute, not how fast. Takes a minute or two; further arguments go to pytest.
 """
 
 from __future__ import annotations
