@@ -115,7 +115,7 @@ class _Recording(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._copy(torch.empty(given.shape), given)
 
     def _zeros(self, given: Tensor, shape: Sequence[int], dtype: Any = None, **_: Any) -> Tensor:
-        _expect(torch.float32 in {given.dtype, dtype} and dtype in {None, torch.float32})
+        _expect((dtype or given.dtype) == torch.float32)
         made = torch.empty(shape)
         native.copy(self._instructions, None, _rows(made))
         return made
