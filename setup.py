@@ -6,14 +6,15 @@ import sys
 
 from setuptools import Extension, setup
 
+CPU = "grimmgen/network/backends/cpu"
 # No -march: native.c chooses the instruction set at run time. optional: no compiler is no error.
 flags = ["/O2", "/utf-8"] if sys.platform == "win32" else ["-O3", "-g0", "-fvisibility=hidden", "-pthread"]
 setup(
     ext_modules=[
         Extension(
-            "grimmgen.kernels._native",
-            ["grimmgen/kernels/native.c"],
-            depends=["grimmgen/kernels/native_kernels.h", "grimmgen/kernels/native_steps.h"],
+            "grimmgen.network.backends.cpu._native",
+            [f"{CPU}/native.c"],
+            depends=[f"{CPU}/native_kernels.h", f"{CPU}/native_steps.h"],
             extra_compile_args=flags,
             extra_link_args=[] if sys.platform == "win32" else ["-pthread"],
             libraries=[] if sys.platform == "win32" else ["m"],

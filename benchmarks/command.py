@@ -25,9 +25,10 @@ from pathlib import Path
 
 def measure(arguments: list[str], report: Path) -> None:
     """Run the command in this process, its updates under a clock."""
-    from grimmgen import cli, training
+    from grimmgen import cli
+    from grimmgen.training import session
 
-    loop = training._Loop
+    loop = session._Loop
     update, spans = loop._update, []
 
     def clocked(*given: object) -> float:

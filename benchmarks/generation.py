@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import os
 
+from grimmgen.sampling.generator import TextGenerator
+from grimmgen.sampling.options import SamplingOptions
+
 # One core for NumPy, too, which reads this when it is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
@@ -29,18 +32,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.decoding import Decoding
-from grimmgen.generation import Storyteller
-from grimmgen.vocabulary import END, Vocabulary
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.text.vocabulary import END, Vocabulary
 
 # Seconds that a contender takes in a round, about.
 _TURN = 0.05
 
 
 def ours(kernel: str, vocabulary_size: int, hidden: int, stories: int) -> Callable[[int], None]:
-    """Telling so many bigrams a story, on the path of that name (`grimmgen.kernels`)."""
+    """Telling so many bigrams a story, on the path of that name (`grimmgen.network.backends`)."""
     letters = [chr(ord("a") + number) for number in range(40)]
     text = "".join(a + b for a in letters for b in letters)[: 2 * (vocabulary_size - 2)]
     vocabulary = Vocabulary.build([text], min_count=1)
@@ -51,11 +52,11 @@ def ours(kernel: str, vocabulary_size: int, hidden: int, stories: int) -> Callab
         for name, shape in weight_shapes(configuration, vocabulary_size).items()
     }
     weights["output.bias"][END] = -99.0
-    teller = Storyteller("benchmark", Checkpoint(configuration, vocabulary, {}, weights))
+    teller = TextGenerator("benchmark", Checkpoint(configuration, vocabulary, {}, weights))
 
     def tell(bigrams: int) -> None:
         os.environ["GRIMMGEN_KERNEL"] = kernel
-        decoding = Decoding(length=2 * bigrams)
+        decoding = SamplingOptions(length=2 * bigrams)
         told = (
             [story.text for story in teller.tell_several("", decoding, stories)]
             if stories > 1

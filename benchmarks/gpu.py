@@ -41,11 +41,11 @@ import triton
 from torch import Tensor, nn
 from training import Rival, Update, interleaved
 
-from grimmgen.batches import Window
-from grimmgen.captured import capture
 from grimmgen.configuration import GATES, Configuration, Products
-from grimmgen.model import LanguageModel
-from grimmgen.optimiser import AdamW
+from grimmgen.network.captured import capture
+from grimmgen.network.model import LanguageModel
+from grimmgen.network.optimiser import AdamW
+from grimmgen.text.batches import Window
 
 RIVALS = ("nn.LSTM, CUDA graph", "nn.LSTM")
 # Relative to the norm of what is right.
@@ -96,7 +96,7 @@ class Ours:
         self.window = size.window(steps)
 
     def update(self, graph: bool) -> Update:
-        """As `grimmgen.training` does it."""
+        """As `grimmgen.training.session` does it."""
         state, rate, clip = self.model.zero_state(self.window.inputs.shape[1]), 0.001, 5.0
         captured, told = (
             capture(self.model, self.optimiser, self.generator, self.precision) if graph else (None, "")

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from training import interleaved, ours, rivals, with_kernel
 
-from grimmgen.batches import Window
 from grimmgen.configuration import Configuration
+from grimmgen.text.batches import Window
 
 RANGES = {"H": [64, 128, 256, 512, 1024], "B": [1, 4, 16, 64, 256], "T": [10, 25, 50, 100, 200]}
 _WORDS = {"H": "hidden units", "B": "rows of a batch", "T": "steps of a window"}

@@ -32,17 +32,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.batches import Window, epoch
 from grimmgen.cli.options import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
-from grimmgen.corpus import Corpus, Part, Split, open_corpus, split_by_file, split_by_hash
-from grimmgen.dynamic import evaluate_dynamically
-from grimmgen.evaluation import encode_stories, evaluate
-from grimmgen.events import Finished, Started
-from grimmgen.model import LanguageModel, State
-from grimmgen.scores import Evaluation
-from grimmgen.training import Training, cosine
-from grimmgen.vocabulary import Vocabulary, normalise
+from grimmgen.evaluation.dynamic import evaluate_dynamically
+from grimmgen.evaluation.scores import Evaluation
+from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.network.model import LanguageModel, State
+from grimmgen.runs.events import Finished, Started
+from grimmgen.text.batches import Window, epoch
+from grimmgen.text.corpus import Corpus, open_corpus
+from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
+from grimmgen.text.vocabulary import Vocabulary, normalise
+from grimmgen.training.session import Training, cosine
 
 
 @dataclass(frozen=True)
@@ -158,12 +159,12 @@ class Rival(nn.Module):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bf16 and self.training):
             hidden, after = self.lstm(self.embedding(inputs), tuple(state))
             logits = self.projection(self.dropout(hidden)) @ self.embedding.weight.T + self.bias
-        return logits.float(), State(after[0].float(), after[1].float())
+        return logits.float(), (after[0].float(), after[1].float())
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
         zeros = torch.zeros(1, rows, self.hidden)
-        return State(zeros, zeros)
+        return (zeros, zeros)
 
     @torch.no_grad()
     def losses(self, window: Window, state: State) -> tuple[NDArray[np.float64], State]:
@@ -210,7 +211,7 @@ def nn_lstm(name: str, task: Task) -> Figures:
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            state = State(after.h.detach(), after.c.detach())
+            state = tuple(part.detach() for part in after)
             updates += 1
         number += 1
     seconds = time.monotonic() - began

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from grimmgen.kernels.library import instruction_sets
+from grimmgen.network.backends.cpu.library import instruction_sets
 
 HERE = Path(__file__).parent
 # Of an update: clipping, Adam, and what is around the kernel.

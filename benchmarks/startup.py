@@ -20,15 +20,15 @@ from pathlib import Path
 
 import numpy as np
 
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.corpus import open_corpus
-from grimmgen.vocabulary import END, Vocabulary
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.text.corpus import open_corpus
+from grimmgen.text.vocabulary import END, Vocabulary
 
 
 def make_checkpoint(path: Path) -> None:
     """A model of the tutorial's size over the bigrams of the bundled tales, as large as a trained one."""
-    texts = [story.read() for story in open_corpus("sampler").stories]
+    texts = [story.read() for story in open_corpus("sampler").documents]
     vocabulary = Vocabulary.build(texts, min_count=1)
     configuration = Configuration(min_count=1)
     draw = np.random.default_rng(0)

@@ -16,11 +16,11 @@ import math
 import time
 from typing import Any
 
-from grimmgen import registry
-from grimmgen.decoding import Decoding
-from grimmgen.generation import Storyteller, training_index
-from grimmgen.novelty import Novelty, measure_together
-from grimmgen.vocabulary import normalise
+from grimmgen.evaluation.novelty import Novelty, measure_together
+from grimmgen.runs import registry
+from grimmgen.sampling.generator import TextGenerator, training_index
+from grimmgen.sampling.options import SamplingOptions
+from grimmgen.text.vocabulary import normalise
 
 WAYS: dict[str, dict[str, Any]] = {
     "--top-k 3 (the tutorial's)": {},
@@ -53,12 +53,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     run = registry.find(options.run)
-    teller, index = Storyteller.load(options.run), training_index(options.run)
+    teller, index = TextGenerator.load(options.run), training_index(options.run)
     documents = []
     rows, excerpts = [], []
     for name, way in WAYS.items():
         began = time.process_time()
-        told = teller.tell_several("", Decoding(length=options.length, **way), options.stories)
+        told = teller.tell_several("", SamplingOptions(length=options.length, **way), options.stories)
         seconds = time.process_time() - began
         novelty = measure_together(index, name, [story.text for story in told])
         nats = sum(teller.log_probability(story) for story in told)

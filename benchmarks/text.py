@@ -32,8 +32,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from grimmgen import tokens
-from grimmgen.corpus import Story, open_corpus
+from grimmgen.text import encoding
+from grimmgen.text.corpus import Document, open_corpus
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -48,7 +48,7 @@ def size(text: str) -> int:
 
 def make(path: Path, length: int) -> None:
     """Write a text of this many bytes: the words of the bundled tales in an order drawn anew again and again."""
-    words = " ".join(story.read() for story in open_corpus("sampler").stories).split(" ")
+    words = " ".join(story.read() for story in open_corpus("sampler").documents).split(" ")
     draw = np.random.default_rng(0)
     with path.open("wb") as file:
         while length:
@@ -75,14 +75,14 @@ class Stopwatch:
 
 def ours(path: Path) -> dict[str, tuple[float, float]]:
     """What each stage takes of the whole text; counting and encoding read it anew."""
-    story = Story(path.stem, path)
+    story = Document(path.stem, path)
     watch = Stopwatch()
     for _ in story.pieces():
         pass
     read = watch()
-    vocabulary = tokens.count([story])
+    vocabulary = encoding.count([story])
     counted = watch()
-    for _ in tokens.encode(story, vocabulary):
+    for _ in encoding.encode(story, vocabulary):
         pass
     return {"read": read, "count": counted, "encode": watch()}
 

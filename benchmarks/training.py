@@ -34,25 +34,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grimmgen import kernels
-from grimmgen.batches import Window
-from grimmgen.captured import capture
-from grimmgen.cells.products import product
 from grimmgen.configuration import GATES, Configuration
-from grimmgen.kernels.programs import Program
-from grimmgen.model import LanguageModel
-from grimmgen.optimiser import AdamW
+from grimmgen.network import backends
+from grimmgen.network.backends.cpu.programs import Program
+from grimmgen.network.captured import capture
+from grimmgen.network.model import LanguageModel
+from grimmgen.network.optimiser import AdamW
+from grimmgen.network.products import product
+from grimmgen.text.batches import Window
 
 Update = Callable[[], float]
 
 
 def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
-    """An update of grimmgen's, as `grimmgen.training` does it."""
+    """An update of grimmgen's, as `grimmgen.training.session` does it."""
     model = LanguageModel(configuration, vocabulary_size)
     model.initialise()
     optimiser = AdamW(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    precision = kernels.resolve_precision(configuration, model.device)
+    precision = backends.resolve_precision(configuration, model.device)
     state = model.zero_state(window.inputs.shape[1])
     captured, _ = capture(model, optimiser, generator, precision)
 
@@ -73,7 +73,7 @@ def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> 
 
 
 def with_kernel(name: str, make: Callable[[], Update]) -> Update:
-    """An update on the path of that name (`grimmgen.kernels`)."""
+    """An update on the path of that name (`grimmgen.network.backends`)."""
     os.environ["GRIMMGEN_KERNEL"] = name
     update = make()
 

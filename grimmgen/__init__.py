@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from grimmgen.api import evaluate, load, train
     from grimmgen.configuration import Configuration
-    from grimmgen.corpus import fetch, open_corpus
-    from grimmgen.decoding import Decoding
     from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-    from grimmgen.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped
-    from grimmgen.generation import Storyteller
-    from grimmgen.training import Training
-    from grimmgen.vocabulary import Vocabulary
+    from grimmgen.runs.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped
+    from grimmgen.sampling.generator import TextGenerator
+    from grimmgen.sampling.options import SamplingOptions
+    from grimmgen.text.corpus import open_corpus
+    from grimmgen.text.fetch import fetch
+    from grimmgen.text.vocabulary import Vocabulary
+    from grimmgen.training.session import Training
 
     __version__: str
 
 __all__ = [
     "Configuration",
-    "Decoding",
+    "SamplingOptions",
     "Evaluated",
     "Finished",
     "GrimmgenError",
@@ -40,7 +41,7 @@ __all__ = [
     "Saved",
     "Started",
     "Stepped",
-    "Storyteller",
+    "TextGenerator",
     "Training",
     "UsageError",
     "Vocabulary",
@@ -54,24 +55,24 @@ __all__ = [
 
 _HOMES = {
     "Configuration": "configuration",
-    "Decoding": "decoding",
-    "Evaluated": "events",
-    "Finished": "events",
+    "SamplingOptions": "sampling.options",
+    "Evaluated": "runs.events",
+    "Finished": "runs.events",
     "GrimmgenError": "errors",
     "IntegrityError": "errors",
-    "RateDecayed": "events",
-    "Recovered": "events",
-    "Saved": "events",
-    "Started": "events",
-    "Stepped": "events",
-    "Storyteller": "generation",
-    "Training": "training",
+    "RateDecayed": "runs.events",
+    "Recovered": "runs.events",
+    "Saved": "runs.events",
+    "Started": "runs.events",
+    "Stepped": "runs.events",
+    "TextGenerator": "sampling.generator",
+    "Training": "training.session",
     "UsageError": "errors",
-    "Vocabulary": "vocabulary",
+    "Vocabulary": "text.vocabulary",
     "evaluate": "api",
-    "fetch": "corpus",
+    "fetch": "text.fetch",
     "load": "api",
-    "open_corpus": "corpus",
+    "open_corpus": "text.corpus",
     "train": "api",
 }
 

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from grimmgen.kernels import gpu, gpu_kernels
+from grimmgen.network.backends.cuda import gpu
 
 # The types of arrays that are not float32; `products` are those in the type of the products.
 _BYTES, _PRODUCTS = {"starts"}, {"u", "entered", "rounded", "grad_a"}
@@ -56,7 +56,7 @@ def compiled(
 
     And, in their order, a letter for each load from global memory, store there, and barrier: L, S, B.
     """
-    kernel: Any = getattr(gpu_kernels, name)
+    kernel: Any = getattr(kernels, name)
     capability = int(sys.argv[1])
     types = {"starts": "*u8", "targets": "*i64", "norm": "*fp64", "scale": "fp32", **types}
     types |= dict.fromkeys(_NUMBERS, "i32")

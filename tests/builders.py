@@ -8,9 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
 from grimmgen.configuration import Cell, Configuration, weight_shapes
-from grimmgen.vocabulary import Vocabulary
+from grimmgen.runs.checkpoint import Checkpoint, Tensors, training_shapes
+from grimmgen.text.vocabulary import Vocabulary
 
 # With bigrams that are kept, and others that are hidden, when two occurrences are asked for.
 TEXT = "the king and the thin hen; the king is the end.\n"

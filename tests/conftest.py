@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from grimmgen import registry
 from grimmgen.cli import _run
-from grimmgen.registry import Run
+from grimmgen.runs import registry
+from grimmgen.runs.registry import Run
 from tests.program import Ran
 
 # The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine. The

@@ -22,7 +22,7 @@ TESTS = ["tests/test_kernels.py", "tests/test_captured.py", "tests/test_stepping
 
 def build(tree: Path) -> None:
     """Compile a copy's kernels, the emulated ones with them."""
-    kernels = tree / "grimmgen" / "kernels"
+    kernels = tree / "grimmgen" / "network" / "backends" / "cpu"
     source = (kernels / "native.c").read_text(encoding="utf-8")
     source = source.replace("#include <immintrin.h>", f'#include "{ROOT / "tests" / "emulated.h"}"')
     source = re.sub(r'#pragma GCC target\("avx512.*\)', '#pragma GCC target("avx2,fma")', source)

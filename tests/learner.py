@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from grimmgen.batches import Window
-from grimmgen.captured import CapturedUpdate, capture
 from grimmgen.configuration import Configuration, Products
-from grimmgen.model import LanguageModel
-from grimmgen.optimiser import AdamW
+from grimmgen.network.captured import CapturedUpdate, capture
+from grimmgen.network.model import LanguageModel
+from grimmgen.network.optimiser import AdamW
+from grimmgen.text.batches import Window
 
 V = 21
 

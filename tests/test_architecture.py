@@ -12,36 +12,32 @@ from pathlib import Path
 import pytest
 
 import grimmgen
-from grimmgen import registry
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import open_corpus, split_by_hash
+from grimmgen.runs import registry
+from grimmgen.text.corpus import open_corpus
+from grimmgen.text.split import split_by_hash
 from tests.builders import tiny_checkpoint
 from tests.server import Server, answer
 
 PACKAGE = Path(grimmgen.__file__).parent
 
-# A module imports from lower floors only. A name stands for a module, or for all of a package's that have no
-# floor of their own; a module more has to be given its place here.
-FLOORS = [
+# Packages, the lowest first: a module imports from its own package and from those before it. The longest matching
+# name counts, so that `network.cells`, which needs nothing of the network, stands by itself.
+PACKAGES = [
     "errors",
-    "paths files configuration kernels.library",
-    "vocabulary downloads events scores cells.products ranks",
-    "batches corpus decoding cells.lstm",
-    "tokens cells kernels.gpu_kernels kernels.programs",
-    "kernels.native kernels.stepping kernels.gpu",
-    "kernels kernels.recording",
-    "model checkpoint optimiser sampling beams",
-    "registry novelty kneser_ney doctor captured",
-    "evaluation surprise generation curves",
-    "training dynamic",
+    "io",
+    "network.cells",
+    "configuration",
+    "text",
+    "network",
+    "runs",
+    "evaluation",
+    "sampling",
+    "training",
     "api",
-    "cli.console cli.options cli.helping",
-    "cli.novelty cli.heatmap cli.chart cli.companion",
-    "cli.fetch cli.vocab cli.train cli.evaluate cli.generate cli.runs",
     "cli",
     "__main__",
 ]
-FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
 # The network is ours, and no file that we read runs code.
 READY_MADE = {
@@ -73,10 +69,11 @@ def sources() -> dict[str, str]:
 SOURCES = sources()
 
 
-def floor_of(module: str) -> int | None:
-    while module not in FLOOR_OF and "." in module:
+def level_of(module: str) -> int | None:
+    """The place of a module's package; None if it has none."""
+    while module not in PACKAGES and "." in module:
         module = module.rpartition(".")[0]
-    return FLOOR_OF.get(module)
+    return PACKAGES.index(module) if module in PACKAGES else None
 
 
 def nodes(source: str) -> Iterator[ast.AST]:
@@ -99,27 +96,45 @@ def imports(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.level:
             yield "." * node.level + (node.module or "")
         elif isinstance(node, ast.ImportFrom):
-            # `from grimmgen import files` imports the module, `from grimmgen.files import sweep` its parent.
+            # `from grimmgen import files` imports the module, `from grimmgen.io.files import sweep` its parent.
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 yield whole if whole.removeprefix("grimmgen.") in SOURCES else str(node.module)
 
 
 def upward(module: str, source: str) -> list[str]:
-    """What is wrong with a module's place, one line each."""
-    here = floor_of(module)
+    """What is wrong with a module's imports, one line each."""
+    here = level_of(module)
     if here is None:
-        return [f"{module} has no floor"]
+        return [f"{module} is in no package"]
     wrong = []
     for name in imports(source):
         target = name.removeprefix("grimmgen.")
         if name.startswith("."):
             wrong.append(f"{module} imports {name}, which is relative")
-        elif target != name and ((there := floor_of(target)) is None or there >= here):
-            wrong.append(f"{module} (floor {here}) imports {target} (floor {there})")
         elif name == "grimmgen":
             wrong.append(f"{module} imports the whole package")
+        elif target != name and ((there := level_of(target)) is None or there > here):
+            wrong.append(f"{module} imports {target}, which is above it")
     return wrong
+
+
+def cycles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Circles of imports, each as the modules along it."""
+    found: list[list[str]] = []
+    done: set[str] = set()
+
+    def follow(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for target in sorted(graph.get(module, set())):
+                follow(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        follow(module, [])
+    return found
 
 
 @pytest.mark.parametrize("module", [module for module in SOURCES if module])
@@ -127,35 +142,44 @@ def test_imports_go_down_only(module: str) -> None:
     assert upward(module, SOURCES[module]) == []
 
 
+def test_no_modules_import_each_other() -> None:
+    graph = {m: {name.removeprefix("grimmgen.") for name in imports(s)} & set(SOURCES) for m, s in SOURCES.items()}
+    assert cycles(graph) == []
+
+
+def test_a_circle_of_imports_is_found() -> None:
+    assert cycles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": {"a"}}) == [["b", "c", "b"]]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("def f():\n    from grimmgen import training", ["batches (floor 3) imports training (floor 10)"]),
-        ("import grimmgen.cli.console", ["batches (floor 3) imports cli.console (floor 12)"]),
-        ("from grimmgen.corpus import Story", ["batches (floor 3) imports corpus (floor 3)"]),
-        ("from grimmgen.nowhere import novel", ["batches (floor 3) imports nowhere (floor None)"]),
-        ("from . import errors", ["batches imports ., which is relative"]),
-        ("from grimmgen import load", ["batches imports the whole package"]),
-        ("if TYPE_CHECKING:\n    from grimmgen import training\nelse:\n    from grimmgen import files", []),
+        ("def f():\n    from grimmgen.training import session", ["text.batches imports training.session, which is above it"]),
+        ("import grimmgen.cli.console", ["text.batches imports cli.console, which is above it"]),
+        ("from grimmgen.text.corpus import Document", []),
+        ("from grimmgen.nowhere import novel", ["text.batches imports nowhere, which is above it"]),
+        ("from . import errors", ["text.batches imports ., which is relative"]),
+        ("from grimmgen import load", ["text.batches imports the whole package"]),
+        ("if TYPE_CHECKING:\n    from grimmgen.training import session\nelse:\n    from grimmgen.io import files", []),
     ],
 )
-def test_the_checker_catches_what_goes_up(line: str, complaint: list[str]) -> None:
-    assert upward("batches", line) == complaint
+def test_an_upward_import_is_found(line: str, complaint: list[str]) -> None:
+    assert upward("text.batches", line) == complaint
 
 
-def test_a_module_without_a_place_is_caught_and_no_place_is_empty() -> None:
-    assert upward("nowhere", "") == ["nowhere has no floor"]
-    assert set(FLOOR_OF) <= set(SOURCES)
+def test_every_package_of_the_order_exists() -> None:
+    assert upward("nowhere", "") == ["nowhere is in no package"]
+    assert all(any(m == p or m.startswith(f"{p}.") for m in SOURCES) for p in PACKAGES)
 
 
 @pytest.mark.parametrize(
     ("library", "home"),
     [
         ("rich", "cli.console"),
-        ("urllib3", "downloads"),
-        ("filelock", "files"),
-        ("platformdirs", "paths"),
-        ("matplotlib", "curves"),
+        ("urllib3", "io.http"),
+        ("filelock", "io.files"),
+        ("platformdirs", "io.paths"),
+        ("matplotlib", "runs.curves"),
     ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:

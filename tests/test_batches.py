@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grimmgen.batches import NO_TARGET, Stream, Window, epoch, together, window_count
-from grimmgen.vocabulary import END, Ids
+from grimmgen.text.batches import NO_TARGET, Stream, Window, epoch, together, window_count
+from grimmgen.text.vocabulary import END, Ids
 
 # A busy machine is no failure.
 patiently = settings(deadline=None)

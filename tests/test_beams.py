@@ -8,12 +8,13 @@ import math
 import numpy as np
 import pytest
 
-from grimmgen import beams, kernels
-from grimmgen.beams import Beam, BeamSearch, grow, next_words
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.decoding import Decoding, log_probabilities
-from grimmgen.kernels.stepping import Floats, Stepper
-from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.network import backends
+from grimmgen.network.backends.numpy import Floats, Stepper
+from grimmgen.sampling import beams
+from grimmgen.sampling.beams import Beam, BeamSearch, grow, next_words
+from grimmgen.sampling.options import SamplingOptions, log_probabilities
+from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
 
 # Three bigrams, and a last letter of a story: five ids but <unk>.
@@ -30,7 +31,7 @@ def weights_of(random_seed: int) -> dict[str, Floats]:
 
 
 def stepper_of(weights: dict[str, Floats], B: int = 1) -> Stepper:
-    stepper = kernels.stepper(CONFIGURATION, weights, *np.zeros((2, 1, B, 6), np.float32))
+    stepper = backends.stepper(CONFIGURATION, weights, *np.zeros((2, 1, B, 6), np.float32))
     stepper.step([END] * B)
     return stepper
 
@@ -61,7 +62,7 @@ def test_beams_as_wide_as_all_there_is_find_the_best_of_all(
     ways = every_way(weights)
     best = max(ways, key=lambda ids: ways[ids])
     width = V**DEPTH
-    options = Decoding(beam_width=256, beam_depth=DEPTH, greedy=True)
+    options = SamplingOptions(beam_width=256, beam_depth=DEPTH, greedy=True)
     assert width <= 256
     search = BeamSearch(stepper_of(weights, 256), VOCABULARY, options, [np.random.default_rng(0)], [])
     assert tuple(search.tell(1)[:, 0].tolist()) == best
@@ -114,7 +115,7 @@ def test_beams_are_drawn_in_proportion_to_their_probability_and_temperature() ->
     weights["output.bias"][:] = -99.0
     weights["output.bias"][[2, 3, 4]] = np.log([0.6, 0.3, 0.1])
     for temperature, expected in ((1.0, [0.667, 0.333, 0.0]), (0.5, [0.8, 0.2, 0.0])):
-        options = Decoding(beam_width=2, beam_depth=1, temperature=temperature)
+        options = SamplingOptions(beam_width=2, beam_depth=1, temperature=temperature)
         generators = [np.random.default_rng(seed) for seed in range(500)]
         search = BeamSearch(stepper_of(weights, 1000), VOCABULARY, options, generators, [])
         told = np.bincount(search.tell(1)[0], minlength=5)[2:5] / 500

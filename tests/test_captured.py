@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.captured import RecordedUpdate
 from grimmgen.configuration import PRESETS, Cell, Configuration, Products
-from grimmgen.kernels import COMPILED, library, native, recording
-from grimmgen.model import State
+from grimmgen.network.backends import COMPILED
+from grimmgen.network.backends.cpu import library, native, recording
+from grimmgen.network.captured import RecordedUpdate
+from grimmgen.network.model import State
 from tests.learner import Learner, V
 
 INSTRUCTIONS = library.instruction_sets()
@@ -111,7 +112,7 @@ def test_updates_of_both_kinds_go_together_in_one_run() -> None:
     made = mixed.learn(3)
     mixed.captured = None
     made += mixed.learn(3, first=3)
-    mixed.captured, mixed.state = captured, State(*(part.clone() for part in mixed.state))
+    mixed.captured, mixed.state = captured, tuple(part.clone() for part in mixed.state)
     made += mixed.learn(3, first=6)
     assert made == told
     assert equal(mixed, plain)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.cells import gru, lstm, mogrifier, peephole
-from grimmgen.cells.products import product
-from grimmgen.cells.softmax import CrossEntropy, negative_log_likelihood
+from grimmgen.network.cells import gru, lstm, mogrifier, peephole
+from grimmgen.network.loss import CrossEntropy, negative_log_likelihood
+from grimmgen.network.products import product
 from tests.equations import Tensors, gru_step, lstm_step, mogrifier_step, peephole_step
 
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grimmgen.checkpoint import Checkpoint, Tensors, training_shapes
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import GrimmgenError, IntegrityError
-from grimmgen.kernels.stepping import Stepper
+from grimmgen.network.backends.numpy import Stepper
+from grimmgen.runs.checkpoint import Checkpoint, Tensors, training_shapes
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 
 Json = dict[str, Any]

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from grimmgen import curves, registry
 from grimmgen.cli import app
 from grimmgen.cli.chart import draw
-from grimmgen.kneser_ney import KneserNey
-from grimmgen.registry import Run
+from grimmgen.evaluation.baseline import KneserNey
+from grimmgen.runs import curves, registry
+from grimmgen.runs.registry import Run
 from tests.program import PROGRAM, Ran, grimmgen, on_terminal, shell
 
 Program = Callable[..., Ran]

@@ -17,14 +17,14 @@ from pathlib import Path
 import pytest
 
 import grimmgen
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.decoding import LONGEST, Decoding
-from grimmgen.generation import Pieces, Telling
-from grimmgen.novelty import CopyIndex
-from grimmgen.registry import Run
-from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.evaluation.novelty import CopyIndex
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
+from grimmgen.sampling.generator import Pieces, Telling
+from grimmgen.sampling.options import LONGEST, SamplingOptions
+from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
 from tests.program import PROGRAM, Ran, begin, on_terminal, shell
 from tests.program import grimmgen as program
@@ -82,7 +82,9 @@ def test_json_is_one_document_that_says_how_it_was_told(trained: Run, run: Progr
     assert told.pop("text") + "\n" == again.out
     assert told.pop("log_probability") < 0
     assert told.pop("ending") in {"length", "end"}
-    decoding = asdict(Decoding(length=20, top_k=2, temperature=0.5, random_seed=told["decoding"]["random_seed"]))
+    decoding = asdict(
+        SamplingOptions(length=20, top_k=2, temperature=0.5, random_seed=told["decoding"]["random_seed"])
+    )
     content = trained.best_path.read_bytes()
     assert told == {
         "run": "sly-fox",
@@ -110,7 +112,7 @@ def test_a_story_is_told_again_from_its_record_alone(options: str, run: Program)
     for record in records if isinstance(records, list) else [records]:
         model = grimmgen.load(record["run"])
         assert model.checkpoint.sha256 == record["checkpoint_sha256"]
-        decoding = grimmgen.Decoding(**record["decoding"])
+        decoding = grimmgen.SamplingOptions(**record["decoding"])
         assert model.generate(record["prompt"], **record["decoding"]) == record["text"]
         [again] = model.tell_several(record["prompt"], decoding, 1)
         assert (again.text, again.ending) == (record["text"], record["ending"])

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from grimmgen import registry, tokens
-from grimmgen.paths import tokens_directory
-from grimmgen.registry import Run
+from grimmgen.io.paths import tokens_directory
+from grimmgen.runs import registry
+from grimmgen.runs.registry import Run
+from grimmgen.text import encoding
 from tests.program import PROGRAM, Ran, begin, on_terminal, shell
 
 Program = Callable[..., Ran]
@@ -156,7 +157,7 @@ def test_who_hides_most_of_a_text_is_told(tmp_path: Path, run: Program) -> None:
 def test_a_large_text_is_announced_and_trains_the_same_run(
     training: list[str], trained: Run, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     ran = run("train", "--run", "sly-owl", *training)
     assert ran.err.startswith("encoding 0.0 GB of text, for this run and the next ones on it\nrun sly-owl begun: ")
     owl = registry.find("sly-owl")
@@ -434,7 +435,7 @@ def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_bef
 def test_a_signal_that_was_ignored_stays_ignored() -> None:  # as nohup does
     from grimmgen.cli.console import Bars
     from grimmgen.cli.train import _stopping
-    from grimmgen.ranks import ALONE
+    from grimmgen.training.distributed import ALONE
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -15,20 +15,12 @@ from typing import Any
 
 import pytest
 
-from grimmgen import corpus as corpora
-from grimmgen import files
-from grimmgen.corpus import (
-    PARTS,
-    Corpus,
-    Part,
-    Split,
-    Story,
-    open_corpus,
-    split_by_file,
-    split_by_hash,
-    story_numbers,
-)
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.io import files
+from grimmgen.text import corpus as corpora
+from grimmgen.text.corpus import Corpus, Document, open_corpus
+from grimmgen.text.fetch import story_numbers
+from grimmgen.text.split import PARTS, Part, Split, split_by_file, split_by_hash
 
 PLACES = "give grimm, sampler, or the path of a text file or directory"
 FORM = 'give a JSON file like {"train": ["001"], "valid": ["002"], "test": ["003"]}'
@@ -42,7 +34,7 @@ def write(path: Path, content: bytes = b"Once upon a time.\n") -> Path:
 
 def named(*names: str) -> Corpus:
     """A corpus whose stories are never read."""
-    return Corpus("tales", "/tales", tuple(Story(name, Path("/nowhere")) for name in names))
+    return Corpus("tales", "/tales", tuple(Document(name, Path("/nowhere")) for name in names))
 
 
 def names(split: Split) -> dict[Part, list[str]]:
@@ -54,9 +46,9 @@ def names(split: Split) -> dict[Part, list[str]]:
 
 def test_the_sampler_is_bundled() -> None:
     corpus = open_corpus("sampler")
-    assert (corpus.name, corpus.source, len(corpus.stories)) == ("sampler", "sampler", 21)
-    assert [story.name for story in corpus.stories] == sorted(story.name for story in corpus.stories)
-    assert all(len(story.read()) > 1000 for story in corpus.stories)
+    assert (corpus.name, corpus.source, len(corpus.documents)) == ("sampler", "sampler", 21)
+    assert [story.name for story in corpus.documents] == sorted(story.name for story in corpus.documents)
+    assert all(len(story.read()) > 1000 for story in corpus.documents)
     assert split_by_hash(corpus).by_story, "there are enough tales for a part each"
 
 
@@ -67,7 +59,7 @@ def test_a_file_is_a_corpus_of_one_story(tmp_path: Path, monkeypatch: pytest.Mon
     for source in str(path), "alice.md", "./alice.md", "~/alice.md":
         corpus = open_corpus(source)
         assert (corpus.name, corpus.source) == ("alice", str(path)), "the source opens it from anywhere"
-        assert [(story.name, story.read()) for story in corpus.stories] == [("alice", "Once upon a time.\n")]
+        assert [(story.name, story.read()) for story in corpus.documents] == [("alice", "Once upon a time.\n")]
 
 
 def test_a_directory_is_a_corpus_of_all_visible_texts_below_it(tmp_path: Path) -> None:
@@ -75,7 +67,7 @@ def test_a_directory_is_a_corpus_of_all_visible_texts_below_it(tmp_path: Path) -
         write(tmp_path / "tales" / name)
     (tmp_path / "tales" / "directory.txt").mkdir()
     corpus = open_corpus(str(tmp_path / "tales"))
-    assert [story.name for story in corpus.stories] == ["a", "b", "more/c"]
+    assert [story.name for story in corpus.documents] == ["a", "b", "more/c"]
     assert (corpus.name, corpus.source) == ("tales", str(tmp_path / "tales"))
 
 
@@ -128,7 +120,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
         open_corpus(str(tmp_path / "a"))
     (tmp_path / "loop").symlink_to(tmp_path)
     write(tmp_path / "tale.txt")
-    assert [story.name for story in open_corpus(str(tmp_path)).stories] == ["tale"]
+    assert [story.name for story in open_corpus(str(tmp_path)).documents] == ["tale"]
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -145,7 +137,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     ids=["empty", "byte order mark", "mark within", "not folded"],
 )
 def test_a_story_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> None:
-    assert Story("tale", write(tmp_path / "tale.txt", content)).read() == text  # fault 20
+    assert Document("tale", write(tmp_path / "tale.txt", content)).read() == text  # fault 20
 
 
 @pytest.mark.parametrize(
@@ -156,7 +148,7 @@ def test_a_story_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> N
 def test_what_is_not_utf8_is_told_with_its_place(tmp_path: Path, content: bytes, offset: int) -> None:
     path = write(tmp_path / "tale.txt", content)
     with pytest.raises(GrimmgenError) as caught:
-        Story("tale", path).read()  # fault 20
+        Document("tale", path).read()  # fault 20
     assert str(caught.value) == f"{path} is not UTF-8 (byte {offset}): convert it, as with iconv -t UTF-8"
     assert caught.value.exit_code == 1
 
@@ -164,14 +156,14 @@ def test_what_is_not_utf8_is_told_with_its_place(tmp_path: Path, content: bytes,
 def test_a_fetched_story_may_be_latin1_or_utf8(tmp_path: Path) -> None:
     for encoding in "latin-1", "utf-8":
         path = write(tmp_path / "001.txt", "Rotkäppchen".encode(encoding))
-        assert Story("001", path, latin1=True).read() == "Rotkäppchen"
+        assert Document("001", path, latin1=True).read() == "Rotkäppchen"
 
 
 def test_a_story_that_is_gone_or_no_file_is_told(tmp_path: Path) -> None:
     with pytest.raises(IntegrityError, match=r"tale\.txt is gone: put it back as it was, or train anew"):
-        Story("tale", tmp_path / "tale.txt").read()
+        Document("tale", tmp_path / "tale.txt").read()
     with pytest.raises(GrimmgenError, match=r"cannot read .* \(Is a directory\)"):
-        Story("tale", tmp_path).read()
+        Document("tale", tmp_path).read()
 
 
 def test_a_text_comes_in_pieces_that_end_where_a_word_does(
@@ -179,12 +171,12 @@ def test_a_text_comes_in_pieces_that_end_where_a_word_does(
 ) -> None:
     monkeypatch.setattr(corpora, "_PIECE", 7)
     text = "\ufeffthe kïng, the old king und die böööööösen Geißlein\n"
-    story = Story("tale", write(tmp_path / "tale.txt", text.encode()))
+    story = Document("tale", write(tmp_path / "tale.txt", text.encode()))
     assert "".join(story.pieces()) == story.read() == text[1:]
     assert list(story.pieces())[:2] == ["the ", "kïng, "]
     whole = split_by_hash(open_corpus(str(story.path)))
     assert "".join(s.read() for part in PARTS for s in whole.parts[part]) == text[1:]
-    bad = Story("tale", write(tmp_path / "bad.txt", b"the king \xff"))
+    bad = Document("tale", write(tmp_path / "bad.txt", b"the king \xff"))
     with pytest.raises(GrimmgenError, match=r"is not UTF-8 \(byte 9\)"):
         list(bad.pieces())
 
@@ -193,7 +185,7 @@ def test_a_text_that_shrinks_while_it_is_read_is_told(tmp_path: Path, monkeypatc
     monkeypatch.setattr(corpora, "_PIECE", 7)
     # More than the file's buffer holds.
     path = write(tmp_path / "tale.txt", b"the king " * 100_000)
-    pieces = Story("tale", path).pieces()
+    pieces = Document("tale", path).pieces()
     next(pieces)
     os.truncate(path, 9)
     with pytest.raises(IntegrityError, match=r"tale\.txt has changed: put it back as it was, or train anew"):
@@ -209,7 +201,7 @@ def test_a_large_text_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(corpora, "_digest", digest)
     path = write(tmp_path / "tale.txt", b"the king")
-    story = Story("tale", path)
+    story = Document("tale", path)
     assert [story.digest() for _ in range(2)] == [files.sha256(b"the king")] * 2
     assert len(hashed) == 2, "a small one is no work"
     monkeypatch.setattr(corpora, "_LARGE", 8)
@@ -223,17 +215,17 @@ def test_a_fetched_story_that_has_become_vast_is_not_read(tmp_path: Path, monkey
     monkeypatch.setattr(corpora, "_LARGEST_STORY", 1 << 20)
     path = write(tmp_path / "001.txt", bytes(2 << 20))
     with pytest.raises(GrimmgenError, match=r"001\.txt is larger than 1 MB: cut it into several files"):
-        Story("001", path, files.sha256(b""), latin1=True).read()
+        Document("001", path, files.sha256(b""), latin1=True).read()
 
 
 def test_the_size_of_a_story_is_that_of_its_share(tmp_path: Path) -> None:
     path = write(tmp_path / "tale.txt", bytes(1000))
-    assert Story("tale", path, part=(0.8, 0.9)).size == 100
-    assert Story("tale", tmp_path / "gone.txt").size == 0
+    assert Document("tale", path, part=(0.8, 0.9)).size == 100
+    assert Document("tale", tmp_path / "gone.txt").size == 0
     # Of a package that was not unpacked.
     with zipfile.ZipFile(tmp_path / "tales.zip", "w") as archive:
         archive.writestr("tale.txt", "the king")
-    zipped = Story("tale", zipfile.Path(tmp_path / "tales.zip", "tale.txt"))
+    zipped = Document("tale", zipfile.Path(tmp_path / "tales.zip", "tale.txt"))
     assert (zipped.size, zipped.digest(), zipped.read()) == (8, files.sha256(b"the king"), "the king")
 
 
@@ -296,7 +288,7 @@ def test_the_cuts_are_of_80_10_10_percent(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", TEXTS["lines"].encode())
     write(tmp_path / "b.txt", TEXTS["one line"].encode())
     split = split_by_hash(open_corpus(str(tmp_path)))
-    for whole, *pieces in zip(open_corpus(str(tmp_path)).stories, *split.parts.values(), strict=True):
+    for whole, *pieces in zip(open_corpus(str(tmp_path)).documents, *split.parts.values(), strict=True):
         assert [round(100 * len(piece.read()) / len(whole.read())) for piece in pieces] == [80, 10, 10]
 
 
@@ -370,7 +362,7 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def by_story(corpus: Corpus) -> Split:
-    return Split({part: (story,) for part, story in zip(PARTS, corpus.stories, strict=True)})
+    return Split({part: (story,) for part, story in zip(PARTS, corpus.documents, strict=True)})
 
 
 def stored(split: Split) -> Any:
@@ -387,16 +379,16 @@ def test_a_stored_split_is_the_same_split(corpus: Corpus, split: Callable[[Corpu
 
 
 def test_the_hash_of_a_split_tells_what_is_in_which_part(corpus: Corpus) -> None:
-    a, b, c = corpus.stories
+    a, b, c = corpus.documents
     splits = by_story(corpus), Split({"train": (b,), "valid": (a,), "test": (c,)}), split_by_hash(corpus)
     hashes = {split.sha256 for split in splits}
-    write(corpus.stories[0].path, b"Another tale.")  # type: ignore[arg-type]
+    write(corpus.documents[0].path, b"Another tale.")  # type: ignore[arg-type]
     assert len(hashes | {by_story(corpus).sha256}) == 4
 
 
 def test_a_story_that_has_changed_since_is_noticed_when_it_is_read(corpus: Corpus) -> None:
     value = stored(by_story(corpus))
-    path = corpus.stories[0].path
+    path = corpus.documents[0].path
     assert isinstance(path, Path)
     path.write_bytes(path.read_bytes() + b"\n")
     split = Split.from_json(value, open_corpus(corpus.source))
@@ -410,7 +402,7 @@ def test_a_story_that_has_changed_since_is_noticed_when_it_is_read(corpus: Corpu
 def test_a_story_that_is_gone_since_is_told(corpus: Corpus) -> None:
     value = stored(by_story(corpus))
     with pytest.raises(IntegrityError) as caught:
-        Split.from_json(value, replace(corpus, stories=corpus.stories[:1]))
+        Split.from_json(value, replace(corpus, documents=corpus.documents[:1]))
     assert str(caught.value) == "the corpus tales no longer has the story 'b': put it back, or train anew"
 
 

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grimmgen import curves
 from grimmgen.cli.chart import ASCII, UNICODE, draw
-from grimmgen.curves import Curve
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.registry import Run
+from grimmgen.runs import curves
+from grimmgen.runs.curves import Curve
+from grimmgen.runs.registry import Run
 from tests.program import PROGRAM, Ran, on_terminal
 
 MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from grimmgen.decoding import (
-    Decoding,
+from grimmgen.errors import UsageError
+from grimmgen.sampling.options import (
     Logits,
+    SamplingOptions,
     allow_only,
     draw,
     forbid,
@@ -22,8 +23,7 @@ from grimmgen.decoding import (
     top_k,
     top_p,
 )
-from grimmgen.errors import UsageError
-from grimmgen.vocabulary import END
+from grimmgen.text.vocabulary import END
 
 INF = math.inf
 CASES = [
@@ -202,7 +202,7 @@ SIX = np.log(np.array([0.02, 0.03, 0.4, 0.3, 0.15, 0.1], np.float32))
 def test_what_is_left_is_narrowed_in_the_order_that_is_promised(
     options: dict[str, float], left: list[int]
 ) -> None:
-    decoding = Decoding(**options)  # type: ignore[arg-type]
+    decoding = SamplingOptions(**options)  # type: ignore[arg-type]
     assert np.flatnonzero(np.isfinite(decoding.narrow(SIX, [2]))).tolist() == left
 
 
@@ -246,5 +246,5 @@ def test_what_is_left_is_narrowed_in_the_order_that_is_promised(
 )
 def test_what_is_out_of_range_or_contradicts_itself_is_refused(options: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError) as refused:
-        Decoding(**options)  # type: ignore[arg-type]
+        SamplingOptions(**options)  # type: ignore[arg-type]
     assert str(refused.value) == message

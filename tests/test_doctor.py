@@ -12,10 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grimmgen import corpus, doctor
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import Split, Story
-from grimmgen.doctor import examine
+from grimmgen.evaluation import corpus_checks
+from grimmgen.evaluation.corpus_checks import examine
+from grimmgen.text import corpus
+from grimmgen.text.corpus import Document
+from grimmgen.text.split import Split
 from tests.program import Ran
 
 # Small enough for the stories of these tests.
@@ -32,13 +34,13 @@ def split(tmp_path: Path) -> Callable[..., Split]:
     """A split of 30 sound stories; keyword arguments are files put in the place of some, as in train3=b"x"."""
 
     def make(**changed: bytes | str) -> Split:
-        parts: dict[str, list[Story]] = {"train": [], "valid": [], "test": []}
+        parts: dict[str, list[Document]] = {"train": [], "valid": [], "test": []}
         for number, part in enumerate(["train"] * 18 + ["valid"] * 6 + ["test"] * 6):
             name = f"{part}{len(parts[part])}"
             content = changed.get(name, tale(number))
             path = tmp_path / f"{name}.txt"
             path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
-            parts[part].append(Story(name, path))
+            parts[part].append(Document(name, path))
         return Split(
             {"train": tuple(parts["train"]), "valid": tuple(parts["valid"]), "test": tuple(parts["test"])}
         )
@@ -155,17 +157,17 @@ def test_the_shares_are_those_of_brute_force(made_of: list[list[int]]) -> None:
     for a in range(len(texts)):
         for b in range(a + 1, len(texts)):
             smaller = min(len(pieces[a]), len(pieces[b]))
-            if smaller >= 8 and (share := len(pieces[a] & pieces[b]) / smaller) >= doctor.NEAR:
+            if smaller >= 8 and (share := len(pieces[a] & pieces[b]) / smaller) >= corpus_checks.NEAR:
                 expected[a, b] = min(0.99, share)
-    near, _ = doctor._near(texts)
+    near, _ = corpus_checks._near(texts)
     assert {(a, b): share for a, b, share in near} == pytest.approx(expected)
 
 
 def test_a_large_corpus_is_sampled_and_the_shares_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [tale(1, 2000), tale(2, 1000) + tale(1, 2000)[:5000], tale(3, 2000)]
-    [(_, _, exact)] = doctor._near(texts)[0]
-    monkeypatch.setattr(doctor, "_MOST_PIECES", 3000)
-    [(a, b, sampled)] = doctor._near(texts)[0]
+    [(_, _, exact)] = corpus_checks._near(texts)[0]
+    monkeypatch.setattr(corpus_checks, "_MOST_PIECES", 3000)
+    [(a, b, sampled)] = corpus_checks._near(texts)[0]
     assert (a, b) == (0, 1)
     assert sampled == pytest.approx(exact, abs=0.05)
 

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from grimmgen.downloads import ATTEMPTS, LONGEST_WAIT, Downloader
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.io.http import ATTEMPTS, LONGEST_WAIT, Downloader
 from tests.server import CERTIFICATE, Script, Server, answer, chunked, dripping, endless, reset, stalling
 
 TALE = b"Once upon a time there was a server that did as it was told.\n" * 40

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from grimmgen.configuration import Cell
-from grimmgen.dynamic import evaluate_dynamically, sample, usual_gradients
-from grimmgen.evaluation import EncodedStory, encode_stories, evaluate
-from grimmgen.model import LanguageModel
-from grimmgen.scores import Evaluation
+from grimmgen.evaluation.dynamic import evaluate_dynamically, sample, usual_gradients
+from grimmgen.evaluation.scores import Evaluation
+from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
+from grimmgen.network.model import LanguageModel
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 
 STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the ä¸­ end", "tale": TEXT}
@@ -21,7 +21,7 @@ STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the ä
 SOME = ["lstm1", *(f"{cell}2-tied" for cell in get_args(Cell)), "mogrifier1-1-round"]
 
 
-def given(**options: Any) -> tuple[LanguageModel, list[EncodedStory]]:
+def given(**options: Any) -> tuple[LanguageModel, list[EncodedDocument]]:
     """A model of random weights, and stories that it may read."""
     configuration = tiny_configuration(hidden=12, initialisation="xavier", **options)
     vocabulary = tiny_vocabulary(configuration)
@@ -31,7 +31,7 @@ def given(**options: Any) -> tuple[LanguageModel, list[EncodedStory]]:
 
 
 def nats(evaluation: Evaluation) -> dict[str, float]:
-    return {score.name: score.nats for score in evaluation.stories}
+    return {score.name: score.nats for score in evaluation.documents}
 
 
 @pytest.mark.parametrize("network", SOME)
@@ -40,7 +40,7 @@ def test_at_a_rate_of_zero_it_is_the_static_figure(network: str, segment: int) -
     wet = {"dropout": 0.9, "weight_drop": 0.5}  # of which nobody who evaluates knows
     model, stories = given(**NETWORKS[network], **wet)
     still, moving = evaluate(model, stories), evaluate_dynamically(model, stories, 0.0, segment=segment)
-    for static, dynamic in zip(still.stories, moving.stories, strict=True):
+    for static, dynamic in zip(still.documents, moving.documents, strict=True):
         assert dynamic.nats == pytest.approx(static.nats, rel=1e-5)
         for name in ("name", "predictions", "characters", "unknown"):
             assert getattr(dynamic, name) == getattr(static, name)
@@ -102,7 +102,7 @@ def test_it_is_krause_s_step_on_the_segments_of_a_story_one_after_the_other() ->
                 weight.sub_(rate * weight.grad / (size + damping * mean))
                 weight.add_(decay * (start - weight))
         state = type(state)(after.h.detach(), after.c.detach())
-    made = evaluate_dynamically(model, [story], rate, decay, damping, segment=7).stories[0]
+    made = evaluate_dynamically(model, [story], rate, decay, damping, segment=7).documents[0]
     assert made.nats == pytest.approx(right + story.spelling, rel=1e-4)
     assert made.bits_per_character == pytest.approx(made.nats / math.log(2) / len(STORIES["repetitive"]))
 
@@ -152,4 +152,4 @@ def test_who_waits_is_told_how_many_stories_are_done() -> None:
     told: list[int] = []
     evaluate_dynamically(model, stories, told=told.append)
     assert told == [1, 2, 3, 4]
-    assert not any(np.isnan(score.nats) for score in evaluate(model, stories).stories)
+    assert not any(np.isnan(score.nats) for score in evaluate(model, stories).documents)

@@ -22,9 +22,10 @@ from typing import Any
 
 import pytest
 
-from grimmgen import corpus, files
-from grimmgen.corpus import FetchEvent, FetchStarted, StoryFailed, StoryFetched
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.io import files
+from grimmgen.text import corpus, fetch
+from grimmgen.text.fetch import FetchEvent, FetchStarted, StoryFailed, StoryFetched
 from tests.program import grimmgen
 from tests.server import Server, answer, dripping, endless, stalling
 
@@ -49,8 +50,8 @@ def cache(home: Path) -> Path:
     return home / "cache" / "corpora" / "grimm"
 
 
-def fetch(server: Server, numbers: Iterable[int], **options: Any) -> list[FetchEvent]:
-    return list(corpus.fetch(list(numbers), server.url, **options))
+def fetch_all(server: Server, numbers: Iterable[int], **options: Any) -> list[FetchEvent]:
+    return list(fetch.fetch(list(numbers), server.url, **options))
 
 
 def failures(events: Iterable[FetchEvent]) -> dict[str, GrimmgenError]:
@@ -62,7 +63,7 @@ def paths(numbers: Iterable[int]) -> list[str]:
 
 
 def read() -> dict[str, bytes]:
-    return {story.name: story.content() for story in corpus.open_corpus("grimm").stories}
+    return {story.name: story.content() for story in corpus.open_corpus("grimm").documents}
 
 
 def tales(numbers: Iterable[int]) -> dict[str, bytes]:
@@ -77,19 +78,19 @@ def manifest(cache: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_stories_are_fetched_and_read(server: Server, cache: Path) -> None:
-    started, *fetched = fetch(server, [35, 1, 2])
+    started, *fetched = fetch_all(server, [35, 1, 2])
     assert started == FetchStarted(3, 3, cache)
     assert set(fetched) == {StoryFetched(name, len(content)) for name, content in tales([1, 2, 35]).items()}
     assert sorted(server.requests) == paths([1, 2, 35])
     assert read() == tales([1, 2, 35])
     opened = corpus.open_corpus("grimm")
     assert (opened.name, opened.source) == ("grimm", "grimm")
-    assert opened.stories[0].read().startswith("The tale of the König"), "the page is in Latin-1"
+    assert opened.documents[0].read().startswith("The tale of the König"), "the page is in Latin-1"
     assert {path.name for path in cache.iterdir()} <= {"001.txt", "002.txt", "035.txt", "manifest.json", ".lock"}
 
 
 def test_the_manifest_tells_where_when_and_what(server: Server, cache: Path) -> None:
-    fetch(server, [2, 1])
+    fetch_all(server, [2, 1])
     entries = manifest(cache)
     assert list(entries) == ["001", "002"]
     when = entries["001"].pop("time")
@@ -103,31 +104,31 @@ def test_the_manifest_tells_where_when_and_what(server: Server, cache: Path) -> 
 
 def test_the_url_needs_no_slash_at_its_end(server: Server) -> None:
     server.on("/tales/001.txt", answer(tale(1)))
-    events = list(corpus.fetch([1], f"{server.url}tales"))
+    events = list(fetch.fetch([1], f"{server.url}tales"))
     assert (len(events), failures(events), server.requests) == (2, {}, ["/tales/001.txt"])
 
 
 def test_what_is_there_is_not_asked_for_again(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch(server, [1, 2, 3])
+    fetch_all(server, [1, 2, 3])
 
     def no_socket(*_: object, **__: object) -> None:
         pytest.fail("a socket was opened")
 
     with monkeypatch.context() as patch:
         patch.setattr(socket, "socket", no_socket)  # fault 14
-        assert fetch(server, [1, 2, 3]) == [FetchStarted(3, 0, cache)]
-        assert fetch(server, []) == [FetchStarted(0, 0, cache)]
+        assert fetch_all(server, [1, 2, 3]) == [FetchStarted(3, 0, cache)]
+        assert fetch_all(server, []) == [FetchStarted(0, 0, cache)]
     assert len(server.requests) == 3
-    assert fetch(server, [1, 2, 3, 4])[0] == FetchStarted(4, 1, cache)
+    assert fetch_all(server, [1, 2, 3, 4])[0] == FetchStarted(4, 1, cache)
     assert server.requests[3:] == ["/004.txt"]
 
 
 def test_all_can_be_asked_for_again(server: Server) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
     server.on("/001.txt", answer(tale(101)))
-    assert fetch(server, [1, 2], force=True)[0].missing == 2  # type: ignore[union-attr]
+    assert fetch_all(server, [1, 2], force=True)[0].missing == 2  # type: ignore[union-attr]
     assert read() == {"001": tale(101), "002": tale(2)}
 
 
@@ -135,14 +136,14 @@ def test_all_can_be_asked_for_again(server: Server) -> None:
 def test_three_of_209_fail_and_the_others_stay(server: Server, cache: Path) -> None:
     for path in paths([7, 70, 209]):
         server.on(path, answer(b"Gone fishing.", 404), answer(tale(int(path[1:4]))))
-    events = fetch(server, ALL)
+    events = fetch_all(server, ALL)
     assert {name: str(error) for name, error in failures(events).items()} == {
         name: f"{server.url}{name}.txt: the server answers 404: check the --url and the numbers"
         for name in ("007", "070", "209")
     }
     assert read() == tales(set(ALL) - {7, 70, 209})
     server.requests.clear()
-    assert fetch(server, ALL)[0] == FetchStarted(209, 3, cache)
+    assert fetch_all(server, ALL)[0] == FetchStarted(209, 3, cache)
     assert sorted(server.requests) == paths([7, 70, 209])  # fault 8
     assert read() == tales(ALL)
 
@@ -169,7 +170,7 @@ PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
 )
 def test_what_is_no_story_is_never_cached(server: Server, cache: Path, body: bytes, reason: str) -> None:
     server.on("/001.txt", answer(body))
-    error = failures(fetch(server, [1, 2]))["001"]  # fault 5
+    error = failures(fetch_all(server, [1, 2]))["001"]  # fault 5
     assert str(error) == f"{server.url}001.txt: {reason}: check the --url"
     assert (type(error), error.exit_code) == (IntegrityError, 3)
     assert server.requests.count("/001.txt") == 1
@@ -181,20 +182,20 @@ def test_what_is_no_story_is_never_cached(server: Server, cache: Path, body: byt
 @pytest.mark.parametrize("body", [tale(1)[:200], tale(1) + b"\f\x1a", b"a <b> c < d, <p>" * 20, b"\xff" * 200])
 def test_what_may_be_a_story_is_cached(server: Server, body: bytes) -> None:
     server.on("/001.txt", answer(body))
-    assert failures(fetch(server, [1])) == {}
+    assert failures(fetch_all(server, [1])) == {}
     assert read() == {"001": body}
 
 
 def test_an_endless_story_does_not_keep_the_others_away(server: Server) -> None:
     server.on("/001.txt", endless(answer(Content_Length="9" * 12), b"x" * (1 << 16)))
-    assert [*failures(fetch(server, [1, 2, 3]))] == ["001"]  # fault 7
+    assert [*failures(fetch_all(server, [1, 2, 3]))] == ["001"]  # fault 7
     assert read() == tales([2, 3])
 
 
 def test_a_story_that_was_good_stays_when_its_successor_is_not(server: Server) -> None:
-    fetch(server, [1])
+    fetch_all(server, [1])
     server.on("/001.txt", answer(PAGE * 9))
-    assert [*failures(fetch(server, [1], force=True))] == ["001"]
+    assert [*failures(fetch_all(server, [1], force=True))] == ["001"]
     assert read() == tales([1])
 
 
@@ -238,9 +239,9 @@ def pipe(path: Path) -> None:
 def test_a_damaged_story_is_noticed_and_fetched_again(
     server: Server, cache: Path, harm: Callable[[Path], None], line: str
 ) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
     harm(cache / "001.txt")
-    story, other = corpus.open_corpus("grimm").stories
+    story, other = corpus.open_corpus("grimm").documents
     for use in story.content, story.read:
         with pytest.raises(IntegrityError) as caught:
             use()  # fault 12
@@ -248,7 +249,7 @@ def test_a_damaged_story_is_noticed_and_fetched_again(
         assert caught.value.exit_code == 3
     assert other.content() == tale(2)
     server.requests.clear()
-    assert fetch(server, [1, 2]) == [FetchStarted(2, 1, cache), StoryFetched("001", len(tale(1)))]
+    assert fetch_all(server, [1, 2]) == [FetchStarted(2, 1, cache), StoryFetched("001", len(tale(1)))]
     assert server.requests == ["/001.txt"]
     assert read() == tales([1, 2])
     if harm is link:
@@ -258,21 +259,21 @@ def test_a_damaged_story_is_noticed_and_fetched_again(
 def test_a_story_that_the_disk_no_longer_gives_is_fetched_again(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
 
     def fail(_: Path) -> bytes:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(Path, "read_bytes", fail)
-    assert fetch(server, [1, 2])[0] == FetchStarted(2, 2, cache)
+    assert fetch_all(server, [1, 2])[0] == FetchStarted(2, 2, cache)
     assert sorted(server.requests) == paths([1, 1, 2, 2])
 
 
 def test_without_the_network_a_damaged_story_is_not_repaired(server: Server, cache: Path) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
     corrupt(cache / "001.txt")
     server.on("/001.txt", answer(status=403))
-    assert [*failures(fetch(server, [1, 2]))] == ["001"]
+    assert [*failures(fetch_all(server, [1, 2]))] == ["001"]
     with pytest.raises(IntegrityError, match="has changed"):
         read()  # fault 12
     assert (cache / "002.txt").read_bytes() == tale(2)
@@ -292,18 +293,18 @@ def test_without_the_network_a_damaged_story_is_not_repaired(server: Server, cac
     ],
 )
 def test_a_manifest_that_cannot_be_used_is_as_good_as_none(server: Server, cache: Path, value: bytes) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
     (cache / "manifest.json").write_bytes(value)
     with pytest.raises(GrimmgenError, match="no tales have been fetched yet"):
         corpus.open_corpus("grimm")
-    assert fetch(server, [1, 2])[0] == FetchStarted(2, 2, cache)
+    assert fetch_all(server, [1, 2])[0] == FetchStarted(2, 2, cache)
     assert read() == tales([1, 2])
 
 
 def test_a_full_disk_ends_the_fetch_and_what_is_there_stays(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
     before = (cache / "manifest.json").read_bytes()
 
     def full(_: int) -> None:
@@ -312,18 +313,18 @@ def test_a_full_disk_ends_the_fetch_and_what_is_there_stays(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         with pytest.raises(GrimmgenError, match="No space left on device"):
-            fetch(server, [1, 2, 3, 4])  # fault 15
+            fetch_all(server, [1, 2, 3, 4])  # fault 15
     assert (cache / "manifest.json").read_bytes() == before
     assert read() == tales([1, 2])
     assert list(cache.glob(".*.tmp")) == []
-    fetch(server, [1, 2, 3, 4])
+    fetch_all(server, [1, 2, 3, 4])
     assert read() == tales([1, 2, 3, 4])
 
 
 def test_of_a_read_only_cache_what_is_there_can_be_used(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fetch(server, [1, 2])
+    fetch_all(server, [1, 2])
     opened = os.open
 
     def read_only(path: Any, flags: int, *rest: Any, **options: Any) -> int:
@@ -332,10 +333,10 @@ def test_of_a_read_only_cache_what_is_there_can_be_used(
         return opened(path, flags, *rest, **options)
 
     monkeypatch.setattr(os, "open", read_only)
-    assert fetch(server, [1, 2]) == [FetchStarted(2, 0, cache)]  # fault 13
+    assert fetch_all(server, [1, 2]) == [FetchStarted(2, 0, cache)]  # fault 13
     assert read() == tales([1, 2])
     with pytest.raises(GrimmgenError) as caught:
-        fetch(server, [1, 2, 3])
+        fetch_all(server, [1, 2, 3])
     remedy = "the file system is read-only; set GRIMMGEN_HOME to a place that can be written"
     assert str(caught.value) == f"cannot lock {cache / '.lock'} (Read-only file system): {remedy}"
     assert len(server.requests) == 2
@@ -347,7 +348,7 @@ def test_of_a_read_only_cache_what_is_there_can_be_used(
 def test_an_interrupted_fetch_goes_on_where_it_was(server: Server, cache: Path) -> None:
     for path in paths(range(9, 31)):
         server.on(path, dripping(b"", answer(tale(1))))
-    events = corpus.fetch(range(1, 31), server.url, jobs=2)
+    events = fetch.fetch(range(1, 31), server.url, jobs=2)
     assert isinstance(events, Generator)
     assert isinstance(next(events), FetchStarted)
     there = [next(events).name for _ in range(5)]
@@ -360,7 +361,7 @@ def test_an_interrupted_fetch_goes_on_where_it_was(server: Server, cache: Path) 
     for number in range(9, 31):
         server.on(f"/{number:03d}.txt", answer(tale(number)))
     server.requests.clear()
-    fetch(server, range(1, 31))
+    fetch_all(server, range(1, 31))
     missing = paths(sorted(set(range(1, 31)) - set(map(int, there))))
     assert sorted(set(server.requests)) == missing
     # On a busy machine the server notes late what the two jobs were at when they were stopped.
@@ -370,8 +371,8 @@ def test_an_interrupted_fetch_goes_on_where_it_was(server: Server, cache: Path) 
 
 KILLED = """
 import sys
-from grimmgen import corpus
-for event in corpus.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
+from grimmgen.text import fetch
+for event in fetch.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
     print(type(event).__name__, flush=True)
 """
 
@@ -388,7 +389,7 @@ def test_who_stops_just_as_a_story_has_its_place_has_it(server: Server, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(files, "write_atomically", stopped)
         with pytest.raises(KeyboardInterrupt):
-            fetch(server, [1])
+            fetch_all(server, [1])
     assert read() == tales([1])
 
 
@@ -396,8 +397,8 @@ def test_the_manifest_is_written_every_second(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0.0, 2.0)
-    monkeypatch.setattr(corpus, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    events = corpus.fetch([1, 2, 3], server.url, jobs=1)
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    events = fetch.fetch([1, 2, 3], server.url, jobs=1)
     assert next(events) == FetchStarted(3, 3, cache)
     assert next(events) == StoryFetched("001", len(tale(1)))
     # Who is killed now has the first.
@@ -416,7 +417,7 @@ def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) ->
     assert process.returncode == -signal.SIGKILL
     stale = cache / f".004.txt.{process.pid}.0123abcd.tmp"
     stale.write_bytes(b"half a ta")
-    assert failures(fetch(server, [1, 2, 3, 4])) == {}
+    assert failures(fetch_all(server, [1, 2, 3, 4])) == {}
     assert read() == tales([1, 2, 3, 4])
     assert not stale.exists()
 
@@ -427,7 +428,7 @@ def test_several_fetches_at_once_share_the_work(server: Server, cache: Path, cou
 
     def run(_: int) -> list[FetchEvent]:
         started.wait()
-        return fetch(server, range(1, 13))
+        return fetch_all(server, range(1, 13))
 
     with ThreadPoolExecutor(count) as pool:
         events = [event for all_events in pool.map(run, range(count)) for event in all_events]
@@ -468,7 +469,7 @@ def test_who_waits_for_another_fetch_is_told(server: Server, cache: Path) -> Non
 )
 def test_a_url_that_cannot_be_used_is_refused_before_anything_is_made(home: Path, url: str) -> None:
     with pytest.raises(UsageError) as caught:
-        list(corpus.fetch([1], url))
+        list(fetch.fetch([1], url))
     assert str(caught.value) == f"--url {url!r} cannot be used: give an http or https address"
     assert not home.exists()
 
@@ -476,14 +477,14 @@ def test_a_url_that_cannot_be_used_is_refused_before_anything_is_made(home: Path
 @pytest.mark.parametrize("jobs", [-1, 0, 65])
 def test_jobs_out_of_range_are_refused(home: Path, jobs: int) -> None:
     with pytest.raises(UsageError) as caught:
-        list(corpus.fetch([1], "http://tales", jobs=jobs))
+        list(fetch.fetch([1], "http://tales", jobs=jobs))
     assert str(caught.value) == f"--jobs {jobs} is out of range: give 1 to 64"
     assert not home.exists()
 
 
 @pytest.mark.parametrize("jobs", [1, 64])
 def test_any_number_of_jobs_brings_the_same(server: Server, jobs: int) -> None:
-    assert failures(fetch(server, range(1, 9), jobs=jobs)) == {}
+    assert failures(fetch_all(server, range(1, 9), jobs=jobs)) == {}
     assert read() == tales(range(1, 9))
 
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from grimmgen import files
 from grimmgen.errors import GrimmgenError, IntegrityError
+from grimmgen.io import files
 
 OLD, NEW = b"the old tale", b"the new tale"
 FREE = "free some space on the disk and run the command again"
@@ -146,7 +146,7 @@ def test_an_interrupt_leaves_no_temporary_file(path: Path, monkeypatch: pytest.M
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from grimmgen import files
+from grimmgen.io import files
 done = getattr(os, sys.argv[1])
 def die(*arguments):
     if sys.argv[2] == "after": done(*arguments)
@@ -327,7 +327,7 @@ def test_other_errors_are_not_explained_away() -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from grimmgen import files
+from grimmgen.io import files
 with files.locked(Path(sys.argv[1]), "the run"):
     print("held", flush=True)
     sys.stdin.read()

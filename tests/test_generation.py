@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grimmgen import decoding, generation
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration, weight_shapes
-from grimmgen.decoding import LONGEST, Decoding
 from grimmgen.errors import UsageError
-from grimmgen.generation import Storyteller
-from grimmgen.kernels.stepping import Stepper
-from grimmgen.novelty import CopyIndex
-from grimmgen.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.evaluation.novelty import CopyIndex
+from grimmgen.network.backends.numpy import Stepper
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.sampling import generator, options
+from grimmgen.sampling.generator import TextGenerator
+from grimmgen.sampling.options import LONGEST, SamplingOptions
+from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import NETWORKS, tiny_checkpoint
 from tests.builders import TEXT as STORY
 
@@ -25,7 +25,7 @@ TEXT = "the king and the fox went to the king's house, zq "
 CONFIGURATION = Configuration(hidden=5)
 
 
-def teller(bias: dict[int, float] | None = None, scale: float = 0.5) -> Storyteller:
+def teller(bias: dict[int, float] | None = None, scale: float = 0.5) -> TextGenerator:
     """A model of random weights, with the bias of some tokens changed."""
     vocabulary = Vocabulary.build([TEXT], min_count=1)
     draw = np.random.default_rng(0)
@@ -35,7 +35,7 @@ def teller(bias: dict[int, float] | None = None, scale: float = 0.5) -> Storytel
     }
     for token, value in (bias or {}).items():
         weights["output.bias"][token] = value
-    return Storyteller("test", Checkpoint(CONFIGURATION, vocabulary, {}, weights))
+    return TextGenerator("test", Checkpoint(CONFIGURATION, vocabulary, {}, weights))
 
 
 def test_a_story_is_the_same_for_the_same_random_seed_and_another_for_another() -> None:
@@ -50,7 +50,7 @@ def test_length_is_in_characters_after_the_prompt(length: int) -> None:
 
 
 def test_the_prompt_comes_first_folded_as_the_corpus_was_and_alone_before_anything_is_drawn() -> None:
-    pieces = teller({END: -99}).tell("The KING", Decoding(length=10))
+    pieces = teller({END: -99}).tell("The KING", SamplingOptions(length=10))
     assert next(pieces) == "the king"
     assert len("".join(pieces)) == 10
 
@@ -157,7 +157,7 @@ def test_several_stories_are_those_that_are_told_alone_with_the_next_random_seed
 ) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
     model = teller({END: 1.0})
-    options = Decoding(length=101, top_k=0, random_seed=5)
+    options = SamplingOptions(length=101, top_k=0, random_seed=5)
     told = [story.text for story in model.tell_several(prompt, options, 9)]
     assert told == [model.generate(prompt, length=101, top_k=0, random_seed=5 + number) for number in range(9)]
     # Some end of themselves, each at another place.
@@ -182,8 +182,8 @@ def test_the_first_piece_comes_at_once_and_more_come_together_while_that_is_no_w
     model = teller({END: -99})
     told = []
     for wait, first in ((60.0, [2, 4, 8, 16, 32]), (0.0, [2, 2, 2, 2, 2])):
-        monkeypatch.setattr(generation, "_WAIT", wait)
-        pieces = list(model.tell("", Decoding(length=2000, random_seed=1)))
+        monkeypatch.setattr(generator, "_WAIT", wait)
+        pieces = list(model.tell("", SamplingOptions(length=2000, random_seed=1)))
         assert [len(piece) for piece in pieces[:5]] == first
         told.append("".join(pieces))
     assert told[0] == told[1]
@@ -199,13 +199,13 @@ def test_a_prompt_is_read_to_its_end_however_long_it_is() -> None:
 @pytest.mark.parametrize("stories", [0, -1, 1025])
 def test_no_story_or_too_many_are_refused(stories: int) -> None:
     with pytest.raises(UsageError, match=f"--stories {stories} is out of range"):
-        teller().tell_several("", Decoding(), stories)
+        teller().tell_several("", SamplingOptions(), stories)
 
 
 def test_random_seeds_that_there_are_not_are_refused() -> None:
     with pytest.raises(UsageError, match="leaves none for 3 stories"):
-        teller().tell_several("", Decoding(random_seed=2**63 - 2), 3)
-    assert len(teller().tell_several("", Decoding(random_seed=2**63 - 2), 2)) == 2
+        teller().tell_several("", SamplingOptions(random_seed=2**63 - 2), 3)
+    assert len(teller().tell_several("", SamplingOptions(random_seed=2**63 - 2), 2)) == 2
 
 
 # --- each way of telling ---------------------------------------------------------------------------------
@@ -273,13 +273,13 @@ def test_the_prompt_counts_for_the_penalty() -> None:
 
 def test_without_a_length_a_story_goes_on_to_its_end_or_to_a_bound() -> None:
     for bias, ending in ((-4.0, "end"), (-99.0, "length")):
-        [told] = teller({END: bias}).tell_several("the ", Decoding(random_seed=2), 1)
+        [told] = teller({END: bias}).tell_several("the ", SamplingOptions(random_seed=2), 1)
         assert told.ending == ending
         assert (len(told.text) == 4 + LONGEST) == (ending == "length")
         assert (told.ids[-1] == END) == (ending == "end")
     for name in ("top_p", "beam_width"):
         value: Any = {"top_p": 0.9, "beam_width": 5}[name]
-        [told] = teller({END: 1.0}).tell_several("", Decoding(**{name: value}), 1)
+        [told] = teller({END: 1.0}).tell_several("", SamplingOptions(**{name: value}), 1)
         assert told.ending == "end"
 
 
@@ -288,12 +288,12 @@ def test_a_story_without_a_prompt_begins_as_the_checkpoint_says_stories_begin() 
     begin = ["the ", "king"]
     ids = [model.vocabulary.ngrams.index(text[:2]) + 2 for text in begin]
     known = replace(model.checkpoint, provenance={"beginnings": ids})
-    told = {Storyteller("t", known).generate("", length=2, top_k=0, random_seed=s) for s in range(60)}
+    told = {TextGenerator("t", known).generate("", length=2, top_k=0, random_seed=s) for s in range(60)}
     assert told == {"th", "ki"}
     # A prompt has begun already; what a stranger's checkpoint says is not trusted.
-    assert len(Storyteller("t", known).generate("th", length=8)) == 10
+    assert len(TextGenerator("t", known).generate("th", length=8)) == 10
     for strange in ([10**9, -1, UNKNOWN, END, "x", None], "x", None, 7, []):
-        hostile = Storyteller("t", replace(model.checkpoint, provenance={"beginnings": strange}))
+        hostile = TextGenerator("t", replace(model.checkpoint, provenance={"beginnings": strange}))
         assert hostile.generate("", length=8) == model.generate("", length=8)
 
 
@@ -317,7 +317,7 @@ def test_a_story_without_a_prompt_begins_as_the_checkpoint_says_stories_begin() 
 def test_a_story_is_told_until_there_wherever_pieces_end(
     until: str, text: str, cut: str | None, at_once: int
 ) -> None:
-    stop, told = generation._Stop(until, teller().vocabulary), ""
+    stop, told = generator._Stop(until, teller().vocabulary), ""
     for begin in range(0, len(text), at_once):
         piece = text[begin : begin + at_once]
         if (end := stop.within(piece)) is not None:
@@ -330,11 +330,11 @@ def test_a_story_is_told_until_there_wherever_pieces_end(
 
 def test_until_ends_what_is_told_and_not_the_prompt() -> None:
     model = teller({END: -99})
-    [told] = model.tell_several("the fox ", Decoding(until="FOX", top_k=0, random_seed=1), 1)
+    [told] = model.tell_several("the fox ", SamplingOptions(until="FOX", top_k=0, random_seed=1), 1)
     assert told.ending == "until"
     assert told.text.endswith("fox")
     assert told.text[8:].count("fox") == 1
-    [short] = model.tell_several("the fox ", Decoding(until="fox", length=3, top_k=0, random_seed=1), 1)
+    [short] = model.tell_several("the fox ", SamplingOptions(until="fox", length=3, top_k=0, random_seed=1), 1)
     assert (short.ending, len(short.text)) == ("length", 11)
 
 
@@ -346,7 +346,7 @@ def test_a_model_without_line_ends_knows_no_paragraphs() -> None:
 # --- what is copied --------------------------------------------------------------------------------------
 
 
-def copyist() -> Storyteller:
+def copyist() -> TextGenerator:
     """A model that knows its training story nearly by heart: what follows a bigram there follows it here."""
     vocabulary = Vocabulary.build([TEXT], min_count=1)
     configuration = Configuration(hidden=len(vocabulary))
@@ -359,7 +359,7 @@ def copyist() -> Storyteller:
     for before, after in itertools.pairwise(ids):
         weights["output.weight"][before, after] += 8.0
     weights["output.bias"][END] = -20.0
-    return Storyteller(
+    return TextGenerator(
         "copyist", Checkpoint(configuration, vocabulary, {}, weights), lambda: CopyIndex.build([("text", TEXT)])
     )
 
@@ -388,7 +388,7 @@ def test_no_more_characters_in_a_row_than_max_copy_stand_in_the_training_stories
 ) -> None:
     model = copyist()
     for prompt in ("", "the"):
-        options = Decoding(max_copy=most, length=150, random_seed=1, **way)
+        options = SamplingOptions(max_copy=most, length=150, random_seed=1, **way)
         told = model.tell_several(prompt, options, 3)
         free = model.tell_several(prompt, replace(options, max_copy=None), 3)
         assert max(longest_copy(story.text) for story in told) <= max(most, len(prompt))
@@ -423,10 +423,10 @@ def test_where_all_ways_on_are_copied_the_shortest_is_taken_and_told(way: dict[s
         name: np.zeros(shape, np.float32) for name, shape in weight_shapes(configuration, len(vocabulary)).items()
     }
     weights["output.bias"][END] = -np.inf
-    model = Storyteller(
+    model = TextGenerator(
         "a", Checkpoint(configuration, vocabulary, {}, weights), lambda: CopyIndex.build([("a", "a" * 200)])
     )
-    [told] = model.tell_several("", Decoding(max_copy=5, length=20, **way), 1)
+    [told] = model.tell_several("", SamplingOptions(max_copy=5, length=20, **way), 1)
     assert (told.text, told.copied) == ("a" * 20, 20)
 
 
@@ -445,7 +445,7 @@ def test_the_log_probability_is_the_sum_over_ngrams_worked_out_by_hand(
     monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
     model = teller({END: 0.0})
     for way in WAYS:
-        for told in model.tell_several("the ", Decoding(length=40, random_seed=6, state="zeros", **way), 3):
+        for told in model.tell_several("the ", SamplingOptions(length=40, random_seed=6, state="zeros", **way), 3):
             stepper = Stepper(CONFIGURATION, model.checkpoint.weights, *np.zeros((2, 1, 1, 5), np.float32))
             ids = [END, *model.vocabulary.encode("the ").tolist(), *told.ids]
             total = 0.0
@@ -461,11 +461,11 @@ def test_the_log_probability_is_the_sum_over_ngrams_worked_out_by_hand(
 def test_of_an_ngram_that_was_begun_or_cut_only_what_was_told_counts() -> None:
     model = teller({END: -99})
     # Only one bigram begins with k: what follows it is certain.
-    [sure] = model.tell_several("the k", Decoding(length=1), 1)
+    [sure] = model.tell_several("the k", SamplingOptions(length=1), 1)
     assert model.log_probability(sure) == pytest.approx(0.0, abs=1e-6)
     stepper = Stepper(CONFIGURATION, model.checkpoint.weights, *np.zeros((2, 1, 1, 5), np.float32))
-    p = np.exp(decoding.log_probabilities(stepper.step([END])[0]))
-    [cut] = model.tell_several("", Decoding(length=1, state="zeros", random_seed=4), 1)
+    p = np.exp(options.log_probabilities(stepper.step([END])[0]))
+    [cut] = model.tell_several("", SamplingOptions(length=1, state="zeros", random_seed=4), 1)
     same = [i for i in range(2, len(p)) if model.vocabulary.token(i)[0] == cut.text]
     assert model.log_probability(cut) == pytest.approx(float(np.log(p[same].sum())), abs=1e-5)
 
@@ -500,10 +500,10 @@ def test_any_prompt_is_gone_on_with_in_every_way(prompt: str, way: dict[str, Any
 def test_every_network_tells_in_every_way(network: str) -> None:
     checkpoint = tiny_checkpoint(**NETWORKS[network])
     checkpoint.weights["output.bias"][END] = -99.0
-    model = Storyteller("tiny", checkpoint, lambda: CopyIndex.build([("text", STORY)]))
+    model = TextGenerator("tiny", checkpoint, lambda: CopyIndex.build([("text", STORY)]))
     for way in WAYS:
         for most in (None, 5):
-            told = model.tell_several("The k", Decoding(length=20, max_copy=most, **way), 2)
+            told = model.tell_several("The k", SamplingOptions(length=20, max_copy=most, **way), 2)
             assert [len(story.text) for story in told] == [25, 25]
             assert model.log_probability(told[1]) < 0
     assert model.next_words("the ", 3)

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen import registry
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode, Products
-from grimmgen.corpus import Corpus, open_corpus
 from grimmgen.errors import GrimmgenError
-from grimmgen.evaluation import encode_stories, evaluate
-from grimmgen.events import Event, Finished, Started, Stepped
-from grimmgen.generation import Storyteller
-from grimmgen.model import LanguageModel
-from grimmgen.training import Training
+from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.network.model import LanguageModel
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.events import Event, Finished, Started, Stepped
+from grimmgen.sampling.generator import TextGenerator
+from grimmgen.text.corpus import Corpus, open_corpus
+from grimmgen.training.session import Training
 from tests.learner import Learner
 
 pytestmark = [
@@ -152,7 +152,7 @@ def test_a_run_goes_on_on_another_device_and_tells_the_same_there(corpus: Corpus
             perplexities.append(scored.total.perplexity)
         assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-4)
         # Telling is the CPU's, wherever a run was trained.
-        assert Storyteller(begun.run.name, checkpoint).generate("the king", length=20, random_seed=1)
+        assert TextGenerator(begun.run.name, checkpoint).generate("the king", length=20, random_seed=1)
         copy = begun.run.path.parent / f"copy-{first}"
         shutil.copytree(begun.run.path, copy)
         ends = []

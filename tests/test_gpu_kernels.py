@@ -19,17 +19,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen import kernels
-from grimmgen.batches import Window
-from grimmgen.captured import GraphedUpdate
-from grimmgen.cells import gru, lstm, peephole, softmax
 from grimmgen.configuration import Configuration, Products
-from grimmgen.model import LanguageModel
-from grimmgen.optimiser import AdamW
+from grimmgen.network import backends, loss
+from grimmgen.network.captured import GraphedUpdate
+from grimmgen.network.cells import gru, lstm, peephole
+from grimmgen.network.model import LanguageModel
+from grimmgen.network.optimiser import AdamW
+from grimmgen.text.batches import Window
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested")
-gpu: Any = pytest.importorskip("grimmgen.kernels.gpu")
+gpu: Any = pytest.importorskip("grimmgen.network.backends.cuda.gpu")
 
 
 @pytest.fixture(autouse=True)
@@ -251,7 +251,7 @@ def test_cross_entropy_is_the_plain_one(
     wide = [torch.randn(s, generator=draw).double().requires_grad_() for s in ((N, H), (H, V), (V,))]
     targets = torch.randint(-1, V, (N,), generator=draw)
     targets[0] = V - 1
-    right = softmax.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
+    right = loss.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
     narrow = [t.detach().float().to(DEVICE).requires_grad_() for t in wide]
     made = gpu.CrossEntropy.apply(*narrow, targets.to(DEVICE), precision)
     ours, theirs = torch.autograd.grad(3 * made, narrow), torch.autograd.grad(3 * right, wide)
@@ -260,7 +260,7 @@ def test_cross_entropy_is_the_plain_one(
     losses = gpu.negative_log_likelihood(*(t.detach() for t in narrow), targets.to(DEVICE)).cpu()
     assert not losses[targets < 0].any()
     hidden, weight, bias = (t.detach() for t in wide)
-    wanted = softmax.negative_log_likelihood(hidden, weight, bias, targets)
+    wanted = loss.negative_log_likelihood(hidden, weight, bias, targets)
     assert torch.allclose(losses.double(), wanted, atol=1e-5)
 
 
@@ -325,7 +325,7 @@ def test_a_network_is_the_plain_one(name: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
     right = everything()
     assert "CrossEntropy" not in gpu_calls(monkeypatch, everything)
-    monkeypatch.setattr(kernels, "on_gpu", lambda _: True)
+    monkeypatch.setattr(backends, "on_gpu", lambda _: True)
     assert gpu_calls(monkeypatch, everything) == {
         name.upper() if name != "peephole" else "Peephole",
         "CrossEntropy",
@@ -381,8 +381,8 @@ def test_what_is_captured_is_an_update(name: Any, reset_state: bool, monkeypatch
     monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
     monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    monkeypatch.setattr(kernels, "on_gpu", lambda _: True)
-    monkeypatch.setattr(kernels, "compiled", lambda *_: None)
+    monkeypatch.setattr(backends, "on_gpu", lambda _: True)
+    monkeypatch.setattr(backends, "compiled", lambda *_: None)
     options = Configuration(cell=name, hidden=5, batch_size=2, unroll=3, reset_state=reset_state, weight_decay=0.1)
     learners = []
     for _ in range(2):
@@ -419,20 +419,20 @@ def test_what_serves_a_gpu_is_said_with_the_reason(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     capability = [8, 0]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: tuple(capability))
-    assert kernels.serving(cuda) == "Triton"
-    assert kernels.serving(cuda, precision="bf16") == "Triton bf16"
-    assert kernels.serving(cuda, torch.float64).startswith("PyTorch (Triton's kernels are for float32")
+    assert backends.serving(cuda) == "Triton"
+    assert backends.serving(cuda, precision="bf16") == "Triton bf16"
+    assert backends.serving(cuda, torch.float64).startswith("PyTorch (Triton's kernels are for float32")
     with monkeypatch.context() as bare:
-        bare.setattr(kernels, "_has_compiler", lambda: False)
-        assert kernels.serving(cuda) == "PyTorch (Triton needs a C compiler)"
+        bare.setattr(backends, "_has_compiler", lambda: False)
+        assert backends.serving(cuda) == "PyTorch (Triton needs a C compiler)"
     capability[:] = 7, 5
-    assert kernels.serving(cuda).endswith("this is 7.5)")
+    assert backends.serving(cuda).endswith("this is 7.5)")
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert kernels.serving(cuda) == "PyTorch (Triton is not installed)"
+    assert backends.serving(cuda) == "PyTorch (Triton is not installed)"
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    assert kernels.serving(cuda) == "PyTorch (GRIMMGEN_KERNEL=plain)"
+    assert backends.serving(cuda) == "PyTorch (GRIMMGEN_KERNEL=plain)"
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert kernels.serving(cuda) == "PyTorch (Triton's kernels are for NVIDIA's GPUs)"
+    assert backends.serving(cuda) == "PyTorch (Triton's kernels are for NVIDIA's GPUs)"
 
 
 # What one multiprocessor of the smallest GPU of that capability has for a program, in bytes (8.0 as 8.6 and 8.9).

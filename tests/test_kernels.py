@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen import kernels
-from grimmgen.cells import gru, lstm, peephole, products, softmax
 from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
-from grimmgen.kernels import library, native, programs
+from grimmgen.network import backends, loss, products
+from grimmgen.network.backends.cpu import library, native, programs
+from grimmgen.network.cells import gru, lstm, peephole
 
 INSTRUCTIONS = library.instruction_sets()
 built = pytest.mark.skipif(not INSTRUCTIONS, reason=f"there is no compiled kernel: {library.load()[1]}")
@@ -271,19 +271,19 @@ def test_cross_entropy_is_the_plain_one(instructions: str, count: int, N: int, H
     torch.set_num_threads(count)
     wide, narrow, targets = head(N, H, V)
     hidden, weight, bias = narrow
-    right = softmax.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
+    right = loss.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
     made = native.CrossEntropy.apply(instructions, *narrow, targets)  # type: ignore[no-untyped-call]
     if V > 1:
         assert difference(made, right) < 1e-5
     for factor in (1, 3):
         ours = torch.autograd.grad(factor * made, narrow, retain_graph=True)
-        theirs = torch.autograd.grad(factor * softmax.CrossEntropy.apply(*wide, targets), wide)  # type: ignore[no-untyped-call]
+        theirs = torch.autograd.grad(factor * loss.CrossEntropy.apply(*wide, targets), wide)  # type: ignore[no-untyped-call]
         for a, b in zip(ours, theirs, strict=True):
             assert difference(a, b) < 1e-5 or V == 1
         again = native.CrossEntropy.apply(instructions, *narrow, targets)  # type: ignore[no-untyped-call]
         assert all(map(torch.equal, torch.autograd.grad(factor * again, narrow), ours))
     losses = native.negative_log_likelihood(instructions, hidden, weight, bias, targets)
-    right_losses = softmax.negative_log_likelihood(wide[0], wide[1], wide[2], targets)
+    right_losses = loss.negative_log_likelihood(wide[0], wide[1], wide[2], targets)
     assert (losses[targets < 0] == 0).all()
     assert torch.allclose(losses.double(), right_losses, atol=1e-5)
 
@@ -295,8 +295,8 @@ def test_cross_entropy_of_bfloat16_products_is_the_plain_one(count: int, N: int,
     # N is a power of two: the kernel divides by it before it rounds, the plain path afterwards.
     torch.set_num_threads(count)
     wide, narrow, targets = head(N, H, V)
-    right = softmax.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
-    rounded = softmax.CrossEntropy.apply(*narrow, targets, "bf16")  # type: ignore[no-untyped-call]
+    right = loss.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
+    rounded = loss.CrossEntropy.apply(*narrow, targets, "bf16")  # type: ignore[no-untyped-call]
     made = native.CrossEntropy.apply(ROUNDING[0], *narrow, targets)  # type: ignore[no-untyped-call]
     assert difference(made, rounded.double()) < 1e-5
     assert difference(made, right) < 1e-2
@@ -457,15 +457,15 @@ def use(dtype: torch.dtype, precision: Products = "fp32") -> None:
     x, u, state = torch.zeros(2, 3, 8, dtype=dtype), torch.zeros(2, 8, dtype=dtype), torch.zeros(3, 2, dtype=dtype)
     weight, bias, targets = torch.zeros(2, 5, dtype=dtype), torch.zeros(5, dtype=dtype), torch.zeros(6).long()
     ids, p = torch.zeros(2, 3).long(), torch.zeros(3, 2, dtype=dtype)
-    h, _ = kernels.lstm_window(x, u, state, state, None, None, precision)
-    h, _ = kernels.lstm_look_up_window(ids, x[0], x[0, 0], u, state, state, None, None, precision)
-    kernels.peephole_window(x, u, p, state, state, None, None, precision)
-    kernels.peephole_look_up_window(ids, x[0], x[0, 0], u, p, state, state, None, None, precision)
+    h, _ = backends.lstm_window(x, u, state, state, None, None, precision)
+    h, _ = backends.lstm_look_up_window(ids, x[0], x[0, 0], u, state, state, None, None, precision)
+    backends.peephole_window(x, u, p, state, state, None, None, precision)
+    backends.peephole_look_up_window(ids, x[0], x[0, 0], u, p, state, state, None, None, precision)
     x, u = x[..., :6], u[:, :6]
-    kernels.gru_window(x, u, p[0], state, None, None, precision)
-    kernels.gru_look_up_window(ids, x[0], x[0, 0], u, p[0], state, None, None, precision)
-    kernels.cross_entropy(h.view(6, 2), weight, bias, targets, precision)
-    kernels.negative_log_likelihood(h.view(6, 2), weight, bias, targets)
+    backends.gru_window(x, u, p[0], state, None, None, precision)
+    backends.gru_look_up_window(ids, x[0], x[0, 0], u, p[0], state, None, None, precision)
+    backends.cross_entropy(h.view(6, 2), weight, bias, targets, precision)
+    backends.negative_log_likelihood(h.view(6, 2), weight, bias, targets)
 
 
 @built
@@ -478,13 +478,13 @@ def test_the_environment_forces_a_path(instructions: str, monkeypatch: pytest.Mo
     assert {name.rpartition("_")[2] for name in called} == {instructions}
     assert {name.rpartition("_")[0] for name in called} == SERVED
     assert [called.count(f"{cell}_forward_{instructions}") for cell in ("lstm", "gru")] == [4, 2]
-    assert kernels.serving().startswith("native ")
-    assert kernels.serving().endswith(", 2 threads")
+    assert backends.serving().startswith("native ")
+    assert backends.serving().endswith(", 2 threads")
     called.clear()
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
     use(torch.float32)
     assert not called
-    assert kernels.serving() == "PyTorch"
+    assert backends.serving() == "PyTorch"
 
 
 @rounds
@@ -496,8 +496,8 @@ def test_bfloat16_products_are_served_by_the_kernel_that_has_them(monkeypatch: p
     assert {name for name, _, kind in served if kind == "bf16"} == SERVED
     # To tell how likely a text is nothing is rounded.
     assert called[-1] == f"cross_entropy_{INSTRUCTIONS[0]}"
-    assert " bf16, " in kernels.serving(precision="bf16")
-    assert "bf16" not in kernels.serving()
+    assert " bf16, " in backends.serving(precision="bf16")
+    assert "bf16" not in backends.serving()
 
 
 @built
@@ -508,7 +508,7 @@ def test_bfloat16_products_without_instructions_for_them_are_served_by_the_plain
     monkeypatch.setenv("GRIMMGEN_KERNEL", "scalar")
     use(torch.float32, "bf16")
     assert {name.rpartition("_")[0] for name in called} == {"pack", "cross_entropy"}
-    assert kernels.serving(precision="bf16").startswith("PyTorch bf16 (there are no instructions for")
+    assert backends.serving(precision="bf16").startswith("PyTorch bf16 (there are no instructions for")
 
 
 def test_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -516,15 +516,15 @@ def test_precision_is_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> Non
     precision: Products
     for precision in ("fp32", "bf16"):
         asked = Configuration(precision=precision)
-        assert kernels.resolve_precision(asked, torch.device("cpu")) == precision
+        assert backends.resolve_precision(asked, torch.device("cpu")) == precision
     had = library.instruction_sets("bf16")
-    for cell in kernels.COMPILED:
-        resolved = kernels.resolve_precision(Configuration(cell=cell), torch.device("cpu"))
+    for cell in backends.COMPILED:
+        resolved = backends.resolve_precision(Configuration(cell=cell), torch.device("cpu"))
         assert resolved == ("bf16" if had else "fp32")
-    assert kernels.resolve_precision(Configuration(cell="mogrifier", embedding=4), torch.device("cpu")) == "fp32"
-    assert kernels.resolve_precision(Configuration(), torch.device("cuda")) == "fp32"
+    assert backends.resolve_precision(Configuration(cell="mogrifier", embedding=4), torch.device("cpu")) == "fp32"
+    assert backends.resolve_precision(Configuration(), torch.device("cuda")) == "fp32"
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    assert kernels.resolve_precision(Configuration(), torch.device("cpu")) == "fp32"
+    assert backends.resolve_precision(Configuration(), torch.device("cpu")) == "fp32"
 
 
 def test_other_types_are_served_by_the_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -532,13 +532,13 @@ def test_other_types_are_served_by_the_plain_path(monkeypatch: pytest.MonkeyPatc
     monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
     use(torch.float64)
     assert not called
-    assert kernels.serving(dtype=torch.float64).startswith("PyTorch (")
+    assert backends.serving(dtype=torch.float64).startswith("PyTorch (")
 
 
 def test_an_unknown_path_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", "altivec")
     with pytest.raises(UsageError, match="altivec is not to be had here"):
-        kernels.serving()
+        backends.serving()
 
 
 def test_without_the_library_the_plain_path_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -547,11 +547,11 @@ def test_without_the_library_the_plain_path_serves(tmp_path: Path, monkeypatch: 
     assert reason == "the package was installed without a C compiler"
     monkeypatch.setattr(library, "load", lambda: right)
     monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
-    assert kernels.serving() == f"PyTorch ({reason})"
+    assert backends.serving() == f"PyTorch ({reason})"
     use(torch.float32)
     monkeypatch.setenv("GRIMMGEN_KERNEL", "native")
     with pytest.raises(UsageError, match="without a C compiler"):
-        kernels.serving()
+        backends.serving()
 
 
 def test_a_library_that_cannot_be_loaded_is_said_so(tmp_path: Path) -> None:
@@ -595,12 +595,12 @@ def test_the_kernel_may_have_all_threads_to_itself(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("GRIMMGEN_KERNEL", "native")
     torch.set_num_threads(3)
     for _ in range(2):
-        with kernels.alone(torch.device("cpu")), kernels.alone(torch.device("cpu")):
+        with backends.alone(torch.device("cpu")), backends.alone(torch.device("cpu")):
             assert torch.get_num_threads() == 1
-            assert kernels.serving().endswith("3 threads")
+            assert backends.serving().endswith("3 threads")
         assert torch.get_num_threads() == 3
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    with kernels.alone(torch.device("cpu")):
+    with backends.alone(torch.device("cpu")):
         assert torch.get_num_threads() == 3
 
 

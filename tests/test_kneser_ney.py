@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grimmgen.kneser_ney import KneserNey, _discounts
+from grimmgen.evaluation.baseline import KneserNey, _discounts
 
 UNSEEN_COST = math.log(0x110000)
 texts = st.lists(st.text("abé\0", max_size=30), min_size=1, max_size=4)
@@ -97,8 +97,8 @@ def test_a_longer_memory_foretells_better_and_scores_add_up() -> None:
     texts = [("a", "the king went."), ("b", "the fox!")]
     short, long = (KneserNey([story], order).evaluate(texts) for order in (1, 5))
     assert long.total.bits_per_character < 0.7 * short.total.bits_per_character
-    assert [(s.name, s.characters, s.predictions, s.unknown) for s in long.stories] == [
+    assert [(s.name, s.characters, s.predictions, s.unknown) for s in long.documents] == [
         ("a", 14, 15, 0),
         ("b", 8, 9, 2),
     ]
-    assert long.stories[0].nats == pytest.approx(KneserNey([story], 5).costs(texts[0][1]).sum())
+    assert long.documents[0].nats == pytest.approx(KneserNey([story], 5).costs(texts[0][1]).sum())

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.batches import NO_TARGET, Window
-from grimmgen.cells import gru, lstm, mogrifier, peephole
-from grimmgen.cells.products import Affine
-from grimmgen.cells.softmax import CrossEntropy
 from grimmgen.configuration import Cell, Configuration, DropoutMode, weight_shapes
 from grimmgen.errors import UsageError
-from grimmgen.kernels.stepping import Stepper
-from grimmgen.model import LanguageModel, State, choose_device
+from grimmgen.network.backends.numpy import Stepper
+from grimmgen.network.cells import gru, lstm, mogrifier, peephole
+from grimmgen.network.loss import CrossEntropy
+from grimmgen.network.model import LanguageModel, State, choose_device
+from grimmgen.network.products import Affine
+from grimmgen.text.batches import NO_TARGET, Window
 from tests.builders import NETWORKS
 from tests.equations import gru_step, lstm_step, mogrifier_step, peephole_step
 
@@ -117,7 +117,7 @@ def test_model_is_embedding_lstm_and_linear_of_torch_with_converted_weights(laye
         logits.reshape(-1, V), torch.from_numpy(window.targets).long().reshape(-1)
     )
     zeros = torch.zeros(layers, 4, 8, dtype=torch.float64)
-    loss, _ = model.loss(window, State(zeros, zeros), None)
+    loss, _ = model.loss(window, (zeros, zeros), None)
     assert loss.item() == pytest.approx(right.item(), abs=1e-12)
     right.backward()  # type: ignore[no-untyped-call]
     theirs = [getattr(oracle, f"weight_ih_l{layer}").grad.T for layer in range(layers)]
@@ -153,7 +153,7 @@ def loss_by_equations(
         w, b = own["input_weight"], own["bias"]
         u = own["recurrent_weight"] * mask(options.weight_drop, *own["recurrent_weight"].shape)
         fed_back = mask(options.dropout if options.dropout_mode == "tutorial" else 0.0, T, B, H)
-        h, c, outputs = state.h[layer], state.c[layer], []
+        h, c, outputs = state[0][layer], state[1][layer], []
         for t in range(T):
             h, c, x = h * keep[t], c * keep[t], below[t]
             match options.cell:
@@ -168,7 +168,7 @@ def loss_by_equations(
             h = h * fed_back[t]
             outputs.append(h)
         last_h.append(h)
-        last_c.append(state.c[layer] if options.cell == "gru" else c)
+        last_c.append(state[1][layer] if options.cell == "gru" else c)
         below = torch.stack(outputs)
         if options.dropout_mode != "tutorial":
             below = below * mask(options.dropout, 1 if options.dropout_mode == "locked" else T, B, H)
@@ -177,7 +177,7 @@ def loss_by_equations(
     weight = weights["embedding"].T if options.tied else weights["output.weight"]
     logits = (below @ weight + weights["output.bias"]).reshape(T * B, V)
     total = torch.nn.functional.cross_entropy(logits, targets.reshape(-1), ignore_index=NO_TARGET, reduction="sum")
-    return total / (T * B), State(torch.stack(last_h), torch.stack(last_c))
+    return total / (T * B), (torch.stack(last_h), torch.stack(last_c))
 
 
 @pytest.mark.parametrize("resets", [False, True])
@@ -199,7 +199,7 @@ def test_the_loss_and_its_gradients_are_those_of_automatic_differentiation(
     window = random_window(7, 3, resets)
     assert window.starts.any() == resets
     window.targets[5:, 2] = NO_TARGET
-    state = State(*torch.from_numpy(draw.normal(0.0, 0.5, (2, model.configuration.layers, 3, 5))))
+    state = tuple(torch.from_numpy(draw.normal(0.0, 0.5, (2, model.configuration.layers, 3, 5))))
     ours, theirs = (None if mode == "dry" else torch.Generator().manual_seed(21) for _ in range(2))
     loss, after = model.loss(window, state, ours)
     right, right_after = loss_by_equations(model, window, state, theirs)
@@ -257,7 +257,7 @@ def test_windows_one_after_the_other_are_one_long_window() -> None:
         losses, carried = model.losses(part, carried)
         parts.append(losses)
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-5)
-    assert torch.allclose(state.h, carried.h, atol=1e-6)
+    assert torch.allclose(state[0], carried[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("reset_state", [True, False])
@@ -278,7 +278,7 @@ def test_dropout_reaches_the_output_and_the_next_step() -> None:
     inputs = torch.zeros(2, 5, dtype=torch.int64)
     hidden, state = model(inputs, model.zero_state(5), None, torch.Generator().manual_seed(0))
     assert 0.3 < (hidden == 0).float().mean().item() < 0.7
-    assert torch.equal(state.h[0], hidden[-1])  # what is carried is what was dropped
+    assert torch.equal(state[0][0], hidden[-1])  # what is carried is what was dropped
     dry, _ = model(inputs, model.zero_state(5), None, None)
     kept = hidden[0] != 0
     assert torch.allclose(hidden[0][kept], dry[0][kept] * 2)
@@ -292,8 +292,8 @@ def test_these_modes_drop_what_goes_up_and_nothing_that_is_carried(cell: Cell, m
     inputs = torch.from_numpy(random_window(6, 5).inputs).long()
     hidden, state = model(inputs, model.zero_state(5), None, torch.Generator().manual_seed(0))
     dry, dry_state = model(inputs, model.zero_state(5), None, None)
-    assert torch.equal(state.h, dry_state.h)
-    assert torch.equal(state.c, dry_state.c)
+    assert torch.equal(state[0], dry_state[0])
+    assert torch.equal(state[1], dry_state[1])
     kept = hidden != 0  # [T, B, H]
     assert torch.equal(hidden, dry * kept * 2)
     assert kept.double().mean().item() == pytest.approx(0.5, abs=0.1)
@@ -374,8 +374,8 @@ def test_numpy_steps_are_the_models(network: str) -> None:
     for t in range(30):
         made = stepper.step(window.inputs[t].tolist())
         np.testing.assert_allclose(made, logits[t].detach().numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(h, state.h.detach().numpy(), rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(c, state.c.detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(h, state[0].detach().numpy(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(c, state[1].detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
 def test_a_device_that_is_not_there_is_refused_never_replaced() -> None:  # fault 37

@@ -15,11 +15,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grimmgen import novelty, paths
-from grimmgen.corpus import PARTS, SAMPLER, Story, open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError
-from grimmgen.novelty import CopyIndex, index_of, measure, measure_together
-from grimmgen.registry import Run
+from grimmgen.evaluation import novelty
+from grimmgen.evaluation.novelty import CopyIndex, index_of, measure, measure_together
+from grimmgen.io import paths
+from grimmgen.runs.registry import Run
+from grimmgen.text.corpus import SAMPLER, Document, open_corpus
+from grimmgen.text.split import PARTS, split_by_hash
 from tests.program import Ran
 
 # Few characters, so that there are copies of copies; of one to four bytes, with first or last bytes in common; one
@@ -146,10 +148,10 @@ def test_a_held_out_story_is_what_brute_force_says() -> None:
 
 
 @pytest.fixture
-def stories(tmp_path: Path) -> list[Story]:
+def stories(tmp_path: Path) -> list[Document]:
     for name, text in ("a", "The king.\nThe queen."), ("b", "A fox, a fox."):
         (tmp_path / f"{name}.txt").write_text(text)
-    return [Story(name, tmp_path / f"{name}.txt") for name in ("a", "b")]
+    return [Document(name, tmp_path / f"{name}.txt") for name in ("a", "b")]
 
 
 def kept() -> list[Path]:
@@ -157,7 +159,7 @@ def kept() -> list[Path]:
 
 
 def test_the_index_is_made_once_for_the_same_stories_and_kept_without_leftovers(
-    stories: list[Story], monkeypatch: pytest.MonkeyPatch
+    stories: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Path] = []
     write = novelty._write
@@ -181,7 +183,7 @@ def test_the_index_is_made_once_for_the_same_stories_and_kept_without_leftovers(
 
 @pytest.mark.parametrize("name", ["index.json", "order", "text"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "flipped", "another"])
-def test_a_damaged_index_is_made_again(stories: list[Story], name: str, damage: str) -> None:
+def test_a_damaged_index_is_made_again(stories: list[Document], name: str, damage: str) -> None:
     index_of(stories, True, "keep")
     [path] = [path for path in kept() if path.name == name]
     content = path.read_bytes()
@@ -193,7 +195,7 @@ def test_a_damaged_index_is_made_again(stories: list[Story], name: str, damage: 
     assert path.read_bytes() == content
 
 
-def test_where_nothing_can_be_written_the_error_names_the_place(stories: list[Story], home: Path) -> None:
+def test_where_nothing_can_be_written_the_error_names_the_place(stories: list[Document], home: Path) -> None:
     home.write_text("not a directory")
     with pytest.raises(GrimmgenError, match="cannot read") as raised:
         index_of(stories, True, "keep")
@@ -202,7 +204,7 @@ def test_where_nothing_can_be_written_the_error_names_the_place(stories: list[St
 
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve room on a disk")
 def test_a_full_disk_is_an_error_and_not_the_end_of_the_program(
-    stories: list[Story], monkeypatch: pytest.MonkeyPatch
+    stories: list[Document], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Fault 15: what is written to a mapped file with holes has no error to return.
     def full(_: int, begin: int, size: int) -> None:

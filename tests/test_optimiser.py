@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.kernels import library, programs
-from grimmgen.optimiser import AdamW
+from grimmgen.network.backends.cpu import library, programs
+from grimmgen.network.optimiser import AdamW
 
 PATHS = ["plain", *library.instruction_sets()]
 SHAPES = [(1,), (7, 3), (129,), (0, 4), (300, 100), (700, 800)]

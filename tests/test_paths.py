@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen import paths
 from grimmgen.errors import UsageError
+from grimmgen.io import paths
 
 REMEDY = "set GRIMMGEN_HOME to an absolute directory"
 

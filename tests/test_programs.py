@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.kernels import library, native, programs
+from grimmgen.network.backends.cpu import library, native, programs
 
 INSTRUCTIONS = next(iter(library.instruction_sets()), "none")
 pytestmark = pytest.mark.skipif(INSTRUCTIONS == "none", reason=f"there is no compiled kernel: {library.load()[1]}")
@@ -174,7 +174,7 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
 def test_threads_that_wait_hold_up_no_exit() -> None:
     code = """if True:
         import torch
-        from grimmgen.kernels import native
+        from grimmgen.network.backends.cpu import native
         torch.set_num_threads(4)
         for number in range(3):
             native.dropout_mask(INSTRUCTIONS, (4, 2**18), 0.5, torch.Generator())

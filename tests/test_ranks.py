@@ -18,19 +18,19 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen import ranks as ranks_module
-from grimmgen import registry
-from grimmgen.batches import Windows, epoch
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, DropoutMode
-from grimmgen.corpus import open_corpus
 from grimmgen.errors import UsageError
-from grimmgen.evaluation import encode_stories, evaluate
-from grimmgen.events import Evaluated, Stepped
-from grimmgen.model import LanguageModel, State
-from grimmgen.ranks import ALONE, Ranks, joined
-from grimmgen.training import Training
+from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.network.model import LanguageModel, State
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.events import Evaluated, Stepped
+from grimmgen.text.batches import Windows, epoch
+from grimmgen.text.corpus import open_corpus
+from grimmgen.training import distributed as ranks_module
+from grimmgen.training.distributed import ALONE, Ranks, joined
+from grimmgen.training.session import Training
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 from tests.program import Ran
 
@@ -103,12 +103,12 @@ def test_the_weighted_mean_of_the_ranks_gradients_is_that_of_one(network: str, m
             weight.mul_(10.0)
     stories = [[vocabulary.encode(TEXT)], [vocabulary.encode(TEXT[::-1])]]
     draw = torch.Generator().manual_seed(3)
-    carried = State(*torch.randn(2, configuration.layers, 5, 3, generator=draw))
+    carried: State = tuple(torch.randn(2, configuration.layers, 5, 3, generator=draw))
 
     def learnt(own: slice) -> tuple[float, State, list[torch.Tensor]]:
         window = epoch(stories, 5, 4, 0, 0, own)[0]
         model.zero_grad()
-        state = State(carried.h[:, own], carried.c[:, own])
+        state = tuple(part[:, own] for part in carried)
         loss, after = model.loss(window, state, torch.Generator().manual_seed(7), "fp32", own)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item(), after, [w.grad.clone() for w in model.parameters() if w.grad is not None]
@@ -140,10 +140,10 @@ def test_judging_is_shared_and_nothing_is_left_out() -> None:
     stories = encode_stories([(str(n), TEXT[n:]) for n in range(5)], vocabulary)
     whole = evaluate(model, stories)
     spelt = [story.spelling for story in stories]
-    apart = [[score.nats for score in evaluate(model, stories, part).stories] for part in parts(7)]
+    apart = [[score.nats for score in evaluate(model, stories, part).documents] for part in parts(7)]
     read = np.array(apart) - spelt
     assert (np.count_nonzero(read, axis=0) == 1).all()
-    assert read.sum(axis=0) + spelt == pytest.approx([score.nats for score in whole.stories])
+    assert read.sum(axis=0) + spelt == pytest.approx([score.nats for score in whole.documents])
 
 
 # --- how they find each other ------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_of_a_wrong_option_one_process_tells(
 
 _TOGETHER = """
 import sys, traceback
-from grimmgen.ranks import end, joined
+from grimmgen.training.distributed import end, joined
 try:
     with joined() as ranks:
 {code}
@@ -262,11 +262,11 @@ OPTIONS: dict[str, Any] = {"hidden": 8, "batch_size": 5, "unroll": 10, "min_coun
 OPTIONS |= {"learning_rate": 0.01, "precision": "fp32", "layers": 2, "phases": True, "decay_patience": 1}
 _TRAIN = """
     import json
-    from grimmgen import registry
+    from grimmgen.runs import registry
     from grimmgen.configuration import Configuration
-    from grimmgen.corpus import open_corpus
-    from grimmgen.events import Stepped, event_to_json
-    from grimmgen.training import Training
+    from grimmgen.text.corpus import open_corpus
+    from grimmgen.runs.events import Stepped, event_to_json
+    from grimmgen.training.session import Training
     corpus, options, name, begin, stop = json.loads(sys.argv[1])
     if begin:
         training = Training.begin(open_corpus(corpus), Configuration(**options), run=name, ranks=ranks)
@@ -283,12 +283,12 @@ _TRAIN = """
 # Takes every text for a large one, and tells who encodes it.
 _LARGE = """
     import json
-    from grimmgen import tokens
-    write, tokens.IN_MEMORY = tokens._write, 1
+    from grimmgen.text import encoding
+    write, encoding.IN_MEMORY = encoding._write, 1
     def told(*given):
         print(json.dumps({"event": "encoded"}))
         write(*given)
-    tokens._write = told
+    encoding._write = told
 """
 
 
@@ -427,7 +427,7 @@ def test_torchrun_before_the_command_one_draws_and_a_signal_saves_once(training:
 _STRICKEN = """
 import os, signal, sys, torch
 from grimmgen.cli import main
-from grimmgen.model import LanguageModel
+from grimmgen.network.model import LanguageModel
 whole, calls = LanguageModel.loss, []
 def loss(*given):
     calls.append(given)

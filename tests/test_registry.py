@@ -13,15 +13,16 @@ from typing import Any
 
 import pytest
 
-from grimmgen import registry
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import Corpus, Split, Story, open_corpus
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.registry import Run
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
+from grimmgen.text.corpus import Corpus, Document, open_corpus
+from grimmgen.text.split import Split
 from tests.builders import tiny_checkpoint
 
-STORIES = {part: Story(part, Path(f"{part}.txt"), sha256="0" * 64) for part in ("train", "valid", "test")}
+STORIES = {part: Document(part, Path(f"{part}.txt"), sha256="0" * 64) for part in ("train", "valid", "test")}
 CORPUS = Corpus("tales", "/tales", tuple(STORIES.values()))
 SPLIT = Split({"train": (STORIES["train"],), "valid": (STORIES["valid"],), "test": (STORIES["test"],)})
 
@@ -281,7 +282,7 @@ def test_the_split_is_that_of_the_corpus_as_it_was(tmp_path: Path) -> None:
     for name in ("one", "two", "three"):
         (tmp_path / f"{name}.txt").write_text(f"The tale of {name}.")
     corpus = open_corpus(str(tmp_path))
-    split = Split({"train": corpus.stories[:1], "valid": corpus.stories[1:2], "test": corpus.stories[2:]})
+    split = Split({"train": corpus.documents[:1], "valid": corpus.documents[1:2], "test": corpus.documents[2:]})
     run = registry.create("mine", Configuration(), corpus, split, "grimmgen train", {})
     assert run.split().sha256 == split.sha256
     (tmp_path / "one.txt").unlink()

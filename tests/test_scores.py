@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from grimmgen.scores import FEWEST_STORIES, Evaluation, Score, compare
+from grimmgen.evaluation.scores import FEWEST_STORIES, Evaluation, Score, compare
 
 
 def evaluation(bits: list[float], characters: list[int]) -> Evaluation:

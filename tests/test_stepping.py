@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from grimmgen import kernels
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import UsageError
-from grimmgen.kernels import library, stepping
-from grimmgen.kernels.stepping import Floats, NativeStepper, Stepper
-from grimmgen.model import LanguageModel
+from grimmgen.network import backends
+from grimmgen.network.backends import numpy
+from grimmgen.network.backends.cpu import library
+from grimmgen.network.backends.numpy import Floats, NativeStepper, Stepper
+from grimmgen.network.model import LanguageModel
 from tests.builders import NETWORKS, random_tensors
 
 INSTRUCTIONS = library.instruction_sets()
@@ -139,7 +140,7 @@ def test_after_its_end_a_row_tells_nothing_until_it_reads_again(
     configuration = Configuration(hidden=4)
     weights = weights_of(configuration, 9)
     weights["output.bias"][END] = weights["output.bias"].max()
-    stepper = kernels.stepper(configuration, weights, *state_of(configuration, 6))
+    stepper = backends.stepper(configuration, weights, *state_of(configuration, 6))
     ids = told(stepper, 12, top_k=0)
     ended = ids == END
     assert 0 < ended[3].sum() < 6
@@ -163,7 +164,7 @@ def test_the_draw_takes_the_first_of_equals_and_no_number_leads_beyond(
     weights["output.bias"][END] = -np.inf
 
     def drawn(number: float, top_k: int, temperature: float = 1.0) -> int:
-        stepper = kernels.stepper(configuration, weights, *np.zeros((2, 1, 1, 2), np.float32))
+        stepper = backends.stepper(configuration, weights, *np.zeros((2, 1, 1, 2), np.float32))
         stepper.step([END])
         numbers = np.full((1, 1), number)
         return int(stepper.tell(numbers, top_k=top_k, temperature=temperature, never=[0], end=END)[0, 0])
@@ -186,7 +187,7 @@ def test_the_end_is_always_in_the_draw_in_its_place_and_as_probable_as_it_is(
     weights["output.bias"][[3, 50]] = np.log(4.0)
 
     def drawn(top_k: int, temperature: float = 1.0) -> list[int]:
-        stepper = kernels.stepper(configuration, weights, *np.zeros((2, 1, 900, 2), np.float32))
+        stepper = backends.stepper(configuration, weights, *np.zeros((2, 1, 900, 2), np.float32))
         stepper.step([0] * 900)
         numbers = np.linspace(0.0, 1.0, 900, endpoint=False)[None]
         ids = stepper.tell(numbers, top_k=top_k, temperature=temperature, never=[0], end=end)[0]
@@ -207,7 +208,7 @@ def test_ids_that_are_not_in_the_vocabulary_are_refused(
 ) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", instructions)
     configuration = Configuration(hidden=2)
-    stepper = kernels.stepper(configuration, weights_of(configuration, 11), *state_of(configuration, 2))
+    stepper = backends.stepper(configuration, weights_of(configuration, 11), *state_of(configuration, 2))
     before = stepper.h.copy()
     with pytest.raises(IndexError, match="not within the vocabulary of 11"):
         stepper.step([0, wrong])
@@ -243,7 +244,7 @@ def test_a_weight_a_little_off_is_caught() -> None:
 
 def kind(**options: Any) -> str:
     configuration = Configuration(hidden=2, **options)
-    stepper = kernels.stepper(configuration, weights_of(configuration, 5), *state_of(configuration, 1))
+    stepper = backends.stepper(configuration, weights_of(configuration, 5), *state_of(configuration, 1))
     return type(stepper).__name__
 
 
@@ -256,7 +257,7 @@ def test_the_environment_chooses_and_the_mogrifier_stays_numpy(monkeypatch: pyte
         called.append(name)
         return right(name, takes)
 
-    monkeypatch.setattr(stepping, "function", noted)
+    monkeypatch.setattr(numpy, "function", noted)
     for forced, instructions in (
         ("native", INSTRUCTIONS[0]),
         ("", INSTRUCTIONS[0]),

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from grimmgen.cli import heatmap
-from grimmgen.evaluation import encode_stories, evaluate
-from grimmgen.model import LanguageModel
-from grimmgen.registry import Run
-from grimmgen.surprise import Surprise, surprises
+from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.surprisal import Surprise, surprises
+from grimmgen.network.model import LanguageModel
+from grimmgen.runs.registry import Run
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint
 from tests.program import PROGRAM, Ran, on_terminal
 

@@ -18,11 +18,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grimmgen import files, paths, tokens
 from grimmgen.configuration import Configuration, Newlines
-from grimmgen.corpus import open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.vocabulary import Vocabulary, code_points, normalise
+from grimmgen.io import files, paths
+from grimmgen.text import encoding
+from grimmgen.text.corpus import open_corpus
+from grimmgen.text.split import split_by_hash
+from grimmgen.text.vocabulary import Vocabulary, code_points, normalise
 
 # What is folded, composed, looked at in its neighbourhood, joined or easily lost; letters of one to four bytes.
 ODD = "ab AB.'\0\r\n\t\u2028\ufeffe\u0301\u0327\u0130\u03a3\u03a3\u1e9e\u212b\u1100\u1161\u11a8\U0001f469\u200d"
@@ -82,12 +84,12 @@ def test_what_comes_in_pieces_is_counted_and_encoded_as_the_whole(
     options = n, min_count, lower, newlines, phases
     pieces = [Pieces(text, size) for text in texts]
     plain = outcome(lambda: Vocabulary.build(texts, *options))
-    assert outcome(lambda: tokens.count(pieces, *options)) == plain
+    assert outcome(lambda: encoding.count(pieces, *options)) == plain
     if isinstance(plain, str):
         return
     for text in [*texts, probe]:
         for phase, right in enumerate(plain.encode_phases(text)):
-            parts = list(tokens.encode(Pieces(text, size), plain, phase))
+            parts = list(encoding.encode(Pieces(text, size), plain, phase))
             assert {part.dtype for part in parts} == {np.dtype(np.uint16)}
             assert np.concatenate(parts).tolist() == right.tolist()
 
@@ -96,7 +98,7 @@ def test_what_comes_in_pieces_is_counted_and_encoded_as_the_whole(
 @given(TEXTS, st.booleans(), NEWLINES, st.data())
 def test_a_text_may_be_cut_at_a_seam(text: str, lower: bool, newlines: Newlines, data: st.DataObject) -> None:
     start = data.draw(st.integers(1, max(1, len(text))))
-    at = tokens.seam(text, start)
+    at = encoding.seam(text, start)
     assert at == 0 or start <= at <= len(text)
     sides = normalise(text[:at], lower, newlines) + normalise(text[at:], lower, newlines)
     assert sides == normalise(text, lower, newlines)
@@ -107,13 +109,13 @@ def test_a_text_may_be_cut_at_a_seam(text: str, lower: bool, newlines: Newlines,
 @example("é\r\r\n", True, "keep")
 @example("\u1100\r\r\n", True, "keep")
 def test_folding_is_normalising(text: str, lower: bool, newlines: Newlines) -> None:
-    assert tokens.fold(text, lower, newlines).tolist() == code_points(normalise(text, lower, newlines)).tolist()
+    assert encoding.fold(text, lower, newlines).tolist() == code_points(normalise(text, lower, newlines)).tolist()
 
 
 def test_what_has_no_seam_is_cut_all_the_same_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokens, "_LONGEST", 20)
+    monkeypatch.setattr(encoding, "_LONGEST", 20)
     dots = ["." * 7] * 9 + ["\r\n"] * 30 + ["\0" * 50]
-    folded = list(tokens._folded(dots, True, "keep"))
+    folded = list(encoding._folded(dots, True, "keep"))
     assert max(map(len, folded)) <= 50
     assert "".join(map(chr, np.concatenate(folded))) == normalise("".join(dots), True)
 
@@ -128,15 +130,15 @@ def test_seams_are_found_in_every_script() -> None:
         "옛날 옛적에",
         "한국어",
     ):
-        assert tokens.seam(text), text
-    assert not tokens.seam("\u1100\u1161\u11a8")
-    assert not tokens.seam("a\u03a3")
-    assert all(tokens.seam(text) for text in ("1,2,3", "\0\0", "=====", "word \u0301"[:5]))
+        assert encoding.seam(text), text
+    assert not encoding.seam("\u1100\u1161\u11a8")
+    assert not encoding.seam("a\u03a3")
+    assert all(encoding.seam(text) for text in ("1,2,3", "\0\0", "=====", "word \u0301"[:5]))
 
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_every_character_that_is_said_to_fold_alone_does(lower: bool) -> None:
-    table = tokens._folds(lower, "keep")
+    table = encoding._folds(lower, "keep")
     alone = {chr(code) for code in np.flatnonzero(table != 0xFFFF)}
     assert {*"aZ\n\r “é中ж\u212b"} <= alone
     for character in alone:
@@ -152,7 +154,7 @@ def test_every_character_that_is_said_to_fold_alone_does(lower: bool) -> None:
     late = set().union(*seconds) | {character for character in every if unicodedata.combining(character)}
     assert len(late) > 900
     assert not late & alone
-    assert not any(tokens._stands_alone(character) for character in late)
+    assert not any(encoding._stands_alone(character) for character in late)
 
 
 def test_a_key_space_too_large_for_a_table_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +162,9 @@ def test_a_key_space_too_large_for_a_table_is_counted_in_parts(monkeypatch: pyte
     texts = ["".join(draw.choice([*"abcdefgh \u4e2d"], 2000)) for _ in range(3)]
     right = Vocabulary.build(texts, 4, 2, phases=True)
     for table, at_once in (1 << 22, 50), (1 << 22, 1 << 17), (64, 1 << 17):
-        monkeypatch.setattr(tokens, "LARGEST_TABLE", table)
-        monkeypatch.setattr(tokens, "_AT_ONCE", at_once)
-        assert tokens.count([Pieces(text, 100) for text in texts], 4, 2, phases=True) == right
+        monkeypatch.setattr(encoding, "LARGEST_TABLE", table)
+        monkeypatch.setattr(encoding, "_AT_ONCE", at_once)
+        assert encoding.count([Pieces(text, 100) for text in texts], 4, 2, phases=True) == right
 
 
 # --- the file of a large text's ids --------------------------------------------------------------------------
@@ -175,18 +177,18 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def encoded(text: Path, configuration: Configuration) -> tokens.Encoded:
-    return tokens.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], configuration)
+def encoded(text: Path, configuration: Configuration) -> encoding.Encoded:
+    return encoding.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], configuration)
 
 
-def ids(encoded: tokens.Encoded) -> list[list[list[int]]]:
-    return [[way[:].tolist() for way in ways] for ways in encoded.stories]
+def ids(encoded: encoding.Encoded) -> list[list[list[int]]]:
+    return [[way[:].tolist() for way in ways] for ways in encoded.documents]
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever has more than a byte is a large text."""
-    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    monkeypatch.setattr(encoding, "IN_MEMORY", 1)
 
 
 def kept() -> set[str]:
@@ -200,12 +202,12 @@ def test_ids_in_a_file_are_those_in_memory(
     configuration = Configuration(**options)  # type: ignore[arg-type]
     right = encoded(text, configuration)
     assert not paths.tokens_directory().exists()
-    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     for _ in range(2):
         made = encoded(text, configuration)
         assert (made.vocabulary, ids(made)) == (right.vocabulary, ids(right))
-        way = made.stories[0][-1]
-        assert way[3:9].tolist() == right.stories[0][-1][3:9].tolist()
+        way = made.documents[0][-1]
+        assert way[3:9].tolist() == right.documents[0][-1][3:9].tolist()
         assert way[5:2].tolist() == way[10**9 :].tolist() == []
 
 
@@ -216,7 +218,7 @@ def test_a_file_of_ids_is_found_again_and_what_they_depend_on_makes_another(
     encoded(text, Configuration())
     first = kept()
     with monkeypatch.context() as patch:
-        patch.setattr(tokens, "_write", None)
+        patch.setattr(encoding, "_write", None)
         encoded(text, Configuration(hidden=3))
     encoded(text, Configuration(min_count=2))
     assert len(first) == 1
@@ -230,7 +232,7 @@ def test_a_file_of_ids_is_found_again_and_what_they_depend_on_makes_another(
 def test_files_of_ids_do_not_pile_up(text: Path) -> None:
     for count in range(1, 7):
         encoded(text, Configuration(min_count=count))
-    assert len(kept()) == tokens.KEPT
+    assert len(kept()) == encoding.KEPT
     # A process that was killed in the middle of a write leaves nothing for long.
     (paths.tokens_directory() / ".x.ids.999999999.0123abcd.tmp").write_bytes(b"half")
     encoded(text, Configuration(min_count=9))
@@ -251,14 +253,14 @@ def test_a_damaged_file_of_ids_is_made_anew(text: Path) -> None:
 
 @pytest.mark.usefixtures("large")
 def test_of_two_at_once_one_writes_and_the_other_waits(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = tokens._write, []
+    write, written = encoding._write, []
 
     def slowly(*arguments: Any) -> None:
         time.sleep(0.2)
         written.append(arguments[0])
         write(*arguments)
 
-    monkeypatch.setattr(tokens, "_write", slowly)
+    monkeypatch.setattr(encoding, "_write", slowly)
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda _: ids(encoded(text, Configuration())), range(2))
     assert one == other
@@ -273,7 +275,7 @@ def test_who_waits_for_another_is_told(text: Path) -> None:  # fault 16
     stories = split_by_hash(open_corpus(str(text))).parts["train"]
     with ThreadPoolExecutor(1) as pool:
         with files.locked(directory / ".lock", "the cache"):
-            made = pool.submit(tokens.encode_stories, stories, Configuration(), told.put)
+            made = pool.submit(encoding.encode_stories, stories, Configuration(), told.put)
             assert told.get(timeout=10) == f"waiting for process {os.getpid()}"
         assert ids(made.result()) == ids(encoded(text, Configuration()))
     assert told.empty()
@@ -281,13 +283,13 @@ def test_who_waits_for_another_is_told(text: Path) -> None:  # fault 16
 
 @pytest.mark.usefixtures("large")
 def test_a_text_that_changes_while_it_is_read_is_noticed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = tokens._write
+    write = encoding._write
 
     def disturbed(*arguments: Any) -> None:
         write(*arguments)
         text.write_text("Another tale. " * 100, encoding="utf-8")
 
-    monkeypatch.setattr(tokens, "_write", disturbed)
+    monkeypatch.setattr(encoding, "_write", disturbed)
     with pytest.raises(IntegrityError, match="the text has changed while it was read: run the command again"):
         encoded(text, Configuration())
     assert not kept()

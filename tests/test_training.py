@@ -13,17 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen import registry, tokens
-from grimmgen import training as training_module
-from grimmgen.batches import epoch
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
-from grimmgen.corpus import Corpus, open_corpus, split_by_hash
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation import encode_stories, evaluate
-from grimmgen.events import Evaluated, Event, Finished, RateDecayed, Saved, Started, Stepped
-from grimmgen.model import LanguageModel
-from grimmgen.training import Plateau, Training, cosine
+from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.network.model import LanguageModel
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.events import Evaluated, Event, Finished, RateDecayed, Saved, Started, Stepped
+from grimmgen.text import encoding
+from grimmgen.text.batches import epoch
+from grimmgen.text.corpus import Corpus, open_corpus
+from grimmgen.text.split import split_by_hash
+from grimmgen.training import session as training_module
+from grimmgen.training.session import Plateau, Training, cosine
 
 # A run of three updates an epoch.
 TINY: dict[str, Any] = {"hidden": 6, "batch_size": 9, "unroll": 25, "min_count": 1}
@@ -173,7 +175,7 @@ def test_a_run_on_ids_in_a_file_is_the_one_on_ids_in_memory_and_resumes_to_the_b
 ) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=True)
     right, _ = trained(corpus, configuration)
-    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     resumed_is_bit_equal(corpus, configuration, (1, 4))
     made, _ = trained(corpus, configuration)
     assert contents(made.run.last_path) == contents(right.run.last_path)
@@ -458,7 +460,7 @@ def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(c
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
     result = evaluate(model.float(), encode_stories(texts, vocabulary))
-    for (_, text), score in zip(texts, result.stories, strict=True):
+    for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]
         hidden, _ = model(inputs, model.zero_state(1), None)
@@ -472,5 +474,5 @@ def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(c
         assert score.bits_per_character == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
         assert score.unknown == len(spelt)
     assert result.total.perplexity == pytest.approx(
-        math.exp(sum(s.nats for s in result.stories) / sum(s.predictions for s in result.stories))
+        math.exp(sum(s.nats for s in result.documents) / sum(s.predictions for s in result.documents))
     )

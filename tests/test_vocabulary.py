@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from grimmgen.configuration import Newlines
 from grimmgen.errors import IntegrityError, UsageError
-from grimmgen.vocabulary import END, UNKNOWN, Vocabulary, normalise
+from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary, normalise
 
 # Few characters, so that n-grams repeat, and those that are folded, composed, joined or easily lost.
 ODD = "ab AB\0\r\n\t\u2028\ufeffe\u0301\u0130\u03a3\u1e9e\u212b\U0001f469\u200d\U0001f680"
@@ -265,7 +265,7 @@ def test_the_order_of_the_stories_is_without_effect(texts: list[str], n: int) ->
 
 def test_a_vocabulary_is_byte_identical_under_any_hash_seed() -> None:  # fault 23
     program = (
-        "import json; from grimmgen.vocabulary import Vocabulary;"
+        "import json; from grimmgen.text.vocabulary import Vocabulary;"
         "print(json.dumps(Vocabulary.build(['the king and the queen of the hens', 'abcdefgh'], 2, 1).to_json()))"
     )
     written = {

@@ -16,9 +16,9 @@ from typing import Annotated
 
 import typer
 
-from grimmgen import ranks
-from grimmgen.cli import evaluate, fetch, generate, helping, options, runs, train, vocab
+from grimmgen.cli import eval, fetch, generate, help, options, runs, train, vocab
 from grimmgen.errors import GrimmgenError
+from grimmgen.training import distributed
 
 __all__ = ["app", "main"]
 
@@ -30,7 +30,7 @@ _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
 
 app = typer.Typer(
     name="grimmgen",
-    cls=helping.Group,
+    cls=help.Group,
     help="Train a recurrent language model, written from scratch, on folk tales or any text of yours,"
     " and tell new stories with it.",
     epilog="Begin with: grimmgen train --corpus sampler, then: grimmgen generate. Every option has a variable too:"
@@ -40,11 +40,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GRIMMGEN"},
 )
-app.command("fetch", cls=helping.Command)(fetch.fetch)
-app.command("vocab", cls=helping.Command)(vocab.vocab)
-app.command("train", cls=helping.Command)(train.train)
-app.command("eval", cls=helping.Command)(evaluate.evaluate)
-app.command("generate", cls=helping.Command)(generate.generate)
+app.command("fetch", cls=help.Command)(fetch.fetch)
+app.command("vocab", cls=help.Command)(vocab.vocab)
+app.command("train", cls=help.Command)(train.train)
+app.command("eval", cls=help.Command)(eval.evaluate)
+app.command("generate", cls=help.Command)(generate.generate)
 app.add_typer(runs.app, name="runs")
 
 
@@ -68,7 +68,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
-    ranks.end(_run(sys.argv[1:]))
+    distributed.end(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     except GrimmgenError as error:
         if debug:
             console.trace()
-        if ranks.speaks():
+        if distributed.speaks():
             console.error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -117,7 +117,7 @@ def _run(arguments: list[str]) -> int:
                 return 2
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else _command(arguments)
-            if ranks.speaks():
+            if distributed.speaks():
                 console.error(f"{_in_our_words(tell())}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:

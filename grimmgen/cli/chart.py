@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from grimmgen.curves import Curve
+    from grimmgen.runs.curves import Curve
 
 _ROWS = 11
 _LABEL = 7

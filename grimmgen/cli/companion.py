@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from grimmgen import files
 from grimmgen.cli import console
 from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.io import files
 
 if TYPE_CHECKING:
-    from grimmgen.decoding import Decoding
-    from grimmgen.generation import Storyteller
+    from grimmgen.sampling.options import SamplingOptions
+    from grimmgen.sampling.generator import TextGenerator
 
 _PROPOSED = 8
 # So much of the story is shown again and again; a sentence has no more.
@@ -42,7 +42,7 @@ def check_terminal() -> None:
         raise UsageError("--interactive needs a terminal", "leave it out, or run it at one")
 
 
-def write_together(teller: Storyteller, prompt: str, decoding: Decoding) -> None:
+def write_together(teller: TextGenerator, prompt: str, decoding: SamplingOptions) -> None:
     """Propose words, take what is typed, until the user leaves.
 
     Args:
@@ -83,7 +83,7 @@ class _Story:
         saved: whether a file has it as it is.
     """
 
-    def __init__(self, teller: Storyteller, prompt: str, decoding: Decoding) -> None:
+    def __init__(self, teller: TextGenerator, prompt: str, decoding: SamplingOptions) -> None:
         self._teller, self._decoding = teller, decoding
         self.text = teller.vocabulary.normalise(prompt)
         self.saved = True

@@ -28,27 +28,27 @@ def fetch(
 
     Example: grimmgen fetch --stories all
     """
-    from grimmgen import corpus
     from grimmgen.cli import console
     from grimmgen.errors import GrimmgenError, IntegrityError
+    from grimmgen.text import fetch as fetching
 
-    asked, missing, received, failed = 0, 0, 0, list[corpus.StoryFailed]()
+    asked, missing, received, failed = 0, 0, 0, list[fetching.StoryFailed]()
     fetched = list[str]()
     began = time.monotonic()
     with console.Bars(quiet or json) as bars:
         bar = 0
         waiting = None if quiet or json else console.note
-        for event in corpus.fetch(
-            corpus.story_numbers(stories), url or corpus.CMU, jobs=jobs, force=force, waiting=waiting
+        for event in fetching.fetch(
+            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, waiting=waiting
         ):
             match event:
-                case corpus.FetchStarted():
+                case fetching.FetchStarted():
                     asked, missing, directory = event.asked, event.missing, event.directory
                     bar = bars.add("tales", missing)
-                case corpus.StoryFetched():
+                case fetching.StoryFetched():
                     fetched.append(event.name)
                     received += event.size
-                case corpus.StoryFailed():
+                case fetching.StoryFailed():
                     failed.append(event)
                     if len(failed) <= _TOLD:
                         bars.line(f"{event.name}: {event.error}", "red")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from grimmgen.cli import options
 
 if TYPE_CHECKING:
-    from grimmgen.generation import Storyteller, Told
+    from grimmgen.sampling.generator import TextGenerator, Told
 
 # It is read n-gram by n-gram before the story goes on.
 _LONGEST_PROMPT = 1 << 20
@@ -105,11 +105,11 @@ def generate(
     Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
     """
     from grimmgen.cli import console
-    from grimmgen.decoding import Decoding
     from grimmgen.errors import UsageError
-    from grimmgen.generation import Storyteller, fresh_random_seed
+    from grimmgen.sampling.options import SamplingOptions
+    from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
 
-    chosen = Decoding(
+    chosen = SamplingOptions(
         length=length,
         until=until,
         top_k=top_k,
@@ -139,7 +139,7 @@ def generate(
             )
         companion.check_terminal()
     prompt = _prompt(seed, seed_file)
-    teller = Storyteller.load(run)
+    teller = TextGenerator.load(run)
     if not quiet and (warning := console.unknown(*teller.unknown_in(prompt))):
         console.warn(warning)
     if interactive:
@@ -182,8 +182,8 @@ def generate(
 
 
 def _prompt(seed: str, seed_file: Path | None) -> str:
-    from grimmgen import files
     from grimmgen.errors import UsageError
+    from grimmgen.io import files
 
     if seed_file is not None:
         where = str(seed_file)
@@ -202,7 +202,7 @@ def _prompt(seed: str, seed_file: Path | None) -> str:
         raise UsageError(f"{where} is not UTF-8 (byte {error.start})", "convert it first") from None
 
 
-def _record(teller: Storyteller, story: Told) -> dict[str, Any]:
+def _record(teller: TextGenerator, story: Told) -> dict[str, Any]:
     """All that is needed to tell a story again, and the story."""
     from importlib.metadata import version
 
@@ -221,7 +221,7 @@ def _record(teller: Storyteller, story: Told) -> dict[str, Any]:
 def _tell_about(told: Sequence[Told]) -> None:
     """What may surprise about stories that have been told."""
     from grimmgen.cli import console
-    from grimmgen.decoding import LONGEST
+    from grimmgen.sampling.options import LONGEST
 
     if copied := console.copied(max(story.copied for story in told)):
         console.warn(copied)

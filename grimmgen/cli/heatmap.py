@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grimmgen.cli import console
 
 if TYPE_CHECKING:
-    from grimmgen.surprise import Surprise
+    from grimmgen.evaluation.surprisal import Surprise
 
 # Where a level of surprise ends, in bits per character; the last has no end.
 LEVELS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)

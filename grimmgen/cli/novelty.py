@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grimmgen.cli import console, options
 
 if TYPE_CHECKING:
-    from grimmgen.novelty import Copy, Novelty
+    from grimmgen.evaluation.novelty import Copy, Novelty
 
 # So much of a copy is shown; --json has all of it.
 _SHOWN = 240
@@ -29,8 +29,8 @@ class Judge:
     """
 
     def __init__(self, asked: str | None, part: options.Part = "valid") -> None:
-        from grimmgen import registry
-        from grimmgen.generation import training_index
+        from grimmgen.runs import registry
+        from grimmgen.sampling.generator import training_index
 
         self._index = training_index(asked)
         run = registry.find(asked)
@@ -39,7 +39,7 @@ class Judge:
 
     def measure(self, texts: Sequence[tuple[str, str]] = ()) -> list[Novelty]:
         """The novelty of each of (name, text) pairs; of the held-out stories if there are none."""
-        from grimmgen.novelty import measure
+        from grimmgen.evaluation.novelty import measure
 
         texts = texts or [(story.name, story.read()) for story in self._held_out]
         return [measure(self._index, name, self._normalised(text)) for name, text in texts]
@@ -47,7 +47,7 @@ class Judge:
     @cached_property
     def control(self) -> Novelty:
         """The novelty of the held-out stories together."""
-        from grimmgen.novelty import measure_together
+        from grimmgen.evaluation.novelty import measure_together
 
         held_out = [self._normalised(story.read()) for story in self._held_out]
         return measure_together(self._index, f"{self.part} stories", held_out)
@@ -76,7 +76,7 @@ class Judge:
         console.note(f"new n-grams: {novel}")
 
     def _normalised(self, text: str) -> str:
-        from grimmgen.vocabulary import normalise
+        from grimmgen.text.vocabulary import normalise
 
         return normalise(text, self._configuration.lower, self._configuration.newlines)
 

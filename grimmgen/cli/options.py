@@ -25,8 +25,8 @@ argument = partial(typer.Argument, show_envvar=False)
 
 def complete_runs(incomplete: str) -> list[str]:
     """The names of the runs that begin so, the latest first."""
-    from grimmgen import registry
     from grimmgen.errors import GrimmgenError
+    from grimmgen.runs import registry
 
     try:
         return [run.name for run in reversed(registry.all_runs()) if run.name.startswith(incomplete)]

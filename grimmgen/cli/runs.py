@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grimmgen.cli import helping, options
+from grimmgen.cli import help, options
 
 if TYPE_CHECKING:
-    from grimmgen.registry import Run
+    from grimmgen.runs.registry import Run
 
 app = typer.Typer(
-    cls=helping.Group,
+    cls=help.Group,
     help="List, show, find and remove trained runs.\n\nExample: grimmgen runs list",
     no_args_is_help=True,
 )
@@ -26,14 +26,14 @@ _Name = Annotated[
 ]
 
 
-@app.command("list", cls=helping.Command)
+@app.command("list", cls=help.Command)
 def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     """List the runs, the latest first.
 
     Example: grimmgen runs list --json
     """
-    from grimmgen import registry
     from grimmgen.cli import console
+    from grimmgen.runs import registry
 
     runs = [_summary(run) for run in reversed(registry.all_runs())]
     if json:
@@ -67,15 +67,15 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     )
 
 
-@app.command("show", cls=helping.Command)
+@app.command("show", cls=help.Command)
 def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Show what a run was made of and how it learnt: its evaluations, and its learning curve.
 
     Example: grimmgen runs show latest
     """
-    from grimmgen import curves, registry
     from grimmgen.cli import chart, console
     from grimmgen.errors import IntegrityError
+    from grimmgen.runs import curves, registry
 
     run = registry.find(name)
     info, log = run.info(), run.log()
@@ -131,7 +131,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.drawing(chart.draw(curve, console.text_width(), glyphs), styles)
 
 
-@app.command("plot", cls=helping.Command)
+@app.command("plot", cls=help.Command)
 def plot(
     names: Annotated[
         list[str] | None,
@@ -152,8 +152,8 @@ def plot(
 
     Example: grimmgen runs plot sly-fox old-owl --over seconds --output curves.svg
     """
-    from grimmgen import curves, registry
     from grimmgen.cli import console
+    from grimmgen.runs import curves, registry
 
     runs = [registry.find(name) for name in dict.fromkeys(names or [registry.LATEST])]
     curves.plot([curves.read(run) for run in runs], output, over)
@@ -163,14 +163,14 @@ def plot(
         console.note(f"written to {output}")
 
 
-@app.command("path", cls=helping.Command)
+@app.command("path", cls=help.Command)
 def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Print the directory of a run.
 
     Example: cp "$(grimmgen runs path)/best.safetensors" tale.safetensors
     """
-    from grimmgen import registry
     from grimmgen.cli import console
+    from grimmgen.runs import registry
 
     run = registry.find(name)
     if json:
@@ -179,7 +179,7 @@ def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.write(f"{run.path}\n")
 
 
-@app.command("rm", cls=helping.Command)
+@app.command("rm", cls=help.Command)
 def rm(
     names: Annotated[
         list[str], options.argument(metavar="RUN", help="The runs.", autocompletion=options.complete_runs)
@@ -192,9 +192,9 @@ def rm(
 
     Example: grimmgen runs rm sly-fox
     """
-    from grimmgen import registry
     from grimmgen.cli import console
     from grimmgen.errors import UsageError
+    from grimmgen.runs import registry
 
     runs = [registry.find(name) for name in dict.fromkeys(names)]
     for run in runs:

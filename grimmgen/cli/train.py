@@ -28,9 +28,9 @@ from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
-    from grimmgen.events import Event, Finished, Started
-    from grimmgen.ranks import Ranks
-    from grimmgen.training import Training
+    from grimmgen.runs.events import Event, Finished, Started
+    from grimmgen.training.distributed import Ranks
+    from grimmgen.training.session import Training
 
 # Options that a resumed run has already; given together with --resume they would do nothing.
 _LIMITS = {"run", "resume", "epochs", "budget", "device", "json", "quiet"}
@@ -212,14 +212,16 @@ def train(
     if configuration is not None:
         _check_heeded(configuration, typed)
 
-    from grimmgen import ranks, registry
     from grimmgen.cli import console
-    from grimmgen.corpus import open_corpus, split_by_file
-    from grimmgen.tokens import IN_MEMORY
-    from grimmgen.training import Training, command_line
+    from grimmgen.runs import registry
+    from grimmgen.text.corpus import open_corpus
+    from grimmgen.text.encoding import IN_MEMORY
+    from grimmgen.text.split import split_by_file
+    from grimmgen.training import distributed
+    from grimmgen.training.session import Training, command_line
 
     signals: list[int] = []
-    with ranks.joined() as joined:
+    with distributed.joined() as joined:
         json, quiet = json and joined.first, quiet or not joined.first
         waiting = None if quiet or json else console.note
         if configuration is None:
@@ -229,7 +231,7 @@ def train(
         else:
             opened = open_corpus(corpus)
             parts = None if split is None else split_by_file(opened, split)
-            if (size := sum(story.size for story in opened.stories)) > IN_MEMORY and not (quiet or json):
+            if (size := sum(story.size for story in opened.documents)) > IN_MEMORY and not (quiet or json):
                 console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
             named = run, device, command_line()
             training = Training.begin(opened, configuration, parts, *named, joined, waiting)
@@ -285,7 +287,16 @@ def _check_heeded(configuration: Configuration, typed: Sequence[str]) -> None:
 def _follow(events: Iterator[Event], bars: Bars, json: bool) -> tuple[Finished, bool]:
     """Draw what happens, or write it as JSON lines; returns how it ended, and whether there was anything to do."""
     from grimmgen.cli import console
-    from grimmgen.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped, event_to_json
+    from grimmgen.runs.events import (
+        Evaluated,
+        Finished,
+        RateDecayed,
+        Recovered,
+        Saved,
+        Started,
+        Stepped,
+        event_to_json,
+    )
 
     valid, epoch_bar, update_bar = "", 0, 0
     configuration: Configuration | None = None
@@ -391,8 +402,8 @@ _REASONS = {
 
 def _report(training: Training, finished: Finished, quiet: bool) -> None:
     from grimmgen.cli import console
-    from grimmgen.decoding import Decoding
-    from grimmgen.generation import Storyteller
+    from grimmgen.sampling.generator import TextGenerator
+    from grimmgen.sampling.options import SamplingOptions
 
     run = training.run
     best = finished.best_perplexity
@@ -409,8 +420,8 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
         return
     console.facts(pairs)
     if not quiet:
-        teller = Storyteller(run.name, run.checkpoint())
-        sample = " ".join("".join(teller.tell("", Decoding(length=240, random_seed=1))).split())
+        teller = TextGenerator(run.name, run.checkpoint())
+        sample = " ".join("".join(teller.tell("", SamplingOptions(length=240, random_seed=1))).split())
         console.out()
         console.out(f"It tells: {sample} …")
         console.out()

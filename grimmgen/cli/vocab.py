@@ -11,7 +11,8 @@ from grimmgen.cli import options
 from grimmgen.configuration import Configuration, Newlines
 
 if TYPE_CHECKING:
-    from grimmgen.corpus import Corpus, Split
+    from grimmgen.text.corpus import Corpus
+    from grimmgen.text.split import Split
 
 
 def vocab(
@@ -47,11 +48,12 @@ def vocab(
     """
     import numpy as np
 
-    from grimmgen import tokens
     from grimmgen.cli import console
-    from grimmgen.corpus import PARTS, open_corpus, split_by_file, split_by_hash
     from grimmgen.errors import UsageError
-    from grimmgen.vocabulary import UNKNOWN
+    from grimmgen.text import encoding
+    from grimmgen.text.corpus import open_corpus
+    from grimmgen.text.split import PARTS, split_by_file, split_by_hash
+    from grimmgen.text.vocabulary import UNKNOWN
 
     if top < 0:
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
@@ -65,14 +67,14 @@ def vocab(
         return
     parts = divided.parts
     every = [story for part in PARTS for story in parts[part]]
-    vocabulary = tokens.count(parts["train"], ngram, min_count, not keep_case, newlines, phases)
-    everything = tokens.count(every, ngram, 1, not keep_case, newlines)
+    vocabulary = encoding.count(parts["train"], ngram, min_count, not keep_case, newlines, phases)
+    everything = encoding.count(every, ngram, 1, not keep_case, newlines)
 
     figures: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         characters, total_ids, hidden = 0, 0, 0
         seen = np.zeros(len(everything), np.bool_)
-        for codes in (codes for story in parts[part] for codes in tokens.ngrams(story.pieces(), vocabulary)):
+        for codes in (codes for story in parts[part] for codes in encoding.ngrams(story.pieces(), vocabulary)):
             ids = vocabulary.ids(codes)
             characters += len(codes)
             total_ids += len(ids)
@@ -153,17 +155,17 @@ def vocab(
 def _check(corpus: Corpus, split: Split, configuration: Configuration, json: bool) -> None:
     """What the doctor has found, one line each; findings are advice, and no failure."""
     from grimmgen.cli import console
-    from grimmgen.doctor import examine
+    from grimmgen.evaluation.corpus_checks import examine
 
     findings = examine(split, configuration)
     if json:
         found = [dataclasses.asdict(finding) for finding in findings]
-        console.document({"corpus": corpus.source, "stories": len(corpus.stories), "findings": found})
+        console.document({"corpus": corpus.source, "stories": len(corpus.documents), "findings": found})
         return
     for finding in findings:
         console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
     number = {0: "nothing", 1: "one thing"}.get(len(findings), f"{len(findings)} things")
-    stories = "one story" if len(corpus.stories) == 1 else f"{len(corpus.stories)} stories"
+    stories = "one story" if len(corpus.documents) == 1 else f"{len(corpus.documents)} stories"
     console.out(f"{number} found to mind in {stories} of {corpus.name}")
 
 

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen import files, paths, ranks, tokens
-from grimmgen.cli import companion, console, evaluate
+from grimmgen.cli import companion, console, eval
 from grimmgen.configuration import Configuration
-from grimmgen.corpus import Story, open_corpus, split_by_hash
 from grimmgen.errors import IntegrityError, UsageError
-from grimmgen.registry import Run
+from grimmgen.io import files, paths
+from grimmgen.runs.registry import Run
+from grimmgen.text import encoding
+from grimmgen.text.corpus import Document, open_corpus
+from grimmgen.text.split import split_by_hash
+from grimmgen.training import distributed
 from tests.program import PROGRAM, Ran, on_terminal
 
 Program = Callable[..., Ran]
@@ -26,15 +29,15 @@ Program = Callable[..., Ran]
 @pytest.fixture
 def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A text of which the ids are kept in a file, as those of a large one."""
-    monkeypatch.setattr(tokens, "IN_MEMORY", 1)
+    monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     path = tmp_path / "large.txt"
     path.write_text("The king and the fox went to the forest. " * 400)
     return path
 
 
 def encoded(text: Path) -> list[int]:
-    made = tokens.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], Configuration())
-    return [token for ways in made.stories for token in ways[0][:].tolist()]
+    made = encoding.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], Configuration())
+    return [token for ways in made.documents for token in ways[0][:].tolist()]
 
 
 # --- what is in the place of a story -----------------------------------------------------------------------
@@ -49,7 +52,7 @@ def test_fault_12_what_has_taken_a_cached_storys_place_is_not_read_for_ever(tmp_
         path.mkdir()
     else:
         path.symlink_to("/dev/zero")
-    story = Story("001", path, "0" * 64, latin1=True)
+    story = Document("001", path, "0" * 64, latin1=True)
     for read in story.digest, story.content, story.read:
         with pytest.raises(IntegrityError, match=r"is a link, not the story|is not a file"):
             read()
@@ -109,7 +112,7 @@ def test_fault_19_a_clock_that_was_wrong_never_removes_the_ids_in_use(text: Path
         (directory / f"{number}.ids").touch()
         os.utime(directory / f"{number}.ids", (4e9, 4e9))
     encoded(text)
-    assert len(list(directory.glob("*.ids"))) == tokens.KEPT
+    assert len(list(directory.glob("*.ids"))) == encoding.KEPT
     assert any(len(path.stem) == 32 for path in directory.glob("*.ids"))
 
 
@@ -182,7 +185,7 @@ def test_fault_21_a_text_too_large_to_be_coloured_is_refused_at_once(
 ) -> None:
     path = tmp_path / "tale.txt"
     path.touch()
-    os.truncate(path, evaluate._LARGEST_HEATMAP + 1)
+    os.truncate(path, eval._LARGEST_HEATMAP + 1)
     line = f"error: {path} is larger than 1 MB: give a part of it\n"
     assert run("eval", "--heatmap", str(path), "--run", trained.name) == (2, "", line)
 
@@ -202,9 +205,9 @@ def test_fault_44_a_log_of_holes_from_a_stranger_hides_no_other_run(trained: Run
 def test_fault_44_a_variable_that_is_no_number_of_processes_is_one_line(
     number: str, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ranks._NEEDED:
+    for name in distributed._NEEDED:
         monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(ranks, "_joining", False)
+    monkeypatch.setattr(distributed, "_joining", False)
     for name in "RANK", "WORLD_SIZE":
         with monkeypatch.context() as patch:
             patch.setenv(name, number)
@@ -216,7 +219,7 @@ def test_fault_44_a_variable_that_is_no_number_of_processes_is_one_line(
 def test_fault_44_a_rank_that_is_no_number_silences_no_error(
     run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ranks._NEEDED:
+    for name in distributed._NEEDED:
         monkeypatch.setenv(name, "rubbish")
     assert run("generate", "--run", "nobody") == (
         2,

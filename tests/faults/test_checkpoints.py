@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.configuration import weight_shapes
 from grimmgen.errors import IntegrityError
-from grimmgen.registry import Run
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
 from tests.faults import rounds
 from tests.program import Ran, grimmgen

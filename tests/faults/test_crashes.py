@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen import corpus, files, registry
-from grimmgen.checkpoint import Checkpoint
-from grimmgen.registry import Run
+from grimmgen.io import files
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
+from grimmgen.text import corpus
 from tests.faults import crash, rounds
 from tests.faults.crash import Scenario, Victim
 from tests.server import Server, answer
@@ -27,7 +29,7 @@ EARLIER = ["data/runs/sly-fox/*"]
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.training") as victim:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.training.session") as victim:
         yield victim
 
 
@@ -189,7 +191,7 @@ def cache_is_whole(home: Path) -> None:
     cache = home / "cache" / "corpora" / "grimm"
     if (cache / "manifest.json").exists():
         files.read_json(cache / "manifest.json")
-        for story in corpus.open_corpus("grimm").stories:
+        for story in corpus.open_corpus("grimm").documents:
             story.content()
     for path in cache.glob("*.txt"):
         assert len(path.read_bytes()) > 200

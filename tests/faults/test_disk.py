@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen import corpus
-from grimmgen.checkpoint import Checkpoint
-from grimmgen.registry import Run
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
+from grimmgen.text import corpus
 from tests.program import PROGRAM, Ran, grimmgen
 from tests.server import Server, answer
 
@@ -63,7 +63,7 @@ def test_fault_15_a_full_disk_ends_a_fetch_and_the_next_one_goes_on(disk: Path, 
         ended = run(*fetch, "100")
         assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
         assert ended.err.endswith(FULL)
-        there = {story.name: story.content() for story in corpus.open_corpus("grimm").stories}
+        there = {story.name: story.content() for story in corpus.open_corpus("grimm").documents}
         assert {"001", "002"} <= set(there)
         assert set(there.values()) == {TALE * 20}
         assert not list(disk.rglob("*.tmp"))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen import corpus
+from grimmgen.text import corpus
 from tests.faults import rounds
 from tests.faults.crash import Victim
 from tests.program import PROGRAM, Ran, begin
@@ -148,7 +148,7 @@ BEHAVIOURS: dict[str, tuple[Script, int]] = {
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.downloads", "grimmgen.corpus") as victim:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.io.http", "grimmgen.text.corpus") as victim:
         yield victim
 
 
@@ -194,7 +194,7 @@ def test_faults_1_to_7_whatever_a_server_does_nothing_bad_is_cached(
     there = {"001", "002", "023", "024", "025"}
     assert {path.name for path in cache.iterdir()} == {*(f"{n}.txt" for n in there), "manifest.json", ".lock"}
     assert set(json.loads((cache / "manifest.json").read_text())["stories"]) == there
-    assert {story.name: story.content() for story in corpus.open_corpus("grimm").stories} == dict.fromkeys(
+    assert {story.name: story.content() for story in corpus.open_corpus("grimm").documents} == dict.fromkeys(
         there, GOOD
     )
     assert {name: (cache / name).read_bytes() for name in earlier} == earlier
@@ -226,7 +226,7 @@ def test_fault_02_who_stops_does_not_wait_for_a_server_that_stalls(
         assert process.stderr
         # Some versions of Typer say nothing here.
         assert process.stderr.read() in {b"", b"stopped\n"}
-    assert [story.name for story in corpus.open_corpus("grimm").stories] == ["001"]
+    assert [story.name for story in corpus.open_corpus("grimm").documents] == ["001"]
 
 
 @pytest.mark.parametrize("stories", ["../x", "/etc/passwd", "001.txt", "1\0", "1;2", "-1", "%2e%2e"])
@@ -244,7 +244,7 @@ def test_fault_11_eight_fetches_at_once_again_and_again(
     server: Server, home: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     places = [tmp_path_factory.mktemp("victim") for _ in range(8)]
-    victims = [Victim(place, "grimmgen.downloads", "grimmgen.corpus") for place in places]
+    victims = [Victim(place, "grimmgen.io.http", "grimmgen.text.corpus") for place in places]
     expected = {f"{number:03d}": GOOD for number in range(1, 13)}
     for _ in range(count := rounds(5, 50)):
         server.requests.clear()
@@ -254,7 +254,7 @@ def test_fault_11_eight_fetches_at_once_again_and_again(
             ended = victim.end()
             assert (ended.code, ended.err) == (0, "")
         assert sorted(server.requests) == [f"/{name}.txt" for name in expected], "each was asked for once"
-        assert {s.name: s.content() for s in corpus.open_corpus("grimm").stories} == expected
+        assert {s.name: s.content() for s in corpus.open_corpus("grimm").documents} == expected
         for path in cache.iterdir():
             path.unlink()
     for victim in victims:

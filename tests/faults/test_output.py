@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen import registry
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import console
-from grimmgen.registry import Run
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
 from tests.program import PROGRAM, Ran, grimmgen, on_terminal, shell
 

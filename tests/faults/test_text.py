@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grimmgen.corpus import Story, open_corpus
 from grimmgen.errors import GrimmgenError
-from grimmgen.vocabulary import UNKNOWN, Vocabulary
+from grimmgen.text.corpus import Document, open_corpus
+from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 from tests.faults.crash import Victim
 from tests.program import Ran, grimmgen
 
@@ -32,7 +32,7 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), ngram=st.integers(1, 3))
 def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, text: str, ngram: int) -> None:
     tale.write_bytes(text.encode())
-    read = Story("tale", tale).read()
+    read = Document("tale", tale).read()
     assert read == text.removeprefix("\ufeff")
     if not read:
         return
@@ -47,13 +47,13 @@ def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, tex
 def test_fault_20_any_bytes_are_text_or_told_with_their_place(tale: Path, content: bytes) -> None:
     tale.write_bytes(content)
     try:
-        assert Story("tale", tale).read().encode() == content.removeprefix("\ufeff".encode())
+        assert Document("tale", tale).read().encode() == content.removeprefix("\ufeff".encode())
     except GrimmgenError as error:
         place = int(str(error).partition("(byte ")[2].partition(")")[0])
         content[:place].decode()
         with pytest.raises(UnicodeDecodeError):
             content.decode()
-    assert isinstance(Story("tale", tale, latin1=True).read(), str)
+    assert isinstance(Document("tale", tale, latin1=True).read(), str)
 
 
 def test_fault_20_each_code_point_there_is_has_an_id_of_its_own() -> None:
@@ -105,7 +105,7 @@ def test_fault_21_a_directory_without_a_text_is_told(tmp_path: Path, run: Progra
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.vocabulary") as victim:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.text.vocabulary") as victim:
         yield victim
 
 
@@ -125,7 +125,7 @@ def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: p
     def full(_: object) -> str:
         raise MemoryError
 
-    monkeypatch.setattr(Story, "pieces", full)
+    monkeypatch.setattr(Document, "pieces", full)
     line = "error: the memory is full: give less text, or a smaller network\n"
     assert run("vocab", "--corpus", "sampler") == (1, "", line)
 
@@ -173,7 +173,7 @@ def test_fault_23_the_vocabulary_is_the_same_whatever_the_surroundings_are(
     assert len(told) == 1
     assert "ä" in told.pop()
     # Whatever order the operating system lists a directory in.
-    expected = [story.name for story in open_corpus(str(places[0])).stories]
+    expected = [story.name for story in open_corpus(str(places[0])).documents]
     scandir = os.scandir
 
     class Backwards:
@@ -188,4 +188,4 @@ def test_fault_23_the_vocabulary_is_the_same_whatever_the_surroundings_are(
             pass
 
     monkeypatch.setattr(os, "scandir", Backwards)
-    assert [story.name for story in open_corpus(str(places[0])).stories] == expected
+    assert [story.name for story in open_corpus(str(places[0])).documents] == expected

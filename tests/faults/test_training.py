@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 import torch
 
-from grimmgen import registry
-from grimmgen.checkpoint import Checkpoint
 from grimmgen.cli import _run, console
-from grimmgen.generation import Storyteller
-from grimmgen.model import LanguageModel
-from grimmgen.registry import Run
+from grimmgen.network.model import LanguageModel
+from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import Run
+from grimmgen.sampling.generator import TextGenerator
 from tests.builders import tiny_checkpoint
 from tests.faults import rounds
 from tests.faults.crash import Victim
@@ -95,7 +95,7 @@ def test_fault_33_a_signal_at_any_step_saves_and_the_run_ends_bit_equal(
 
 @pytest.fixture(scope="module")
 def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
-    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.training") as victim:
+    with Victim(tmp_path_factory.mktemp("victim"), "grimmgen.training.session") as victim:
         yield victim
 
 
@@ -271,7 +271,7 @@ def test_fault_31_who_reads_while_checkpoints_are_replaced_sees_a_whole_one(home
         try:
             while not done.is_set():
                 name, best = registry.find_checkpoint("sly-fox")
-                Storyteller(name, best).generate("the ", length=4)
+                TextGenerator(name, best).generate("the ", length=4)
                 for found in (best, Checkpoint.read(trained.last_path)):
                     hidden = found.configuration.hidden
                     assert (

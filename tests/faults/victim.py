@@ -1,6 +1,6 @@
 """A grimmgen that is imported once and run many times: each command in a child of its own that can be killed.
 
-    python -m tests.faults.victim grimmgen.training
+    python -m tests.faults.victim grimmgen.training.session
 
 Reads one JSON object a line, `{"arguments", "home", "place", "patient"}`; answers with `{"pid"}` and, when the
 child has ended, with `{"code", "peak"}`: its exit code (or minus its signal) and its largest memory in bytes. What
@@ -25,10 +25,10 @@ def main() -> None:
     for name in ("grimmgen.cli", *sys.argv[1:]):
         importlib.import_module(name)
     # Every update is saved, so that a run of few updates has many writes.
-    if "grimmgen.training" in sys.modules:
-        vars(sys.modules["grimmgen.training"])["_SAVE_SECONDS"] = 0.0
+    if "grimmgen.training.session" in sys.modules:
+        vars(sys.modules["grimmgen.training.session"])["_SAVE_SECONDS"] = 0.0
     # A server that stalls is given up soon, and is not waited for.
-    if downloads := sys.modules.get("grimmgen.downloads"):
+    if downloads := sys.modules.get("grimmgen.io.http"):
         downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 1.0, 2.0, _no_wait)
         vars(downloads)["ATTEMPTS"] = rounds(2, 5)
     for line in sys.stdin:

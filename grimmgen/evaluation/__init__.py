@@ -1,0 +1,1 @@
+"""Measuring models and text: scores, surprisal, dynamic evaluation, a baseline, novelty, corpus checks."""

@@ -1,0 +1,1 @@
+"""Runs on disk: checkpoints, the registry, logged events and learning curves."""

@@ -1,0 +1,1 @@
+"""Generating text: sampling options, the sampler, beam search and the generator."""
