@@ -213,17 +213,17 @@ def test_what_is_kept_stays_whatever_is_written_after(path: Path) -> None:
     copy = path.with_name("copy.txt")
     for _ in range(2):
         # The second time both names are of one file already.
-        files.keep(path, copy)
+        files.link_or_copy(path, copy)
         assert content(path.parent) == {"tale.txt": OLD, "copy.txt": OLD}
     files.write_atomically(path, NEW)
     assert content(path.parent) == {"tale.txt": NEW, "copy.txt": OLD}
-    files.keep(path, copy)
+    files.link_or_copy(path, copy)
     assert content(path.parent) == {"tale.txt": NEW, "copy.txt": NEW}
 
 
 def test_where_there_are_no_links_what_is_kept_is_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", failing(errno.EPERM))
-    files.keep(path, path.with_name("copy.txt"))
+    files.link_or_copy(path, path.with_name("copy.txt"))
     assert content(path.parent) == {"tale.txt": OLD, "copy.txt": OLD}
 
 
@@ -232,19 +232,19 @@ def test_what_cannot_be_kept_leaves_all_as_it_was(path: Path, monkeypatch: pytes
     path.with_name("copy.txt").write_bytes(NEW)
     monkeypatch.setattr(os, call, failing(errno.ENOSPC))
     with pytest.raises(GrimmgenError, match=f"cannot write .*copy.txt .*: {FREE}"):
-        files.keep(path, path.with_name("copy.txt"))
+        files.link_or_copy(path, path.with_name("copy.txt"))
     assert content(path.parent) == {"tale.txt": OLD, "copy.txt": NEW}
 
 
 def test_only_a_file_is_opened(path: Path) -> None:
-    with files.opened(path) as file:
+    with files.open_regular(path) as file:
         assert file.read() == OLD
     os.mkfifo(path.with_name("pipe"))
     for name, reason in (("pipe", "Not a regular file"), ("gone", "No such file"), ("..", "Is a directory")):
         with pytest.raises(OSError, match=reason):
-            files.opened(path.parent / name)
+            files.open_regular(path.parent / name)
     with pytest.raises(OSError, match="Not a regular file"):
-        files.opened(Path("/dev/zero"))
+        files.open_regular(Path("/dev/zero"))
 
 
 # --- JSON, directories, explanations -------------------------------------------------------------------------
@@ -310,15 +310,15 @@ def test_a_directory_is_made_with_its_parents(path: Path) -> None:
     ],
 )
 def test_an_error_of_the_operating_system_is_explained_in_one_line(error: OSError, line: str) -> None:
-    with pytest.raises(GrimmgenError) as caught, files.explained("cannot do it"):
+    with pytest.raises(GrimmgenError) as caught, files.wrap_os_errors("cannot do it"):
         raise error
     assert (str(caught.value), caught.value.__cause__) == (line, error)
 
 
 def test_other_errors_are_not_explained_away() -> None:
-    with pytest.raises(ZeroDivisionError), files.explained("cannot do it"):
+    with pytest.raises(ZeroDivisionError), files.wrap_os_errors("cannot do it"):
         raise ZeroDivisionError
-    with pytest.raises(IntegrityError, match="as it was"), files.explained("cannot do it"):
+    with pytest.raises(IntegrityError, match="as it was"), files.wrap_os_errors("cannot do it"):
         raise IntegrityError("as it was")
 
 

@@ -18,7 +18,7 @@ def test_all_is_below_grimmgen_home_and_nothing_is_made(home: Path) -> None:
     assert paths.cache_directory() == home / "cache"
     assert paths.corpus_directory("grimm") == home / "cache" / "corpora" / "grimm"
     assert paths.index_directory("0123") == home / "cache" / "indices" / "0123"
-    assert paths.tokens_directory() == home / "cache" / "tokens"
+    assert paths.id_cache_directory() == home / "cache" / "tokens"
     assert paths.data_directory() == home / "data"
     assert paths.runs_directory() == home / "data" / "runs"
     assert not home.exists()

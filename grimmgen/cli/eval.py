@@ -326,7 +326,7 @@ def _show_heatmap(
     from grimmgen.io import files
     from grimmgen.runs import registry
 
-    target = None if html is None else files.output(html)
+    target = None if html is None else files.output_path(html)
     for story in given:
         if story.size > _LARGEST_HEATMAP:
             raise UsageError(f"{story.name} is larger than {_LARGEST_HEATMAP >> 20} MB", "give a part of it")

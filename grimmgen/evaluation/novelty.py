@@ -421,7 +421,7 @@ def _write(directory: Path, stories: Iterable[tuple[str, str]]) -> None:
     files.sweep(directory)
     backwards, names, starts = _join(stories)
     n = len(backwards)
-    with files.replacing(directory / "order") as file:
+    with files.atomic_writer(directory / "order") as file:
         order = _room(file, n)
         with tempfile.TemporaryFile(dir=directory) as scratch:
             _sort(np.frombuffer(backwards, np.uint8), order, _room(scratch, n))

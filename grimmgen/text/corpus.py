@@ -142,7 +142,7 @@ class Document:
                 raise IntegrityError(f"{self.path} is not a file", self._remedy)
         try:
             # Also what has been put in the place of a text since is not waited for.
-            with files.opened(self.path) if isinstance(self.path, Path) else self.path.open("rb") as file:
+            with files.open_regular(self.path) if isinstance(self.path, Path) else self.path.open("rb") as file:
                 yield cast(io.BufferedIOBase, file)
         except FileNotFoundError:
             raise IntegrityError(f"{self.path} is gone", self._remedy) from None

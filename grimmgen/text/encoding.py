@@ -340,7 +340,7 @@ class _Ids:
 def _mapped(
     stories: Sequence[Document], configuration: Configuration, phases: range, waiting: Callable[[str], None] | None
 ) -> Encoded:
-    directory = paths.tokens_directory()
+    directory = paths.id_cache_directory()
     # Several processes of a host that train together hash at the same time; one encodes, the others wait for it.
     key = _key(stories, configuration)
     path = directory / f"{key}.ids"
@@ -356,13 +356,13 @@ def _mapped(
         try:
             encoded = _open(path)
         except (FileNotFoundError, IntegrityError):
-            files.make_way(path)
+            files.remove_directory(path)
             _write(path, stories, _count(stories, configuration), phases)
             if _key(stories, configuration) != key:
                 path.unlink()
                 raise IntegrityError("the text has changed while it was read", "run the command again") from None
             encoded = _open(path)
-        with files.explained(f"cannot use {path}"):
+        with files.wrap_os_errors(f"cannot use {path}"):
             others = [other for other in directory.glob("*.ids") if other != path]
             # A clock that was wrong makes the order wrong, but never removes the file that is in use.
             for old in sorted(others, key=lambda p: -p.lstat().st_mtime_ns)[KEPT - 1 :]:
@@ -382,7 +382,7 @@ def _key(stories: Sequence[Document], options: Configuration) -> str:
 
 def _write(path: Path, stories: Sequence[Document], vocabulary: Vocabulary, phases: range) -> None:
     lengths, checksum = [], 0
-    with files.replacing(path) as file:
+    with files.atomic_writer(path) as file:
         for story in stories:
             for phase in phases:
                 length = 0
@@ -407,7 +407,7 @@ def _open(path: Path) -> Encoded:
     damaged = IntegrityError(f"{path} is no file of ids", "remove it")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise damaged
-    with files.explained(f"cannot read {path}", missing_ok=True), files.opened(path) as file:
+    with files.wrap_os_errors(f"cannot read {path}", missing_ok=True), files.open_regular(path) as file:
         try:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:

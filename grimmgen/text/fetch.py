@@ -167,7 +167,7 @@ def _fetch_missing(
                     "sha256": files.sha256(content),
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 }
-                files.make_way(path)
+                files.remove_directory(path)
                 try:
                     files.write_atomically(path, content)
                 finally:

@@ -281,7 +281,7 @@ class Training:
                 registry.make_latest(self.run, self._configuration)
                 if self._damage is not None:
                     # At once, or the next save would keep what is damaged.
-                    files.keep(self.run.previous_path, self.run.last_path)
+                    files.link_or_copy(self.run.previous_path, self.run.last_path)
                     yield Recovered(_Progress.from_json(self._checkpoint.progress).step, self._damage.what)
             given = self._configuration, self._split, self._device.type, self._ranks, self._waiting
             loop = _Loop(self, self._prepared or _prepare(*given))
@@ -577,7 +577,7 @@ class _Loop:
         tensors = dict(zip(("state.h", "state.c"), state.cpu().numpy(), strict=True))
         tensors |= {name: moment.cpu().numpy() for name, moment in self._moments().items()}
         if self._run.last_path.exists():
-            files.keep(self._run.last_path, self._run.previous_path)
+            files.link_or_copy(self._run.last_path, self._run.previous_path)
         Checkpoint(
             self._configuration,
             self._vocabulary,

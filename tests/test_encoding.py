@@ -192,7 +192,7 @@ def large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kept() -> set[str]:
-    return {path.name for path in paths.tokens_directory().glob("*.ids")}
+    return {path.name for path in paths.id_cache_directory().glob("*.ids")}
 
 
 @pytest.mark.parametrize("options", [{}, {"phases": True, "ngram": 3}, {"lower": False, "min_count": 1}])
@@ -201,7 +201,7 @@ def test_ids_in_a_file_are_those_in_memory(
 ) -> None:
     configuration = Configuration(**options)  # type: ignore[arg-type]
     right = encoded(text, configuration)
-    assert not paths.tokens_directory().exists()
+    assert not paths.id_cache_directory().exists()
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     for _ in range(2):
         made = encoded(text, configuration)
@@ -234,15 +234,15 @@ def test_files_of_ids_do_not_pile_up(text: Path) -> None:
         encoded(text, Configuration(min_count=count))
     assert len(kept()) == encoding.KEPT
     # A process that was killed in the middle of a write leaves nothing for long.
-    (paths.tokens_directory() / ".x.ids.999999999.0123abcd.tmp").write_bytes(b"half")
+    (paths.id_cache_directory() / ".x.ids.999999999.0123abcd.tmp").write_bytes(b"half")
     encoded(text, Configuration(min_count=9))
-    assert not list(paths.tokens_directory().glob("*.tmp"))
+    assert not list(paths.id_cache_directory().glob("*.tmp"))
 
 
 @pytest.mark.usefixtures("large")
 def test_a_damaged_file_of_ids_is_made_anew(text: Path) -> None:
     right = ids(encoded(text, Configuration()))
-    [path] = paths.tokens_directory().glob("*.ids")
+    [path] = paths.id_cache_directory().glob("*.ids")
     good = path.read_bytes()
     for bad in b"", good[:-1], good[2:], b"\xff\xff" + good[2:], good[:-9] + b"\xff" * 9, good[-40:], b"x" * 99:
         path.unlink()
@@ -269,7 +269,7 @@ def test_of_two_at_once_one_writes_and_the_other_waits(text: Path, monkeypatch: 
 
 @pytest.mark.usefixtures("large")
 def test_who_waits_for_another_is_told(text: Path) -> None:  # fault 16
-    directory = paths.tokens_directory()
+    directory = paths.id_cache_directory()
     directory.mkdir(parents=True)
     told: queue.Queue[str] = queue.Queue()
     stories = split_by_hash(open_corpus(str(text))).parts["train"]
@@ -303,4 +303,4 @@ def test_a_full_disk_leaves_nothing(text: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(GrimmgenError, match=r"cannot write .*\.ids \(No space left on device\): free some space"):
         encoded(text, Configuration())
-    assert [path.name for path in paths.tokens_directory().iterdir()] == [".lock"]
+    assert [path.name for path in paths.id_cache_directory().iterdir()] == [".lock"]
