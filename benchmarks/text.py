@@ -80,7 +80,7 @@ def ours(path: Path) -> dict[str, tuple[float, float]]:
     for _ in story.pieces():
         pass
     read = watch()
-    vocabulary = encoding.count([story])
+    vocabulary = Vocabulary.build([story])
     counted = watch()
     for _ in encoding.encode(story, vocabulary):
         pass

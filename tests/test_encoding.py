@@ -84,7 +84,7 @@ def test_what_comes_in_pieces_is_counted_and_encoded_as_the_whole(
     options = n, min_count, lower, newlines, phases
     pieces = [Pieces(text, size) for text in texts]
     plain = outcome(lambda: Vocabulary.build(texts, *options))
-    assert outcome(lambda: encoding.count(pieces, *options)) == plain
+    assert outcome(lambda: Vocabulary.build(pieces, *options)) == plain
     if isinstance(plain, str):
         return
     for text in [*texts, probe]:
@@ -164,7 +164,7 @@ def test_a_key_space_too_large_for_a_table_is_counted_in_parts(monkeypatch: pyte
     for table, at_once in (1 << 22, 50), (1 << 22, 1 << 17), (64, 1 << 17):
         monkeypatch.setattr(encoding, "LARGEST_TABLE", table)
         monkeypatch.setattr(encoding, "_AT_ONCE", at_once)
-        assert encoding.count([Pieces(text, 100) for text in texts], 4, 2, phases=True) == right
+        assert Vocabulary.build([Pieces(text, 100) for text in texts], 4, 2, phases=True) == right
 
 
 # --- the file of a large text's ids --------------------------------------------------------------------------
@@ -178,7 +178,7 @@ def text(tmp_path: Path) -> Path:
 
 
 def encoded(text: Path, configuration: Configuration) -> encoding.Encoded:
-    return encoding.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], configuration)
+    return encoding.encode_documents(split_by_hash(open_corpus(str(text))).parts["train"], configuration)
 
 
 def ids(encoded: encoding.Encoded) -> list[list[list[int]]]:
@@ -232,7 +232,7 @@ def test_a_file_of_ids_is_found_again_and_what_they_depend_on_makes_another(
 def test_files_of_ids_do_not_pile_up(text: Path) -> None:
     for count in range(1, 7):
         encoded(text, Configuration(min_count=count))
-    assert len(kept()) == encoding.KEPT
+    assert len(kept()) == id_cache.KEPT
     # A process that was killed in the middle of a write leaves nothing for long.
     (paths.id_cache_directory() / ".x.ids.999999999.0123abcd.tmp").write_bytes(b"half")
     encoded(text, Configuration(min_count=9))
@@ -275,7 +275,7 @@ def test_who_waits_for_another_is_told(text: Path) -> None:  # fault 16
     stories = split_by_hash(open_corpus(str(text))).parts["train"]
     with ThreadPoolExecutor(1) as pool:
         with files.locked(directory / ".lock", "the cache"):
-            made = pool.submit(encoding.encode_stories, stories, Configuration(), told.put)
+            made = pool.submit(encoding.encode_documents, stories, Configuration(), told.put)
             assert told.get(timeout=10) == f"waiting for process {os.getpid()}"
         assert ids(made.result()) == ids(encoded(text, Configuration()))
     assert told.empty()

@@ -25,7 +25,7 @@ import pytest
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
 from grimmgen.text import corpus, fetch
-from grimmgen.text.fetch import FetchEvent, FetchStarted, StoryFailed, StoryFetched
+from grimmgen.text.fetch import FetchEvent, FetchStarted, DocumentFailed, DocumentFetched
 from tests.program import grimmgen
 from tests.server import Server, answer, dripping, endless, stalling
 
@@ -55,7 +55,7 @@ def fetch_all(server: Server, numbers: Iterable[int], **options: Any) -> list[Fe
 
 
 def failures(events: Iterable[FetchEvent]) -> dict[str, GrimmgenError]:
-    return {event.name: event.error for event in events if isinstance(event, StoryFailed)}
+    return {event.name: event.error for event in events if isinstance(event, DocumentFailed)}
 
 
 def paths(numbers: Iterable[int]) -> list[str]:
@@ -80,7 +80,7 @@ def manifest(cache: Path) -> dict[str, dict[str, Any]]:
 def test_stories_are_fetched_and_read(server: Server, cache: Path) -> None:
     started, *fetched = fetch_all(server, [35, 1, 2])
     assert started == FetchStarted(3, 3, cache)
-    assert set(fetched) == {StoryFetched(name, len(content)) for name, content in tales([1, 2, 35]).items()}
+    assert set(fetched) == {DocumentFetched(name, len(content)) for name, content in tales([1, 2, 35]).items()}
     assert sorted(server.requests) == paths([1, 2, 35])
     assert read() == tales([1, 2, 35])
     opened = corpus.open_corpus("grimm")
@@ -249,7 +249,7 @@ def test_a_damaged_story_is_noticed_and_fetched_again(
         assert caught.value.exit_code == 3
     assert other.content() == tale(2)
     server.requests.clear()
-    assert fetch_all(server, [1, 2]) == [FetchStarted(2, 1, cache), StoryFetched("001", len(tale(1)))]
+    assert fetch_all(server, [1, 2]) == [FetchStarted(2, 1, cache), DocumentFetched("001", len(tale(1)))]
     assert server.requests == ["/001.txt"]
     assert read() == tales([1, 2])
     if harm is link:
@@ -400,7 +400,7 @@ def test_the_manifest_is_written_every_second(
     monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     events = fetch.fetch([1, 2, 3], server.url, jobs=1)
     assert next(events) == FetchStarted(3, 3, cache)
-    assert next(events) == StoryFetched("001", len(tale(1)))
+    assert next(events) == DocumentFetched("001", len(tale(1)))
     # Who is killed now has the first.
     assert [*manifest(cache)] == ["001"]
     assert len(list(events)) == 2
@@ -412,7 +412,7 @@ def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) ->
         [sys.executable, "-c", KILLED, server.url], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        assert [process.stdout.readline() for _ in range(3)] == ["FetchStarted\n", *["StoryFetched\n"] * 2]
+        assert [process.stdout.readline() for _ in range(3)] == ["FetchStarted\n", *["DocumentFetched\n"] * 2]
         process.kill()  # fault 10
     assert process.returncode == -signal.SIGKILL
     stale = cache / f".004.txt.{process.pid}.0123abcd.tmp"

@@ -200,7 +200,7 @@ def _scored(
     chosen = choose_device(device)
     loaded = [(asked, *registry.find_checkpoint(asked)) for asked in wanted]
     read = [given or _own_stories(name, asked, split) for asked, name, _ in loaded]
-    contents = [[(story.name, story.part, story.digest()) for story in stories] for stories in read]
+    contents = [[(story.name, story.span, story.digest()) for story in stories] for stories in read]
     results = []
     for (_, name, checkpoint), stories in zip(loaded, read, strict=True):
         if not quiet:
@@ -230,7 +230,7 @@ def _baseline(asked: str | None, given: Sequence[Document], split: options.Part)
     from grimmgen.errors import UsageError
     from grimmgen.evaluation.baseline import KneserNey
     from grimmgen.runs import registry
-    from grimmgen.text.vocabulary import normalise
+    from grimmgen.text.normalisation import normalise
 
     if asked is not None and ("/" in asked or asked.endswith(".safetensors")):
         raise UsageError(f"{asked} does not bring the stories it has learnt from", "give a run's name first")

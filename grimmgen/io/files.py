@@ -72,7 +72,7 @@ def output_path(path: Path) -> Path:
         UsageError: the path exists and is not a regular file.
         GrimmgenError: the path cannot be read.
     """
-    refused = UsageError(f"{str(path)!r} is not a file", "give the name of a new or an existing file")
+    refused = UsageError(f"{str(path)!r} is not a file", "give the name of a file, new or to be replaced")
     try:
         with wrap_os_errors(f"cannot write {path}", missing_ok=True):
             real = Path(os.path.realpath(path)) if path.is_symlink() else path

@@ -183,11 +183,13 @@ class Downloader:
         if response.status != 200:
             raise GrimmgenError(f"{url}: the server answers {response.status}", "check the --url and the numbers")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise IntegrityError(f"{url}: the server sends a compressed body that was not requested", "check the --url")
+            raise IntegrityError(
+                f"{url}: the server sends a compressed body that was not requested", "check the --url"
+            )
         if not response.chunked:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
-                # The end of such a body cannot be distinguished from a broken connection, nor can truncated headers.
+                # The end of such a body looks like a broken connection; truncated headers have no length either.
                 raise _TransientError("the server does not say how long the body is")
             # int() refuses more than 4300 digits.
             if float(length) > self._limit:
@@ -281,9 +283,7 @@ def _redirected(url: str, location: str) -> str:
     except ValueError:
         raise GrimmgenError(f"{url}: redirected to {location!r}, which is not a URL", "check the --url") from None
     if not same or old.hostname != new.hostname or not location:
-        raise GrimmgenError(
-            f"{url}: redirected to {target!r}, another server", "give it as --url if you trust it"
-        )
+        raise GrimmgenError(f"{url}: redirected to {target!r}, another server", "give it as --url if you trust it")
     return target
 
 

@@ -319,7 +319,7 @@ def _prepare(
     ranks: Ranks,
     waiting: Callable[[str], None] | None,
 ) -> _Prepared:
-    encoded = encoding.encode_stories(split.parts["train"], configuration, waiting)
+    encoded = encoding.encode_documents(split.parts["train"], configuration, waiting)
     vocabulary, training = encoded.vocabulary, encoded.documents
     if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
         raise UsageError(
@@ -639,7 +639,7 @@ class _Loop:
             self._training._split.by_story,
             sum(len(ways[0]) for ways in self._stories),
             len(self._vocabulary),
-            self._vocabulary.unknown,
+            self._vocabulary.unknown_share,
             parameter_count(self._configuration, len(self._vocabulary)),
             f"{self._ranks.size} × {self._training._device.type}"
             if self._ranks.size > 1

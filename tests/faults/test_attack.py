@@ -17,7 +17,7 @@ from grimmgen.configuration import Configuration
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.runs.registry import Run
-from grimmgen.text import encoding
+from grimmgen.text import encoding, id_cache
 from grimmgen.text.corpus import Document, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import distributed
@@ -36,7 +36,7 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def encoded(text: Path) -> list[int]:
-    made = encoding.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], Configuration())
+    made = encoding.encode_documents(split_by_hash(open_corpus(str(text))).parts["train"], Configuration())
     return [token for ways in made.documents for token in ways[0][:].tolist()]
 
 
@@ -112,7 +112,7 @@ def test_fault_19_a_clock_that_was_wrong_never_removes_the_ids_in_use(text: Path
         (directory / f"{number}.ids").touch()
         os.utime(directory / f"{number}.ids", (4e9, 4e9))
     encoded(text)
-    assert len(list(directory.glob("*.ids"))) == encoding.KEPT
+    assert len(list(directory.glob("*.ids"))) == id_cache.KEPT
     assert any(len(path.stem) == 32 for path in directory.glob("*.ids"))
 
 
