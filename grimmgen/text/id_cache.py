@@ -97,8 +97,8 @@ def write(path: Path, vocabulary: Vocabulary, cuts: int, encoded: Iterable[Itera
         path: of the file.
         vocabulary: of the ids.
         cuts: number of cuts of each document.
-        encoded: the ids of the first document's first cut, of its second, …, then those of the second document, all
-            in pieces of type `Vocabulary.id_type`.
+        encoded: the ids of the first document's cuts, then those of the second document's, and so on; each in
+            pieces of type `Vocabulary.id_type`.
 
     Raises:
         GrimmgenError: the file cannot be written.

@@ -37,8 +37,8 @@ def fits_int64(characters: int, ngram: int) -> bool:
 class NgramKeys:
     """A mapping of n-grams to integers (keys), whose digits are the ranks of the characters in the alphabet.
 
-    Rank 0 is an empty place, since the last n-gram of a text may be shorter; the last rank stands for all characters
-    outside the alphabet. Keys are in the order of the n-grams' code points.
+    Rank 0 is an empty place, since the last n-gram of a text may be shorter; the last rank stands for all
+    characters outside the alphabet. Keys are in the order of the n-grams' code points.
 
     Args:
         alphabet: different characters, in the order of code points.
@@ -226,7 +226,7 @@ class _KeyCounter:
             self._table += np.bincount(keys, minlength=len(self._table))
             return
         self._parts.append(NgramCounts(*np.unique(keys, return_counts=True)))
-        # Merged whenever the later parts have as many keys as the first one. The merged part grows by a factor each
-        # time, so that the work stays proportional to the keys, and the memory to the different ones.
+        # Merged whenever the later parts have as many keys as the first one: few merges, so that the work stays
+        # proportional to the keys, and little that is stored twice.
         if sum(len(part.keys) for part in self._parts[1:]) >= len(self._parts[0].keys):
             self._parts = [NgramCounts.sum(self._parts)]

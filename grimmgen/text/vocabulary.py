@@ -44,7 +44,7 @@ class Vocabulary:
         ngrams: the n-grams with an id, in the order of their ids.
         counts: occurrences of each in the training set.
         alphabet: every character of the training set, in the order of code points.
-        unknown_characters: (character, occurrences) inside the n-grams of the training set that became `<unk>`. The
+        unknown_characters: (character, occurrences) inside the training set's n-grams that became `<unk>`. The
             empty string stands for the empty places of a shorter last n-gram.
     """
 
