@@ -68,7 +68,7 @@ def told_order(windows: Sequence[Window]) -> list[list[int]]:
 @given(STORIES, ROWS, STEPS, st.integers(0, 2**63 - 1), st.integers(0, 9))
 @example([[]], 1, 1, 0, 0)
 @example([[2]], 6, 7, 0, 0)  # fault 21: more rows, and longer ones, than there is text
-def test_an_epoch_predicts_every_token_once_in_rows_of_contiguous_text(
+def test_epoch_predicts_every_token_once(
     stories: list[list[int]], rows: int, steps: int, random_seed: int, number: int
 ) -> None:
     windows = epoch(cuts(stories), rows, steps, random_seed, number)
@@ -89,7 +89,7 @@ def test_an_epoch_predicts_every_token_once_in_rows_of_contiguous_text(
 
 @patiently
 @given(STORIES, ROWS, STEPS)
-def test_windows_are_alike_and_as_many_as_foretold(stories: list[list[int]], rows: int, steps: int) -> None:
+def test_windows_have_equal_shapes_and_expected_count(stories: list[list[int]], rows: int, steps: int) -> None:
     windows = epoch(cuts(stories), rows, steps, 1, 2)
     tokens = len(walked(stories))
     assert len(windows) == window_count(cuts(stories), rows, steps)
@@ -101,7 +101,7 @@ def test_windows_are_alike_and_as_many_as_foretold(stories: list[list[int]], row
         assert [str(a.dtype) for a in (window.inputs, window.targets, window.starts)] == ["int32", "int32", "bool"]
 
 
-def test_a_small_epoch_is_as_drawn_by_hand() -> None:
+def test_small_epoch_equals_hand_written_windows() -> None:
     [one, two] = epoch(cuts([[5, 6, 7, 8, 9, 10]]), rows=2, steps=3, random_seed=0, number=0)
     # Row 0 reads <end> 5 6 7, row 1 goes on with 8 9 10; the last place of row 1 and two steps are filled up.
     assert one.inputs.T.tolist() == [[1, 5, 6], [8, 9, 10]]
@@ -113,7 +113,7 @@ def test_a_small_epoch_is_as_drawn_by_hand() -> None:
     assert (one.predictions, two.predictions) == (6, 1)
 
 
-def test_the_order_follows_from_seed_and_epoch_alone() -> None:
+def test_order_depends_on_seed_and_epoch_alone() -> None:
     stories = [[i] for i in range(2, 52)]
 
     def order(random_seed: int, number: int, rows: int = 3, steps: int = 4) -> list[list[int]]:
@@ -127,7 +127,7 @@ def test_the_order_follows_from_seed_and_epoch_alone() -> None:
 
 @patiently
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=8), st.integers(0, 2**63 - 1), st.integers(0, 9))
-def test_an_epoch_reads_each_story_cut_in_one_of_its_ways(ways: list[int], random_seed: int, number: int) -> None:
+def test_epoch_reads_each_document_from_one_phase(ways: list[int], random_seed: int, number: int) -> None:
     # The k-th way of the i-th story is k + 1 times the token i + 2.
     stories = [arrays([[i + 2] * (k + 1) for k in range(count)]) for i, count in enumerate(ways)]
     drawn = told_order(epoch(stories, 3, 4, random_seed, number))
@@ -141,7 +141,7 @@ def test_an_epoch_reads_each_story_cut_in_one_of_its_ways(ways: list[int], rando
         assert [story[0] - 2 for story in drawn] == order.tolist()
 
 
-def test_over_the_epochs_every_cut_is_read_about_as_often() -> None:
+def test_phases_are_drawn_uniformly_over_epochs() -> None:
     stories = [arrays([[i] * 3, [i] * 5]) for i in range(2, 22)]
     epochs = [sorted(map(tuple, told_order(epoch(stories, 2, 9, 4, number)))) for number in range(100)]
     lengths = np.array([[len(story) for story in drawn] for drawn in epochs])  # [epochs, stories]
@@ -156,11 +156,11 @@ def test_over_the_epochs_every_cut_is_read_about_as_often() -> None:
     assert all(a != b for a, b in zip(epochs, others, strict=True))
 
 
-def test_window_count_is_of_the_first_ways() -> None:
+def test_window_count_is_of_the_first_phase() -> None:
     assert window_count([arrays([[2] * 9, [3] * 90]), arrays([[2] * 9])], rows=2, steps=3) == 4
 
 
-def test_the_stories_are_left_as_they_were() -> None:
+def test_windows_do_not_alias_the_ids() -> None:
     stories = arrays([[5, 6, 7], [8, 9]])
     windows = [*epoch([[story] for story in stories], 2, 2, 0, 0), *together(stories, 2)]
     for window in windows:
@@ -170,7 +170,7 @@ def test_the_stories_are_left_as_they_were() -> None:
 
 @patiently
 @given(st.lists(st.lists(st.sampled_from([0, 2, 3]), max_size=5), min_size=1, max_size=4))
-def test_any_part_of_a_stream_is_that_of_the_stories_end_to_end(stories: list[list[int]]) -> None:
+def test_any_range_of_a_stream_is_read_correctly(stories: list[list[int]]) -> None:
     stream, right = Stream(arrays(stories)), walked(stories)
     assert len(stream) == len(right)
     for begin in range(len(right) + 1):
@@ -182,7 +182,7 @@ def test_any_part_of_a_stream_is_that_of_the_stories_end_to_end(stories: list[li
 @patiently
 @given(STORIES, STEPS)
 @example([[], [2, 3]], 7)
-def test_together_gives_each_story_its_own_row(stories: list[list[int]], steps: int) -> None:
+def test_evaluation_windows_have_a_row_per_document(stories: list[list[int]], steps: int) -> None:
     windows = list(together(arrays(stories), steps))
     assert {window.inputs.shape for window in windows} == {(min(steps, 1 + max(map(len, stories))), len(stories))}
     for row, story in enumerate(stories):
@@ -206,7 +206,7 @@ class Watched:
         return np.arange(begin + 2, end + 2, dtype=np.int32)
 
 
-def test_a_window_in_the_middle_is_made_without_those_before_it() -> None:
+def test_window_is_read_without_those_before_it() -> None:
     story, whole = Watched(10**7), Watched(10**7)
     windows, late = epoch([[story]], 64, 50, 0, 0), epoch([[whole]], 64, 50, 0, 0)
     assert len(windows) == 3126
@@ -221,7 +221,7 @@ def test_a_window_in_the_middle_is_made_without_those_before_it() -> None:
 
 @patiently
 @given(st.lists(st.sampled_from([0, 2, 3]), min_size=3, max_size=12), STEPS, st.data())
-def test_a_story_in_parts_is_foretold_once(story: list[int], steps: int, data: st.DataObject) -> None:
+def test_spans_of_a_document_are_predicted_once(story: list[int], steps: int, data: st.DataObject) -> None:
     cut = data.draw(st.integers(1, len(story)))
     windows = list(together(arrays([story, story]), steps, [(0, cut), (cut, len(story) + 1)]))
     right = walked([story])
@@ -231,5 +231,5 @@ def test_a_story_in_parts_is_foretold_once(story: list[int], steps: int, data: s
 
 
 @pytest.mark.parametrize(("tokens", "rows", "steps", "windows"), [(1, 1, 50, 1), (100, 10, 5, 2), (101, 10, 5, 3)])
-def test_window_count_by_hand(tokens: int, rows: int, steps: int, windows: int) -> None:
+def test_window_count_of_simple_cases(tokens: int, rows: int, steps: int, windows: int) -> None:
     assert window_count([[np.zeros(tokens - 1, np.int32)]], rows, steps) == windows

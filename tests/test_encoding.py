@@ -1,4 +1,4 @@
-"""Texts read piece by piece, held against the vocabulary's own plain way; and the file of a large text's ids."""
+"""Normalising, counting and encoding piece by piece, compared with the plain reference; the cache of ids."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import queue
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,24 +21,27 @@ from hypothesis import strategies as st
 from grimmgen.configuration import Configuration, Newlines
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
-from grimmgen.text import encoding
+from grimmgen.text import encoding, id_cache, ngrams, normalisation
 from grimmgen.text.corpus import open_corpus
+from grimmgen.text.normalisation import code_points, last_boundary, normalise, normalised_codes, normalised_pieces
 from grimmgen.text.split import split_by_hash
-from grimmgen.text.vocabulary import Vocabulary, code_points, normalise
+from grimmgen.text.vocabulary import Vocabulary
+from tests.reference_encoding import ReferenceVocabulary
 
-# What is folded, composed, looked at in its neighbourhood, joined or easily lost; letters of one to four bytes.
+# Characters that change their length, are composed, depend on their neighbours or are often lost; in UTF-8 they
+# have one to four bytes.
 ODD = "ab AB.'\0\r\n\t\u2028\ufeffe\u0301\u0327\u0130\u03a3\u03a3\u1e9e\u212b\u1100\u1161\u11a8\U0001f469\u200d"
 ODD += ":^`中文。é“"
 TEXTS = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=40)
 NEWLINES: st.SearchStrategy[Newlines] = st.sampled_from(["keep", "space"])
-# A busy machine is no failure.
-patiently = settings(deadline=None)
-thoroughly = settings(deadline=None, max_examples=400)
+# No deadline, so that a busy machine does not fail the test.
+no_deadline = settings(deadline=None)
+many_examples = settings(deadline=None, max_examples=400)
 
 
 @dataclass
 class Pieces:
-    """A text that comes in pieces of so many characters."""
+    """A text in pieces of `size` characters."""
 
     text: str
     size: int
@@ -48,15 +51,7 @@ class Pieces:
             yield self.text[begin : begin + self.size]
 
 
-def outcome(make: Callable[[], Vocabulary]) -> Vocabulary | str:
-    """What is made, or why nothing is."""
-    try:
-        return make()
-    except UsageError as error:
-        return str(error)
-
-
-@patiently
+@no_deadline
 @given(
     st.lists(TEXTS, max_size=4),
     TEXTS,
@@ -71,7 +66,7 @@ def outcome(make: Callable[[], Vocabulary]) -> Vocabulary | str:
 @example(["a\u03a3", "a\u03a3b", "a\u03a3.b c\u03a3."], "\u03a3", 1, 2, 1, True, "keep", False)
 @example(["e\u0327\u0301", "\u1100\u1161\u11a8"], "e\u0301", 1, 1, 1, False, "keep", False)
 @example(["abc", "ab", "a", ""], "abcd", 1, 3, 1, True, "keep", True)
-def test_what_comes_in_pieces_is_counted_and_encoded_as_the_whole(
+def test_pieces_are_counted_and_encoded_as_the_reference(
     texts: list[str],
     probe: str,
     size: int,
@@ -83,44 +78,52 @@ def test_what_comes_in_pieces_is_counted_and_encoded_as_the_whole(
 ) -> None:
     options = n, min_count, lower, newlines, phases
     pieces = [Pieces(text, size) for text in texts]
-    plain = outcome(lambda: Vocabulary.build(texts, *options))
-    assert outcome(lambda: Vocabulary.build(pieces, *options)) == plain
-    if isinstance(plain, str):
+    reference = ReferenceVocabulary(texts, *options)
+    if not reference.kept:
+        with pytest.raises(UsageError, match="give more text"):
+            Vocabulary.build(pieces, *options)
         return
+    vocabulary = Vocabulary.build(pieces, *options)
+    assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(reference.kept.items())
+    assert list(vocabulary.alphabet) == reference.alphabet
+    assert dict(vocabulary.unknown_characters) == reference.unknown_characters
     for text in [*texts, probe]:
-        for phase, right in enumerate(plain.encode_phases(text)):
-            parts = list(encoding.encode(Pieces(text, size), plain, phase))
+        for phase in range(n):
+            parts = list(encoding.encode(Pieces(text, size), vocabulary, phase))
             assert {part.dtype for part in parts} == {np.dtype(np.uint16)}
-            assert np.concatenate(parts).tolist() == right.tolist()
+            assert np.concatenate(parts).tolist() == reference.encode(text, phase)
 
 
-@thoroughly
+@many_examples
 @given(TEXTS, st.booleans(), NEWLINES, st.data())
-def test_a_text_may_be_cut_at_a_seam(text: str, lower: bool, newlines: Newlines, data: st.DataObject) -> None:
+def test_parts_at_a_boundary_are_normalised_independently(
+    text: str, lower: bool, newlines: Newlines, data: st.DataObject
+) -> None:
     start = data.draw(st.integers(1, max(1, len(text))))
-    at = encoding.seam(text, start)
+    at = last_boundary(text, start)
     assert at == 0 or start <= at <= len(text)
-    sides = normalise(text[:at], lower, newlines) + normalise(text[at:], lower, newlines)
-    assert sides == normalise(text, lower, newlines)
+    parts = normalise(text[:at], lower, newlines) + normalise(text[at:], lower, newlines)
+    assert parts == normalise(text, lower, newlines)
 
 
-@thoroughly
+@many_examples
 @given(TEXTS, st.booleans(), NEWLINES)
 @example("é\r\r\n", True, "keep")
 @example("\u1100\r\r\n", True, "keep")
-def test_folding_is_normalising(text: str, lower: bool, newlines: Newlines) -> None:
-    assert encoding.fold(text, lower, newlines).tolist() == code_points(normalise(text, lower, newlines)).tolist()
+def test_normalised_codes_equal_normalise(text: str, lower: bool, newlines: Newlines) -> None:
+    codes = normalised_codes(text, lower, newlines)
+    assert codes.tolist() == code_points(normalise(text, lower, newlines)).tolist()
 
 
-def test_what_has_no_seam_is_cut_all_the_same_before_it_fills_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoding, "_LONGEST", 20)
+def test_text_without_a_boundary_is_cut_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(normalisation, "_LONGEST_WITHOUT_BOUNDARY", 20)
     dots = ["." * 7] * 9 + ["\r\n"] * 30 + ["\0" * 50]
-    folded = list(encoding._folded(dots, True, "keep"))
-    assert max(map(len, folded)) <= 50
-    assert "".join(map(chr, np.concatenate(folded))) == normalise("".join(dots), True)
+    pieces = list(normalised_pieces(dots, True, "keep"))
+    assert max(map(len, pieces)) <= 50
+    assert "".join(map(chr, np.concatenate(pieces))) == normalise("".join(dots), True)
 
 
-def test_seams_are_found_in_every_script() -> None:
+def test_boundaries_are_found_in_every_script() -> None:
     for text in (
         "the king",
         "der König",
@@ -130,20 +133,20 @@ def test_seams_are_found_in_every_script() -> None:
         "옛날 옛적에",
         "한국어",
     ):
-        assert encoding.seam(text), text
-    assert not encoding.seam("\u1100\u1161\u11a8")
-    assert not encoding.seam("a\u03a3")
-    assert all(encoding.seam(text) for text in ("1,2,3", "\0\0", "=====", "word \u0301"[:5]))
+        assert last_boundary(text), text
+    assert not last_boundary("\u1100\u1161\u11a8")
+    assert not last_boundary("a\u03a3")
+    assert all(last_boundary(text) for text in ("1,2,3", "\0\0", "=====", "word \u0301"[:5]))
 
 
 @pytest.mark.parametrize("lower", [True, False])
-def test_every_character_that_is_said_to_fold_alone_does(lower: bool) -> None:
-    table = encoding._folds(lower, "keep")
-    alone = {chr(code) for code in np.flatnonzero(table != 0xFFFF)}
-    assert {*"aZ\n\r “é中ж\u212b"} <= alone
-    for character in alone:
+def test_table_has_only_context_free_characters(lower: bool) -> None:
+    table = normalisation._table(lower, "keep")
+    context_free = {chr(code) for code in np.flatnonzero(table != 0xFFFF)}
+    assert {*"aZ\n\r “é中ж\u212b"} <= context_free
+    for character in context_free:
         assert chr(table[ord(character)]) == normalise(character, lower)
-    # What is composed with the character before it is none of them, nor begins behind a seam.
+    # Characters that are composed with the one before them are not in the table, nor do they follow a boundary.
     seconds = {"".join(map(chr, range(0x1161, 0x1176))), "".join(map(chr, range(0x11A8, 0x11C3)))}
     every = [chr(code) for code in range(sys.maxunicode + 1)]
     seconds |= {
@@ -151,23 +154,24 @@ def test_every_character_that_is_said_to_fold_alone_does(lower: bool) -> None:
         for parts in (unicodedata.decomposition(character).split() for character in every)
         if len(parts) == 2 and not parts[0].startswith("<")
     }
-    late = set().union(*seconds) | {character for character in every if unicodedata.combining(character)}
-    assert len(late) > 900
-    assert not late & alone
-    assert not any(encoding._stands_alone(character) for character in late)
+    composed = set().union(*seconds) | {character for character in every if unicodedata.combining(character)}
+    assert len(composed) > 900
+    assert not composed & context_free
+    assert not any(normalisation._is_independent(character) for character in composed)
 
 
-def test_a_key_space_too_large_for_a_table_is_counted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    draw = np.random.default_rng(0)
-    texts = ["".join(draw.choice([*"abcdefgh \u4e2d"], 2000)) for _ in range(3)]
-    right = Vocabulary.build(texts, 4, 2, phases=True)
-    for table, at_once in (1 << 22, 50), (1 << 22, 1 << 17), (64, 1 << 17):
-        monkeypatch.setattr(encoding, "LARGEST_TABLE", table)
-        monkeypatch.setattr(encoding, "_AT_ONCE", at_once)
-        assert Vocabulary.build([Pieces(text, 100) for text in texts], 4, 2, phases=True) == right
+def test_counts_are_equal_with_and_without_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    texts = ["".join(generator.choice([*"abcdefgh \u4e2d"], 2000)) for _ in range(3)]
+    expected = ReferenceVocabulary(texts, 4, 2, phases=True).kept
+    for table, batch in (1 << 22, 50), (1 << 22, 1 << 17), (64, 1 << 17):
+        monkeypatch.setattr(ngrams, "LARGEST_TABLE", table)
+        monkeypatch.setattr(ngrams, "_BATCH", batch)
+        vocabulary = Vocabulary.build([Pieces(text, 100) for text in texts], 4, 2, phases=True)
+        assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(expected.items())
 
 
-# --- the file of a large text's ids --------------------------------------------------------------------------
+# --- the cache of ids of large texts --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -177,126 +181,124 @@ def text(tmp_path: Path) -> Path:
     return path
 
 
-def encoded(text: Path, configuration: Configuration) -> encoding.Encoded:
+def encoded(text: Path, configuration: Configuration) -> encoding.EncodedDocuments:
     return encoding.encode_documents(split_by_hash(open_corpus(str(text))).parts["train"], configuration)
 
 
-def ids(encoded: encoding.Encoded) -> list[list[list[int]]]:
-    return [[way[:].tolist() for way in ways] for ways in encoded.documents]
+def ids(encoded: encoding.EncodedDocuments) -> list[list[list[int]]]:
+    return [[cut[:].tolist() for cut in cuts] for cuts in encoded.documents]
 
 
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever has more than a byte is a large text."""
+    """Keep the ids of every text in the cache."""
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
 
 
-def kept() -> set[str]:
+def cached_files() -> set[str]:
     return {path.name for path in paths.id_cache_directory().glob("*.ids")}
 
 
 @pytest.mark.parametrize("options", [{}, {"phases": True, "ngram": 3}, {"lower": False, "min_count": 1}])
-def test_ids_in_a_file_are_those_in_memory(
+def test_cached_ids_equal_those_in_memory(
     text: Path, options: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = Configuration(**options)  # type: ignore[arg-type]
-    right = encoded(text, configuration)
+    expected = encoded(text, configuration)
     assert not paths.id_cache_directory().exists()
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     for _ in range(2):
-        made = encoded(text, configuration)
-        assert (made.vocabulary, ids(made)) == (right.vocabulary, ids(right))
-        way = made.documents[0][-1]
-        assert way[3:9].tolist() == right.documents[0][-1][3:9].tolist()
-        assert way[5:2].tolist() == way[10**9 :].tolist() == []
+        cached = encoded(text, configuration)
+        assert (cached.vocabulary, ids(cached)) == (expected.vocabulary, ids(expected))
+        cut = cached.documents[0][-1]
+        assert cut[3:9].tolist() == expected.documents[0][-1][3:9].tolist()
+        assert cut[5:2].tolist() == cut[10**9 :].tolist() == []
 
 
 @pytest.mark.usefixtures("large")
-def test_a_file_of_ids_is_found_again_and_what_they_depend_on_makes_another(
-    text: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_key_depends_on_text_and_options(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     encoded(text, Configuration())
-    first = kept()
+    first = cached_files()
     with monkeypatch.context() as patch:
-        patch.setattr(encoding, "_write", None)
+        patch.setattr(id_cache, "write", None)  # not called, since the file is there
         encoded(text, Configuration(hidden=3))
     encoded(text, Configuration(min_count=2))
     assert len(first) == 1
-    assert len(first | kept()) == 2
+    assert len(first | cached_files()) == 2
     text.write_text("Another tale. " * 100, encoding="utf-8")
     assert "an" in encoded(text, Configuration()).vocabulary.ngrams
-    assert len(kept()) == 3
+    assert len(cached_files()) == 3
 
 
 @pytest.mark.usefixtures("large")
-def test_files_of_ids_do_not_pile_up(text: Path) -> None:
+def test_old_files_of_ids_are_removed(text: Path) -> None:
     for count in range(1, 7):
         encoded(text, Configuration(min_count=count))
-    assert len(kept()) == id_cache.KEPT
-    # A process that was killed in the middle of a write leaves nothing for long.
+    assert len(cached_files()) == id_cache.KEPT
+    # The temporary file of a process that was killed while writing is removed by the next one.
     (paths.id_cache_directory() / ".x.ids.999999999.0123abcd.tmp").write_bytes(b"half")
     encoded(text, Configuration(min_count=9))
     assert not list(paths.id_cache_directory().glob("*.tmp"))
 
 
 @pytest.mark.usefixtures("large")
-def test_a_damaged_file_of_ids_is_made_anew(text: Path) -> None:
-    right = ids(encoded(text, Configuration()))
+def test_damaged_file_of_ids_is_written_again(text: Path) -> None:
+    expected = ids(encoded(text, Configuration()))
     [path] = paths.id_cache_directory().glob("*.ids")
     good = path.read_bytes()
     for bad in b"", good[:-1], good[2:], b"\xff\xff" + good[2:], good[:-9] + b"\xff" * 9, good[-40:], b"x" * 99:
         path.unlink()
         path.write_bytes(bad)
-        assert ids(encoded(text, Configuration())) == right
+        assert ids(encoded(text, Configuration())) == expected
         assert path.read_bytes() == good
 
 
 @pytest.mark.usefixtures("large")
-def test_of_two_at_once_one_writes_and_the_other_waits(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = encoding._write, []
+def test_of_two_processes_one_encodes_and_one_waits(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, written = id_cache.write, []
 
-    def slowly(*arguments: Any) -> None:
+    def write_slowly(*arguments: Any) -> None:
         time.sleep(0.2)
         written.append(arguments[0])
         write(*arguments)
 
-    monkeypatch.setattr(encoding, "_write", slowly)
+    monkeypatch.setattr(id_cache, "write", write_slowly)
     with ThreadPoolExecutor(2) as pool:
-        one, other = pool.map(lambda _: ids(encoded(text, Configuration())), range(2))
-    assert one == other
+        first, second = pool.map(lambda _: ids(encoded(text, Configuration())), range(2))
+    assert first == second
     assert len(written) == 1
 
 
 @pytest.mark.usefixtures("large")
-def test_who_waits_for_another_is_told(text: Path) -> None:  # fault 16
+def test_waiting_for_another_encoder_is_notified(text: Path) -> None:  # fault 16
     directory = paths.id_cache_directory()
     directory.mkdir(parents=True)
-    told: queue.Queue[str] = queue.Queue()
-    stories = split_by_hash(open_corpus(str(text))).parts["train"]
+    messages: queue.Queue[str] = queue.Queue()
+    documents = split_by_hash(open_corpus(str(text))).parts["train"]
     with ThreadPoolExecutor(1) as pool:
         with files.locked(directory / ".lock", "the cache"):
-            made = pool.submit(encoding.encode_documents, stories, Configuration(), told.put)
-            assert told.get(timeout=10) == f"waiting for process {os.getpid()}"
-        assert ids(made.result()) == ids(encoded(text, Configuration()))
-    assert told.empty()
+            result = pool.submit(encoding.encode_documents, documents, Configuration(), messages.put)
+            assert messages.get(timeout=10) == f"waiting for process {os.getpid()}"
+        assert ids(result.result()) == ids(encoded(text, Configuration()))
+    assert messages.empty()
 
 
 @pytest.mark.usefixtures("large")
-def test_a_text_that_changes_while_it_is_read_is_noticed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = encoding._write
+def test_text_that_changes_while_encoded_is_an_error(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = id_cache.write
 
-    def disturbed(*arguments: Any) -> None:
+    def write_and_change_the_text(*arguments: Any) -> None:
         write(*arguments)
         text.write_text("Another tale. " * 100, encoding="utf-8")
 
-    monkeypatch.setattr(encoding, "_write", disturbed)
+    monkeypatch.setattr(id_cache, "write", write_and_change_the_text)
     with pytest.raises(IntegrityError, match="the text has changed while it was read: run the command again"):
         encoded(text, Configuration())
-    assert not kept()
+    assert not cached_files()
 
 
 @pytest.mark.usefixtures("large")
-def test_a_full_disk_leaves_nothing(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fault 15
+def test_full_disk_leaves_no_file_of_ids(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fault 15
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 

@@ -52,13 +52,13 @@ def failing(number: int, after: int = 0) -> Callable[..., Any]:
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_made_or_replaced(path: Path) -> None:
+def test_file_is_created_or_replaced(path: Path) -> None:
     files.write_atomically(path, NEW)
     files.write_atomically(path.with_name("other.txt"), b"")
     assert content(path.parent) == {"tale.txt": NEW, "other.txt": b""}
 
 
-def test_the_order_is_flush_rename_flush_of_the_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order_is_flush_rename_flush_directory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done = []
     fsync, rename = os.fsync, os.replace
 
@@ -87,7 +87,7 @@ def test_the_order_is_flush_rename_flush_of_the_directory(path: Path, monkeypatc
         ("replace", errno.EXDEV, "check the path"),
     ],
 )
-def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
+def test_failed_write_leaves_only_the_old_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int, remedy: str
 ) -> None:
     monkeypatch.setattr(os, call, failing(number))
@@ -98,7 +98,7 @@ def test_a_failing_disk_leaves_the_old_file_and_nothing_else(
     assert content(path.parent) == {"tale.txt": OLD}
 
 
-def test_a_directory_that_cannot_be_flushed_is_told_and_the_file_is_whole(
+def test_failed_directory_flush_leaves_the_new_file(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.EIO, after=1))
@@ -117,7 +117,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_stops_half_way_leaves_the_old_file_and_nothing_else(path: Path) -> None:
+def test_partial_write_leaves_only_the_old_file(path: Path) -> None:
     with pytest.raises(GrimmgenError) as caught, largest_file(1000):
         files.write_atomically(path, NEW * 1000)  # fault 15, of the real operating system
     remedy = "raise the file size limit (ulimit -f) and run the command again"
@@ -125,7 +125,7 @@ def test_a_write_that_stops_half_way_leaves_the_old_file_and_nothing_else(path: 
     assert content(path.parent) == {"tale.txt": OLD}
 
 
-def test_a_failure_within_the_clearing_up_is_not_told_instead(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cleanup_failure_does_not_mask_the_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
     monkeypatch.setattr(os, "unlink", failing(errno.EIO))
     with pytest.raises(GrimmgenError, match="No space left on device"):
@@ -133,7 +133,7 @@ def test_a_failure_within_the_clearing_up_is_not_told_instead(path: Path, monkey
     assert path.read_bytes() == OLD
 
 
-def test_an_interrupt_leaves_no_temporary_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_no_temporary_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
@@ -158,7 +158,7 @@ files.write_atomically(Path(sys.argv[3]), b"the new tale")
 
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_killed_writer_leaves_the_old_or_the_new_and_what_can_be_swept(
+def test_killed_writer_leaves_old_or_new_file(
     path: Path, call: str, moment: str
 ) -> None:
     ended = subprocess.run([sys.executable, "-c", KILLED, call, moment, path], check=False)  # fault 10
@@ -169,7 +169,7 @@ def test_a_killed_writer_leaves_the_old_or_the_new_and_what_can_be_swept(
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_only_temporary_files_of_the_dead_are_swept(tmp_path: Path) -> None:
+def test_sweep_removes_only_files_of_ended_processes(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     stale = [f".tale.txt.{dead.pid}.0123abcd.tmp", f".two\u2028words.{dead.pid}.ffffffff.tmp"]
@@ -189,7 +189,7 @@ def test_only_temporary_files_of_the_dead_are_swept(tmp_path: Path) -> None:
     assert files.sweep(tmp_path / "gone") == 0
 
 
-def test_on_windows_no_directory_is_flushed_and_no_process_asked(
+def test_windows_flushes_no_directory_and_kills_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stale = tmp_path / f".tale.txt.{os.getppid()}.0123abcd.tmp"
@@ -209,7 +209,7 @@ def test_on_windows_no_directory_is_flushed_and_no_process_asked(
 # --- keeping and opening ---------------------------------------------------------------------------------------
 
 
-def test_what_is_kept_stays_whatever_is_written_after(path: Path) -> None:
+def test_link_keeps_the_old_content_after_a_write(path: Path) -> None:
     copy = path.with_name("copy.txt")
     for _ in range(2):
         # The second time both names are of one file already.
@@ -221,14 +221,14 @@ def test_what_is_kept_stays_whatever_is_written_after(path: Path) -> None:
     assert content(path.parent) == {"tale.txt": NEW, "copy.txt": NEW}
 
 
-def test_where_there_are_no_links_what_is_kept_is_copied(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copy_is_made_without_hard_links(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "link", failing(errno.EPERM))
     files.link_or_copy(path, path.with_name("copy.txt"))
     assert content(path.parent) == {"tale.txt": OLD, "copy.txt": OLD}
 
 
 @pytest.mark.parametrize("call", ["link", "replace"])
-def test_what_cannot_be_kept_leaves_all_as_it_was(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+def test_failed_link_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
     path.with_name("copy.txt").write_bytes(NEW)
     monkeypatch.setattr(os, call, failing(errno.ENOSPC))
     with pytest.raises(GrimmgenError, match=f"cannot write .*copy.txt .*: {FREE}"):
@@ -236,7 +236,7 @@ def test_what_cannot_be_kept_leaves_all_as_it_was(path: Path, monkeypatch: pytes
     assert content(path.parent) == {"tale.txt": OLD, "copy.txt": NEW}
 
 
-def test_only_a_file_is_opened(path: Path) -> None:
+def test_only_regular_files_are_opened(path: Path) -> None:
     with files.open_regular(path) as file:
         assert file.read() == OLD
     os.mkfifo(path.with_name("pipe"))
@@ -250,7 +250,7 @@ def test_only_a_file_is_opened(path: Path) -> None:
 # --- JSON, directories, explanations -------------------------------------------------------------------------
 
 
-def test_json_is_readable_by_people_and_comes_back(path: Path) -> None:
+def test_json_is_indented_and_survives_a_round_trip(path: Path) -> None:
     value = {"b": ["Grüße", "\udcf6", 0.1], "a": None}
     files.write_json(path, value)
     assert files.read_json(path) == value
@@ -270,7 +270,7 @@ def test_json_is_readable_by_people_and_comes_back(path: Path) -> None:
     ],
     ids=["empty", "cut", "not UTF-8", "5000 digits", "deep", "large"],
 )
-def test_what_is_not_json_is_told(path: Path, value: bytes, reason: str) -> None:
+def test_invalid_json_is_an_integrity_error(path: Path, value: bytes, reason: str) -> None:
     path.write_bytes(value)
     with pytest.raises(IntegrityError) as caught:
         files.read_json(path, limit=1 << 20)
@@ -282,7 +282,7 @@ def test_json_may_be_as_large_as_the_limit(path: Path) -> None:
     assert files.read_json(path, limit=1 << 20) == 7
 
 
-def test_only_a_missing_file_is_left_to_the_caller(path: Path) -> None:
+def test_only_a_missing_file_raises_os_error(path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         files.read_json(path.with_name("gone.json"))
     with pytest.raises(GrimmgenError) as caught:
@@ -290,7 +290,7 @@ def test_only_a_missing_file_is_left_to_the_caller(path: Path) -> None:
     assert str(caught.value) == f"cannot read {path.parent} (Is a directory): check the path"
 
 
-def test_a_directory_is_made_with_its_parents(path: Path) -> None:
+def test_directory_is_created_with_its_parents(path: Path) -> None:
     for _ in range(2):
         files.make_directory(path.parent / "more" / "tales")
     assert (path.parent / "more" / "tales").is_dir()
@@ -309,13 +309,13 @@ def test_a_directory_is_made_with_its_parents(path: Path) -> None:
         (OSError("no number"), "cannot do it (OSError): check the path"),
     ],
 )
-def test_an_error_of_the_operating_system_is_explained_in_one_line(error: OSError, line: str) -> None:
+def test_os_error_becomes_one_line_with_a_remedy(error: OSError, line: str) -> None:
     with pytest.raises(GrimmgenError) as caught, files.wrap_os_errors("cannot do it"):
         raise error
     assert (str(caught.value), caught.value.__cause__) == (line, error)
 
 
-def test_other_errors_are_not_explained_away() -> None:
+def test_other_exceptions_pass_through() -> None:
     with pytest.raises(ZeroDivisionError), files.wrap_os_errors("cannot do it"):
         raise ZeroDivisionError
     with pytest.raises(IntegrityError, match="as it was"), files.wrap_os_errors("cannot do it"):
@@ -346,7 +346,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.kill()
 
 
-def test_a_lock_is_held_and_let_go(tmp_path: Path) -> None:
+def test_lock_is_acquired_and_released(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     for _ in range(2):
         with files.locked(lock, "the run"):
@@ -358,7 +358,7 @@ def test_a_lock_is_held_and_let_go(tmp_path: Path) -> None:
         pass
 
 
-def test_a_lock_that_is_held_is_refused_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
+def test_held_lock_is_refused_at_once(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
     with pytest.raises(GrimmgenError) as caught, files.locked(tmp_path / "lock", "the run"):
         pytest.fail("two hold it")
     assert str(caught.value) == f"the run is in use by process {holder.pid}: wait for it to end, or stop it"
@@ -370,7 +370,7 @@ def test_a_lock_that_is_held_is_refused_at_once(tmp_path: Path, holder: subproce
         pytest.fail("two hold it")
 
 
-def test_a_lock_that_is_held_is_waited_for_until_the_timeout(
+def test_held_lock_is_waited_for_until_the_timeout(
     tmp_path: Path, holder: subprocess.Popen[str]
 ) -> None:
     told: list[str] = []
@@ -385,7 +385,7 @@ def test_a_lock_that_is_held_is_waited_for_until_the_timeout(
 
 
 @pytest.mark.parametrize("end", ["kill", "leave"])
-def test_a_lock_is_free_when_its_holder_ends(tmp_path: Path, holder: subprocess.Popen[str], end: str) -> None:
+def test_lock_is_free_when_its_holder_ends(tmp_path: Path, holder: subprocess.Popen[str], end: str) -> None:
     assert holder.stdin
     stop = holder.kill if end == "kill" else holder.stdin.close
     told: list[str] = []
@@ -395,7 +395,7 @@ def test_a_lock_is_free_when_its_holder_ends(tmp_path: Path, holder: subprocess.
     assert told == [f"waiting for process {holder.pid}"]
 
 
-def test_a_lock_that_cannot_be_made_is_told(path: Path) -> None:
+def test_lock_that_cannot_be_created_is_an_error(path: Path) -> None:
     with pytest.raises(GrimmgenError) as caught, files.locked(path.parent, "the run"):
         pytest.fail("it is held")
     assert str(caught.value) == f"cannot lock {path.parent} (Is a directory): check the path"

@@ -14,7 +14,7 @@ from grimmgen.io import paths
 REMEDY = "set GRIMMGEN_HOME to an absolute directory"
 
 
-def test_all_is_below_grimmgen_home_and_nothing_is_made(home: Path) -> None:
+def test_paths_are_below_home_and_nothing_is_created(home: Path) -> None:
     assert paths.cache_directory() == home / "cache"
     assert paths.corpus_directory("grimm") == home / "cache" / "corpora" / "grimm"
     assert paths.index_directory("0123") == home / "cache" / "indices" / "0123"
@@ -24,7 +24,7 @@ def test_all_is_below_grimmgen_home_and_nothing_is_made(home: Path) -> None:
     assert not home.exists()
 
 
-def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GRIMMGEN_HOME", "~/tales")
     assert paths.cache_directory() == tmp_path / "tales" / "cache"
@@ -41,7 +41,7 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("empty", [False, True])
 @pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other places")
-def test_without_it_the_places_of_the_platform_are_used(
+def test_platform_directories_are_the_default(
     platform: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
 ) -> None:
     for name in ("GRIMMGEN_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME") if empty else ():
@@ -65,7 +65,7 @@ def test_grimmgen_home_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value
 
 @pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("value", ["cache", "./cache", "~/cache"])
-def test_an_xdg_directory_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_xdg_directory_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     with pytest.raises(UsageError) as caught:
         paths.cache_directory()
@@ -85,7 +85,7 @@ def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: AR
 
 
 @pytest.mark.usefixtures("nobody")
-def test_without_a_home_directory_nothing_is_called_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_home_directory_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for part, place in ("cache", paths.cache_directory), ("data", paths.data_directory):
         with pytest.raises(
@@ -96,7 +96,7 @@ def test_without_a_home_directory_nothing_is_called_tilde(monkeypatch: pytest.Mo
 
 
 @pytest.mark.usefixtures("nobody")
-def test_without_a_home_directory_grimmgen_home_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grimmgen_home_replaces_a_missing_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRIMMGEN_HOME", "/tales")
     assert paths.data_directory() == Path("/tales/data")
     monkeypatch.setenv("GRIMMGEN_HOME", "~/tales")

@@ -172,7 +172,7 @@ STORIES = 20
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", BEHAVIOURS)
-def test_faults_1_to_7_whatever_a_server_does_nothing_bad_is_cached(
+def test_faults_1_to_7_nothing_bad_is_cached(
     victim: Victim, server: Server, home: Path, cache: Path, name: str
 ) -> None:
     # All at once, so that what stalls is waited for once.
@@ -203,7 +203,7 @@ def test_faults_1_to_7_whatever_a_server_does_nothing_bad_is_cached(
     print(f"{name}: {(ended.peak - harmless.peak) / 1e6:.1f} MB more than a harmless fetch")  # noqa: T201
 
 
-def test_fault_01_a_length_too_small_cannot_be_noticed(server: Server, home: Path, run: Program) -> None:
+def test_fault_01_too_small_a_length_cannot_be_detected(server: Server, home: Path, run: Program) -> None:
     # What is cut off by the server's own word is whole to all that HTTP can tell.
     server.on("/001.txt", answer(GOOD, Content_Length=str(len(GOOD) - 5)))
     assert run("fetch", "--url", server.url, "--stories", "1").code == 0
@@ -211,7 +211,7 @@ def test_fault_01_a_length_too_small_cannot_be_noticed(server: Server, home: Pat
 
 
 @pytest.mark.parametrize("start", [b"", HEAD, HEAD + GOOD[:99]], ids=["no head", "no body", "no rest"])
-def test_fault_02_who_stops_does_not_wait_for_a_server_that_stalls(
+def test_fault_02_interrupt_does_not_wait_for_a_stall(
     server: Server, cache: Path, start: bytes
 ) -> None:
     server.on("/002.txt", stalling(start))
@@ -230,7 +230,7 @@ def test_fault_02_who_stops_does_not_wait_for_a_server_that_stalls(
 
 
 @pytest.mark.parametrize("stories", ["../x", "/etc/passwd", "001.txt", "1\0", "1;2", "-1", "%2e%2e"])
-def test_fault_09_a_name_that_leads_elsewhere_is_refused_before_anything_is_done(
+def test_fault_09_path_as_a_story_number_is_refused(
     server: Server, home: Path, run: Program, stories: str
 ) -> None:
     ran = run("fetch", "--url", server.url, "--stories", stories)
@@ -240,7 +240,7 @@ def test_fault_09_a_name_that_leads_elsewhere_is_refused_before_anything_is_done
 
 
 @pytest.mark.faults
-def test_fault_11_eight_fetches_at_once_again_and_again(
+def test_fault_11_eight_concurrent_fetches_repeatedly(
     server: Server, home: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     places = [tmp_path_factory.mktemp("victim") for _ in range(8)]
@@ -278,7 +278,7 @@ def make_read_only(home: Path) -> Iterator[Callable[[], None]]:
         subprocess.run(["umount", str(home)], check=True)
 
 
-def test_fault_13_of_a_cache_on_a_read_only_mount_what_is_there_can_be_used(
+def test_fault_13_cache_on_a_read_only_mount_can_be_read(
     server: Server, run: Program, make_read_only: Callable[[], None]
 ) -> None:
     fetch = ["fetch", "--url", server.url, "--stories"]
@@ -296,7 +296,7 @@ def test_fault_13_of_a_cache_on_a_read_only_mount_what_is_there_can_be_used(
     )
 
 
-def test_fault_14_a_full_cache_is_used_where_there_is_no_network_at_all(
+def test_fault_14_complete_cache_needs_no_network(
     server: Server, home: Path, victim: Victim
 ) -> None:
     fetch = ["fetch", "--url", server.url, "--stories", "3", "--quiet"]

@@ -30,7 +30,7 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @patiently
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), ngram=st.integers(1, 3))
-def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, text: str, ngram: int) -> None:
+def test_fault_20_any_text_survives_file_and_vocabulary(tale: Path, text: str, ngram: int) -> None:
     tale.write_bytes(text.encode())
     read = Document("tale", tale).read()
     assert read == text.removeprefix("\ufeff")
@@ -44,7 +44,7 @@ def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, tex
 
 @patiently
 @given(content=st.binary(max_size=80))
-def test_fault_20_any_bytes_are_text_or_told_with_their_place(tale: Path, content: bytes) -> None:
+def test_fault_20_any_bytes_are_read_or_located_in_an_error(tale: Path, content: bytes) -> None:
     tale.write_bytes(content)
     try:
         assert Document("tale", tale).read().encode() == content.removeprefix("\ufeff".encode())
@@ -56,7 +56,7 @@ def test_fault_20_any_bytes_are_text_or_told_with_their_place(tale: Path, conten
     assert isinstance(Document("tale", tale, latin1=True).read(), str)
 
 
-def test_fault_20_each_code_point_there_is_has_an_id_of_its_own() -> None:
+def test_fault_20_every_code_point_has_its_own_id() -> None:
     alphabet = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     text = "".join(alphabet)
     vocabulary = Vocabulary.build([text], 1, 1, lower=False)
@@ -78,7 +78,7 @@ def test_fault_20_each_code_point_there_is_has_an_id_of_its_own() -> None:
     ],
     ids=["empty", "a line end", "two words", "less than a batch"],
 )
-def test_fault_21_too_little_text_is_told_before_there_is_a_run(
+def test_fault_21_too_little_text_is_an_error_before_the_run(
     tmp_path: Path, home: Path, run: Program, content: bytes, code: int, told: str
 ) -> None:
     (tmp_path / "tale.txt").write_bytes(content)
@@ -88,13 +88,13 @@ def test_fault_21_too_little_text_is_told_before_there_is_a_run(
     assert not (home / "data" / "runs").exists()
 
 
-def test_fault_21_a_text_of_less_than_one_unrolled_batch_is_learnt_from(tmp_path: Path, run: Program) -> None:
+def test_fault_21_text_shorter_than_one_window_is_trained_on(tmp_path: Path, run: Program) -> None:
     (tmp_path / "tale.txt").write_text("the king. " * 40)
     options = "--batch-size 64 --unroll 1000 --epochs 2 --hidden 3 --quiet".split()
     assert run("train", "--corpus", str(tmp_path / "tale.txt"), *options).code == 0
 
 
-def test_fault_21_a_directory_without_a_text_is_told(tmp_path: Path, run: Program) -> None:
+def test_fault_21_directory_without_texts_is_an_error(tmp_path: Path, run: Program) -> None:
     ran = run("vocab", "--corpus", str(tmp_path))
     assert ran == (
         1,
@@ -109,7 +109,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         yield victim
 
 
-def test_fault_21_a_line_without_a_place_to_cut_it_is_read_in_bounded_memory(
+def test_fault_21_line_without_spaces_takes_bounded_memory(
     tmp_path: Path, home: Path, victim: Victim
 ) -> None:
     (tmp_path / "tale.txt").touch()
@@ -121,7 +121,7 @@ def test_fault_21_a_line_without_a_place_to_cut_it_is_read_in_bounded_memory(
     assert ended.peak < harmless.peak + (100 << 20)
 
 
-def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_21_out_of_memory_is_one_line(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object) -> str:
         raise MemoryError
 
@@ -131,7 +131,7 @@ def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_fault_21_what_is_no_file_is_not_read_for_ever(tmp_path: Path, run: Program, kind: str) -> None:
+def test_fault_21_pipe_or_device_is_refused(tmp_path: Path, run: Program, kind: str) -> None:
     path = tmp_path / "tale.txt"
     if kind == "pipe":
         os.mkfifo(path)
@@ -149,7 +149,7 @@ def test_fault_21_what_is_no_file_is_not_read_for_ever(tmp_path: Path, run: Prog
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
-def test_fault_23_the_vocabulary_is_the_same_whatever_the_surroundings_are(
+def test_fault_23_vocabulary_ignores_the_environment(
     tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = []
