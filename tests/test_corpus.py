@@ -1,4 +1,4 @@
-"""Opening a corpus, reading its stories, splitting it."""
+"""Opening a corpus, reading its documents, splitting it, and the numbers of the tales."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from grimmgen.text.corpus import Corpus, Document, open_corpus
 from grimmgen.text.fetch import story_numbers
 from grimmgen.text.split import PARTS, Part, Split, split_by_file, split_by_hash
 
-PLACES = "give grimm, sampler, or the path of a text file or directory"
+SOURCES = "give grimm, sampler, or the path of a text file or directory"
 FORM = 'give a JSON file like {"train": ["001"], "valid": ["002"], "test": ["003"]}'
 
 
@@ -33,12 +33,12 @@ def write(path: Path, content: bytes = b"Once upon a time.\n") -> Path:
 
 
 def named(*names: str) -> Corpus:
-    """A corpus whose stories are never read."""
+    """Return a corpus whose documents are never read."""
     return Corpus("tales", "/tales", tuple(Document(name, Path("/nowhere")) for name in names))
 
 
 def names(split: Split) -> dict[Part, list[str]]:
-    return {part: [story.name for story in stories] for part, stories in split.parts.items()}
+    return {part: [document.name for document in documents] for part, documents in split.parts.items()}
 
 
 # --- opening -------------------------------------------------------------------------------------------------
@@ -47,9 +47,9 @@ def names(split: Split) -> dict[Part, list[str]]:
 def test_sampler_is_bundled() -> None:
     corpus = open_corpus("sampler")
     assert (corpus.name, corpus.source, len(corpus.documents)) == ("sampler", "sampler", 21)
-    assert [story.name for story in corpus.documents] == sorted(story.name for story in corpus.documents)
-    assert all(len(story.read()) > 1000 for story in corpus.documents)
-    assert split_by_hash(corpus).by_story, "there are enough tales for a part each"
+    assert [document.name for document in corpus.documents] == sorted(d.name for d in corpus.documents)
+    assert all(len(document.read()) > 1000 for document in corpus.documents)
+    assert split_by_hash(corpus).by_story, "there are enough tales for each part to have some"
 
 
 def test_file_is_corpus_of_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,8 +58,10 @@ def test_file_is_corpus_of_one_document(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in str(path), "alice.md", "./alice.md", "~/alice.md":
         corpus = open_corpus(source)
-        assert (corpus.name, corpus.source) == ("alice", str(path)), "the source opens it from anywhere"
-        assert [(story.name, story.read()) for story in corpus.documents] == [("alice", "Once upon a time.\n")]
+        assert (corpus.name, corpus.source) == ("alice", str(path)), "the source is an absolute path"
+        assert [(document.name, document.read()) for document in corpus.documents] == [
+            ("alice", "Once upon a time.\n")
+        ]
 
 
 def test_directory_is_corpus_of_its_visible_texts(tmp_path: Path) -> None:
@@ -67,7 +69,7 @@ def test_directory_is_corpus_of_its_visible_texts(tmp_path: Path) -> None:
         write(tmp_path / "tales" / name)
     (tmp_path / "tales" / "directory.txt").mkdir()
     corpus = open_corpus(str(tmp_path / "tales"))
-    assert [story.name for story in corpus.documents] == ["a", "b", "more/c"]
+    assert [document.name for document in corpus.documents] == ["a", "b", "more/c"]
     assert (corpus.name, corpus.source) == ("tales", str(tmp_path / "tales"))
 
 
@@ -77,22 +79,20 @@ def test_error_if_nothing_was_fetched(home: Path) -> None:
     remedy = "run `grimmgen fetch`, or take the bundled ones with --corpus sampler"
     assert str(caught.value) == f"no tales have been fetched yet: {remedy}"
     assert caught.value.exit_code == 1
-    assert not home.exists(), "to look makes no directory"
+    assert not home.exists(), "opening creates no directory"
 
 
 @pytest.mark.parametrize("source", ["gone.txt", "~no such user/tales", "a\0b", "file.txt/below"])
-def test_missing_corpus_is_a_usage_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_missing_corpus_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     write(tmp_path / "file.txt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
         open_corpus(source)
-    assert str(caught.value) == f"there is no corpus {source!r}: {PLACES}"
+    assert str(caught.value) == f"there is no corpus {source!r}: {SOURCES}"
 
 
 def test_empty_corpus_path_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=f"^--corpus is empty: {PLACES}$"):
+    with pytest.raises(UsageError, match=f"^--corpus is empty: {SOURCES}$"):
         open_corpus("")
 
 
@@ -120,7 +120,7 @@ def test_cyclic_links_do_not_hang(tmp_path: Path) -> None:
         open_corpus(str(tmp_path / "a"))
     (tmp_path / "loop").symlink_to(tmp_path)
     write(tmp_path / "tale.txt")
-    assert [story.name for story in open_corpus(str(tmp_path)).documents] == ["tale"]
+    assert [document.name for document in open_corpus(str(tmp_path)).documents] == ["tale"]
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_cyclic_links_do_not_hang(tmp_path: Path) -> None:
         (b"a\xef\xbb\xbfb", "a\ufeffb"),
         (b"one\r\ntwo\0\xe2\x80\xa8three u\xcc\x88", "one\r\ntwo\0\u2028three u\u0308"),
     ],
-    ids=["empty", "byte order mark", "mark within", "not folded"],
+    ids=["empty", "byte order mark", "mark inside", "not normalised"],
 )
 def test_document_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> None:
     assert Document("tale", write(tmp_path / "tale.txt", content)).read() == text  # fault 20
@@ -143,7 +143,7 @@ def test_document_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> 
 @pytest.mark.parametrize(
     ("content", "offset"),
     [(b"Gr\xfc\xdfe", 2), (b"\xef\xbb\xbfGr\xfc\xdfe", 5), ("Grüße".encode("utf-16"), 0), (b"cut \xc3", 4)],
-    ids=["Latin-1", "after a byte order mark", "UTF-16", "cut within a letter"],
+    ids=["Latin-1", "after a byte order mark", "UTF-16", "truncated character"],
 )
 def test_invalid_utf8_error_names_the_byte(tmp_path: Path, content: bytes, offset: int) -> None:
     path = write(tmp_path / "tale.txt", content)
@@ -160,22 +160,20 @@ def test_fetched_document_may_be_latin1_or_utf8(tmp_path: Path) -> None:
 
 
 def test_missing_document_or_directory_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match=r"tale\.txt is gone: put it back as it was, or train anew"):
+    with pytest.raises(IntegrityError, match=r"tale\.txt is gone: restore it, or train again"):
         Document("tale", tmp_path / "tale.txt").read()
     with pytest.raises(GrimmgenError, match=r"cannot read .* \(Is a directory\)"):
         Document("tale", tmp_path).read()
 
 
-def test_pieces_of_a_text_end_at_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_of_a_text_end_at_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "_PIECE", 7)
     text = "\ufeffthe kïng, the old king und die böööööösen Geißlein\n"
-    story = Document("tale", write(tmp_path / "tale.txt", text.encode()))
-    assert "".join(story.pieces()) == story.read() == text[1:]
-    assert list(story.pieces())[:2] == ["the ", "kïng, "]
-    whole = split_by_hash(open_corpus(str(story.path)))
-    assert "".join(s.read() for part in PARTS for s in whole.parts[part]) == text[1:]
+    document = Document("tale", write(tmp_path / "tale.txt", text.encode()))
+    assert "".join(document.pieces()) == document.read() == text[1:]
+    assert list(document.pieces())[:2] == ["the ", "kïng, "]
+    split = split_by_hash(open_corpus(str(document.path)))
+    assert "".join(d.read() for part in PARTS for d in split.parts[part]) == text[1:]
     bad = Document("tale", write(tmp_path / "bad.txt", b"the king \xff"))
     with pytest.raises(GrimmgenError, match=r"is not UTF-8 \(byte 9\)"):
         list(bad.pieces())
@@ -183,12 +181,12 @@ def test_pieces_of_a_text_end_at_words(
 
 def test_text_that_shrinks_while_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "_PIECE", 7)
-    # More than the file's buffer holds.
+    # Larger than the buffer of the file object.
     path = write(tmp_path / "tale.txt", b"the king " * 100_000)
     pieces = Document("tale", path).pieces()
     next(pieces)
     os.truncate(path, 9)
-    with pytest.raises(IntegrityError, match=r"tale\.txt has changed: put it back as it was, or train anew"):
+    with pytest.raises(IntegrityError, match=r"tale\.txt has changed: restore it, or train again"):
         list(pieces)
 
 
@@ -201,18 +199,18 @@ def test_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(corpora, "_digest", digest)
     path = write(tmp_path / "tale.txt", b"the king")
-    story = Document("tale", path)
-    assert [story.digest() for _ in range(2)] == [files.sha256(b"the king")] * 2
-    assert len(hashed) == 2, "a small one is no work"
+    document = Document("tale", path)
+    assert [document.digest() for _ in range(2)] == [files.sha256(b"the king")] * 2
+    assert len(hashed) == 2, "small files are hashed each time"
     monkeypatch.setattr(corpora, "_LARGE", 8)
-    assert [story.digest() for _ in range(3)] == [files.sha256(b"the king")] * 3
+    assert [document.digest() for _ in range(3)] == [files.sha256(b"the king")] * 3
     assert len(hashed) == 3
     write(path, b"the queen")
-    assert story.digest() == files.sha256(b"the queen")
+    assert document.digest() == files.sha256(b"the queen")
 
 
 def test_fetched_document_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "_LARGEST_STORY", 1 << 20)
+    monkeypatch.setattr(corpora, "_LARGEST_FETCHED", 1 << 20)
     path = write(tmp_path / "001.txt", bytes(2 << 20))
     with pytest.raises(GrimmgenError, match=r"001\.txt is larger than 1 MB: cut it into several files"):
         Document("001", path, files.sha256(b""), latin1=True).read()
@@ -220,9 +218,9 @@ def test_fetched_document_over_the_limit_is_not_read(tmp_path: Path, monkeypatch
 
 def test_size_of_a_document_is_that_of_its_span(tmp_path: Path) -> None:
     path = write(tmp_path / "tale.txt", bytes(1000))
-    assert Document("tale", path, part=(0.8, 0.9)).size == 100
+    assert Document("tale", path, span=(0.8, 0.9)).size == 100
     assert Document("tale", tmp_path / "gone.txt").size == 0
-    # Of a package that was not unpacked.
+    # A file of a package that is imported from a zip archive.
     with zipfile.ZipFile(tmp_path / "tales.zip", "w") as archive:
         archive.writestr("tale.txt", "the king")
     zipped = Document("tale", zipfile.Path(tmp_path / "tales.zip", "tale.txt"))
@@ -257,19 +255,19 @@ def test_split_of_many_documents_is_80_10_10() -> None:
     assert [round(len(split[part]) / 50) for part in PARTS] == [80, 10, 10]
 
 
-# --- too few stories to split: each is cut -------------------------------------------------------------------
+# --- few documents: each is cut into the parts ---------------------------------------------------------------
 
 TEXTS = {
     "empty": "",
-    "one letter": "x",
+    "one character": "x",
     "one word": "x" * 5000,
     "one line": "once upon a time " * 500,
-    "one line that ends": "x" * 99 + "\n",
+    "one line with its end": "x" * 99 + "\n",
     "lines": "Once upon a time,\nthere was a king.\n" * 100,
-    "lines of Windows": "Once upon a time,\r\nthere was a king.\r\n" * 100,
-    "far lines": ("word " * 500 + "\n") * 9,
-    "a far line, then near ones": "x" * 900 + " " + "y" * 1500 + "\nz" * 80,
-    "letters of several bytes": "Ein König 👑 u\u0308ber alles\n" * 100,
+    "lines with CR LF": "Once upon a time,\r\nthere was a king.\r\n" * 100,
+    "long lines": ("word " * 500 + "\n") * 9,
+    "a long line, then short ones": "x" * 900 + " " + "y" * 1500 + "\nz" * 80,
+    "characters of several bytes": "Ein König 👑 u\u0308ber alles\n" * 100,
 }
 
 
@@ -281,7 +279,7 @@ def test_spans_of_a_document_cover_it_exactly(tmp_path: Path, text: str) -> None
     pieces = [split.parts[part][0].read() for part in PARTS]
     assert "".join(pieces) == text
     if "\n" in text or " " in text:
-        assert all(piece[-1] in "\n " for piece in pieces[:-1] if piece), "a cut is between lines, or words"
+        assert all(piece[-1] in "\n " for piece in pieces[:-1] if piece), "cuts are between lines, or words"
 
 
 def test_spans_of_a_document_are_80_10_10(tmp_path: Path) -> None:
@@ -292,7 +290,7 @@ def test_spans_of_a_document_are_80_10_10(tmp_path: Path) -> None:
         assert [round(100 * len(piece.read()) / len(whole.read())) for piece in pieces] == [80, 10, 10]
 
 
-# --- a split of the user's own -------------------------------------------------------------------------------
+# --- splits of the user --------------------------------------------------------------------------------------
 
 
 def split_of(tmp_path: Path, value: object) -> Split:
@@ -351,7 +349,7 @@ def test_split_file_may_name_a_tale_not_fetched_yet(tmp_path: Path) -> None:
         split_by_file(replace(named("001", "002"), name="grimm", source="grimm"), path)
 
 
-# --- the split that is stored with a run ---------------------------------------------------------------------
+# --- splits that are stored with a run -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -361,52 +359,52 @@ def corpus(tmp_path: Path) -> Corpus:
     return open_corpus(str(tmp_path / "tales"))
 
 
-def by_story(corpus: Corpus) -> Split:
-    return Split({part: (story,) for part, story in zip(PARTS, corpus.documents, strict=True)})
+def by_document(corpus: Corpus) -> Split:
+    return Split({part: (document,) for part, document in zip(PARTS, corpus.documents, strict=True)})
 
 
 def stored(split: Split) -> Any:
     return json.loads(json.dumps(split.to_json()))
 
 
-@pytest.mark.parametrize("split", [by_story, split_by_hash], ids=["by story", "by cuts"])
+@pytest.mark.parametrize("split", [by_document, split_by_hash], ids=["by document", "by span"])
 def test_split_survives_json(corpus: Corpus, split: Callable[[Corpus], Split]) -> None:
     before = split(corpus)
     after = Split.from_json(stored(before), corpus)
     assert (after.by_story, after.sha256, stored(after)) == (before.by_story, before.sha256, stored(before))
     for part in PARTS:
-        assert [story.read() for story in after.parts[part]] == [story.read() for story in before.parts[part]]
+        assert [d.read() for d in after.parts[part]] == [d.read() for d in before.parts[part]]
 
 
 def test_split_hash_depends_on_contents_and_parts(corpus: Corpus) -> None:
     a, b, c = corpus.documents
-    splits = by_story(corpus), Split({"train": (b,), "valid": (a,), "test": (c,)}), split_by_hash(corpus)
+    splits = by_document(corpus), Split({"train": (b,), "valid": (a,), "test": (c,)}), split_by_hash(corpus)
     hashes = {split.sha256 for split in splits}
     write(corpus.documents[0].path, b"Another tale.")  # type: ignore[arg-type]
-    assert len(hashes | {by_story(corpus).sha256}) == 4
+    assert len(hashes | {by_document(corpus).sha256}) == 4
 
 
 def test_changed_document_is_noticed_when_read(corpus: Corpus) -> None:
-    value = stored(by_story(corpus))
+    value = stored(by_document(corpus))
     path = corpus.documents[0].path
     assert isinstance(path, Path)
     path.write_bytes(path.read_bytes() + b"\n")
     split = Split.from_json(value, open_corpus(corpus.source))
     with pytest.raises(IntegrityError) as caught:
         split.parts["train"][0].read()  # fault 12
-    assert str(caught.value) == f"{path} has changed: put it back as it was, or train anew"
+    assert str(caught.value) == f"{path} has changed: restore it, or train again"
     assert caught.value.exit_code == 3
     assert split.parts["valid"][0].read().startswith("The tale of b.")
 
 
 def test_stored_split_with_a_missing_document_is_an_error(corpus: Corpus) -> None:
-    value = stored(by_story(corpus))
+    value = stored(by_document(corpus))
     with pytest.raises(IntegrityError) as caught:
         Split.from_json(value, replace(corpus, documents=corpus.documents[:1]))
-    assert str(caught.value) == "the corpus tales no longer has the story 'b': put it back, or train anew"
+    assert str(caught.value) == "the corpus tales no longer has the story 'b': restore it, or train again"
 
 
-UNREADABLE = "the split stored with the run cannot be read: train anew"
+UNREADABLE = "the split stored with the run cannot be read: train again"
 
 
 @pytest.mark.parametrize("entries", [None, 7, "a", [{}], [{"name": ["a"]}]])
@@ -418,17 +416,17 @@ def test_damaged_stored_split_is_an_error(corpus: Corpus, entries: object) -> No
 
 
 @pytest.mark.parametrize(
-    "share", [[0], [0, 0.5, 1], [-0.1, 1], [0, 1.1], [0.9, 0.8], [0, float("nan")], [0, 10**400], "01x", 1]
+    "span", [[0], [0, 0.5, 1], [-0.1, 1], [0, 1.1], [0.9, 0.8], [0, float("nan")], [0, 10**400], "01x", 1]
 )
-def test_damaged_stored_span_is_an_error(corpus: Corpus, share: object) -> None:
-    value = stored(by_story(corpus))
-    value["parts"]["test"][0]["part"] = share
+def test_damaged_stored_span_is_an_error(corpus: Corpus, span: object) -> None:
+    value = stored(by_document(corpus))
+    value["parts"]["test"][0]["part"] = span
     with pytest.raises(IntegrityError) as caught:
         Split.from_json(value, corpus)
     assert str(caught.value) == UNREADABLE
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode there")
 def test_split_with_a_latin1_file_name_survives_json(tmp_path: Path) -> None:
     write(tmp_path / "tales" / os.fsdecode(b"K\xf6nig.txt"))
     corpus = open_corpus(str(tmp_path / "tales"))
@@ -437,11 +435,11 @@ def test_split_with_a_latin1_file_name_survives_json(tmp_path: Path) -> None:
     assert Split.from_json(files.read_json(tmp_path / "split.json"), corpus).sha256 == split.sha256
 
 
-# --- which stories are asked for -----------------------------------------------------------------------------
+# --- the numbers of the tales --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "numbers"),
+    ("stories", "numbers"),
     [
         ("1", [1]),
         ("3", [1, 2, 3]),
@@ -453,14 +451,14 @@ def test_split_with_a_latin1_file_name_survives_json(tmp_path: Path) -> None:
         ("209-209,001", [1, 209]),
     ],
 )
-def test_story_numbers_are_parsed(asked: str, numbers: Iterable[int]) -> None:
-    assert story_numbers(asked) == list(numbers)
+def test_story_numbers_are_parsed(stories: str, numbers: Iterable[int]) -> None:
+    assert story_numbers(stories) == list(numbers)
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "7,", "0", "210", "1-210", "0-3", "3-1", "-3", "1-2-3", "1.5", "ALL", "٣", "99999"]
+    "stories", ["", "7,", "0", "210", "1-210", "0-3", "3-1", "-3", "1-2-3", "1.5", "ALL", "٣", "99999"]
 )
-def test_invalid_story_numbers_are_a_usage_error(asked: str) -> None:
+def test_invalid_story_numbers_are_a_usage_error(stories: str) -> None:
     with pytest.raises(UsageError) as caught:
-        story_numbers(asked)
-    assert str(caught.value) == f"--stories {asked!r} is not clear: give 1 to 209, all, or a list like 1-20,35"
+        story_numbers(stories)
+    assert str(caught.value) == f"--stories {stories!r} is not clear: give 1 to 209, all, or a list like 1-20,35"

@@ -171,7 +171,7 @@ def test_counts_are_equal_with_and_without_a_table(monkeypatch: pytest.MonkeyPat
         assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(expected.items())
 
 
-# --- the cache of ids of large texts --------------------------------------------------------------------------
+# --- the cache of ids of large texts -------------------------------------------------------------------------
 
 
 @pytest.fixture

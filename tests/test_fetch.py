@@ -1,4 +1,4 @@
-"""Bringing the tales into the cache, and finding there what was brought (faults 5, 8-14)."""
+"""Fetching the tales into the cache, and reading them from it (faults 5, 8-16)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import pytest
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
 from grimmgen.text import corpus, fetch
-from grimmgen.text.fetch import FetchEvent, FetchStarted, DocumentFailed, DocumentFetched
+from grimmgen.text.fetch import DocumentFailed, DocumentFetched, FetchEvent, FetchStarted
 from tests.program import grimmgen
 from tests.server import Server, answer, dripping, endless, stalling
 
@@ -38,7 +38,7 @@ def tale(number: int) -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """It has all tales."""
+    """Serve all tales."""
     with Server() as server:
         for number in ALL:
             server.on(f"/{number:03d}.txt", answer(tale(number)))
@@ -63,7 +63,7 @@ def paths(numbers: Iterable[int]) -> list[str]:
 
 
 def read() -> dict[str, bytes]:
-    return {story.name: story.content() for story in corpus.open_corpus("grimm").documents}
+    return {document.name: document.content() for document in corpus.open_corpus("grimm").documents}
 
 
 def tales(numbers: Iterable[int]) -> dict[str, bytes]:
@@ -73,8 +73,8 @@ def tales(numbers: Iterable[int]) -> dict[str, bytes]:
 def manifest(cache: Path) -> dict[str, dict[str, Any]]:
     value = json.loads((cache / "manifest.json").read_bytes())
     assert value["format"] == 1
-    stories: dict[str, dict[str, Any]] = value["stories"]
-    return stories
+    entries: dict[str, dict[str, Any]] = value["stories"]
+    return entries
 
 
 def test_documents_are_fetched_and_read(server: Server, cache: Path) -> None:
@@ -85,7 +85,7 @@ def test_documents_are_fetched_and_read(server: Server, cache: Path) -> None:
     assert read() == tales([1, 2, 35])
     opened = corpus.open_corpus("grimm")
     assert (opened.name, opened.source) == ("grimm", "grimm")
-    assert opened.documents[0].read().startswith("The tale of the König"), "the page is in Latin-1"
+    assert opened.documents[0].read().startswith("The tale of the König"), "Latin-1 is decoded"
     assert {path.name for path in cache.iterdir()} <= {"001.txt", "002.txt", "035.txt", "manifest.json", ".lock"}
 
 
@@ -148,7 +148,7 @@ def test_failed_documents_do_not_affect_the_others(server: Server, cache: Path) 
     assert read() == tales(ALL)
 
 
-# --- what is no story is never cached ------------------------------------------------------------------------
+# --- checks of the content -----------------------------------------------------------------------------------
 
 PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
 
@@ -166,7 +166,7 @@ PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
         (tale(1)[:300] + b"\x1b" * 10, "that is not plain text"),
         ("Es war einmal. ".encode("utf-16") * 20, "that is not plain text"),
     ],
-    ids=["empty", "short", "long", "page", "page after lines", "picture", "NUL", "controls", "UTF-16"],
+    ids=["empty", "short", "long", "page", "page after blank lines", "image", "NUL", "controls", "UTF-16"],
 )
 def test_invalid_content_is_never_cached(server: Server, cache: Path, body: bytes, reason: str) -> None:
     server.on("/001.txt", answer(body))
@@ -199,7 +199,7 @@ def test_failed_forced_fetch_keeps_the_old_document(server: Server) -> None:
     assert read() == tales([1])
 
 
-# --- what happens to the cache -------------------------------------------------------------------------------
+# --- damage to the cache, and failing disks ------------------------------------------------------------------
 
 
 def corrupt(path: Path) -> None:
@@ -241,10 +241,10 @@ def test_damaged_document_is_noticed_and_fetched_again(
 ) -> None:
     fetch_all(server, [1, 2])
     harm(cache / "001.txt")
-    story, other = corpus.open_corpus("grimm").documents
-    for use in story.content, story.read:
+    damaged, other = corpus.open_corpus("grimm").documents
+    for read_damaged in damaged.content, damaged.read:
         with pytest.raises(IntegrityError) as caught:
-            use()  # fault 12
+            read_damaged()  # fault 12
         assert str(caught.value) == f"{cache / '001.txt'} {line}: run `grimmgen fetch` to repair it"
         assert caught.value.exit_code == 3
     assert other.content() == tale(2)
@@ -253,7 +253,7 @@ def test_damaged_document_is_noticed_and_fetched_again(
     assert server.requests == ["/001.txt"]
     assert read() == tales([1, 2])
     if harm is link:
-        assert (cache / "001.elsewhere").read_bytes() == tale(1), "what the link led to is as it was"
+        assert (cache / "001.elsewhere").read_bytes() == tale(1), "the target of the link is unchanged"
 
 
 def test_unreadable_document_is_fetched_again(
@@ -321,9 +321,7 @@ def test_full_disk_ends_fetch_and_keeps_the_cache(
     assert read() == tales([1, 2, 3, 4])
 
 
-def test_read_only_cache_can_be_read(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_cache_can_be_read(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch_all(server, [1, 2])
     opened = os.open
 
@@ -337,12 +335,12 @@ def test_read_only_cache_can_be_read(
     assert read() == tales([1, 2])
     with pytest.raises(GrimmgenError) as caught:
         fetch_all(server, [1, 2, 3])
-    remedy = "the file system is read-only; set GRIMMGEN_HOME to a place that can be written"
+    remedy = "the file system is read-only; set GRIMMGEN_HOME to a writable directory"
     assert str(caught.value) == f"cannot lock {cache / '.lock'} (Read-only file system): {remedy}"
     assert len(server.requests) == 2
 
 
-# --- interruptions, and several at once ----------------------------------------------------------------------
+# --- interruptions, and concurrent fetches -------------------------------------------------------------------
 
 
 def test_interrupted_fetch_is_continued(server: Server, cache: Path) -> None:
@@ -351,20 +349,20 @@ def test_interrupted_fetch_is_continued(server: Server, cache: Path) -> None:
     events = fetch.fetch(range(1, 31), server.url, jobs=2)
     assert isinstance(events, Generator)
     assert isinstance(next(events), FetchStarted)
-    there = [next(events).name for _ in range(5)]
+    fetched = [next(events).name for _ in range(5)]
     began = time.monotonic()
     events.close()
-    assert time.monotonic() - began < 3.0, "what was under way, and would have taken 5 s, was not waited for"
-    assert set(manifest(cache)) == set(there), "what the user was told of is remembered"
-    assert read() == tales(map(int, there))
-    assert len(server.requests) <= 8 + 2, "what waited was not begun"
+    assert time.monotonic() - began < 3.0, "downloads in progress, which take 5 s, are not waited for"
+    assert set(manifest(cache)) == set(fetched), "every reported document is in the manifest"
+    assert read() == tales(map(int, fetched))
+    assert len(server.requests) <= 8 + 2, "no further download started"
     for number in range(9, 31):
         server.on(f"/{number:03d}.txt", answer(tale(number)))
     server.requests.clear()
     fetch_all(server, range(1, 31))
-    missing = paths(sorted(set(range(1, 31)) - set(map(int, there))))
+    missing = paths(sorted(set(range(1, 31)) - set(map(int, fetched))))
     assert sorted(set(server.requests)) == missing
-    # On a busy machine the server notes late what the two jobs were at when they were stopped.
+    # On a busy machine the server may record the last requests of the two stopped jobs late.
     assert len(server.requests) <= len(missing) + 2
     assert read() == tales(range(1, 31))
 
@@ -381,27 +379,25 @@ for event in fetch.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
 def test_interrupt_after_rename_keeps_the_document(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     write = files.write_atomically
 
-    def stopped(path: Path, content: bytes) -> None:
+    def write_and_interrupt(path: Path, content: bytes) -> None:
         write(path, content)
         if path.suffix == ".txt":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_atomically", stopped)
+        patch.setattr(files, "write_atomically", write_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch_all(server, [1])
     assert read() == tales([1])
 
 
-def test_manifest_is_written_every_second(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_manifest_is_written_every_second(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0.0, 2.0)
     monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     events = fetch.fetch([1, 2, 3], server.url, jobs=1)
     assert next(events) == FetchStarted(3, 3, cache)
     assert next(events) == DocumentFetched("001", len(tale(1)))
-    # Who is killed now has the first.
+    # The first document is in the manifest before the fetch ends.
     assert [*manifest(cache)] == ["001"]
     assert len(list(events)) == 2
 
@@ -440,18 +436,18 @@ def test_concurrent_fetches_share_the_work(server: Server, cache: Path, count: i
 
 def test_waiting_for_another_fetch_is_notified(server: Server, cache: Path) -> None:
     cache.mkdir(parents=True)
-    told: queue.Queue[str] = queue.Queue()
+    messages: queue.Queue[str] = queue.Queue()
     with ThreadPoolExecutor(1) as pool:
         with files.locked(cache / ".lock", "the cache"):
-            events = pool.submit(fetch, server, [1], waiting=told.put)
-            assert told.get(timeout=10) == f"waiting for process {os.getpid()}"  # fault 16
+            events = pool.submit(fetch_all, server, [1], notify=messages.put)
+            assert messages.get(timeout=10) == f"waiting for process {os.getpid()}"  # fault 16
             assert server.requests == []
         assert failures(events.result()) == {}
-    assert told.empty()
+    assert messages.empty()
     assert read() == tales([1])
 
 
-# --- use -----------------------------------------------------------------------------------------------------
+# --- arguments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -488,15 +484,15 @@ def test_result_does_not_depend_on_the_number_of_jobs(server: Server, jobs: int)
     assert read() == tales(range(1, 9))
 
 
-# --- how a failure is told ---------------------------------------------------------------------------------
+# --- the report of failures ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("cache")
 def test_many_failures_are_summarised(server: Server) -> None:
     ran = grimmgen("fetch", "--stories", "30-45", "--url", f"{server.url}gone/")
-    *told, more, error = ran.err.splitlines()
-    assert (ran.code, ran.out, len(told)) == (1, "", 5)
-    assert all(line.endswith(": the server answers 404: check the --url and the numbers") for line in told)
+    *failed, more, error = ran.err.splitlines()
+    assert (ran.code, ran.out, len(failed)) == (1, "", 5)
+    assert all(line.endswith(": the server answers 404: check the --url and the numbers") for line in failed)
     assert more == "and 11 more; --json has them all"
     assert error == (
         "error: 16 of 16 tales could not be fetched (030, 031, 032, 033, 034, 035, 036, 037, 038, 039 …),"

@@ -1,4 +1,4 @@
-"""Where grimmgen keeps its files (fault 17)."""
+"""Paths of the cache and of the data (fault 17)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 
 @pytest.fixture
 def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The platform's own places decide, below a home directory."""
+    """Unset GRIMMGEN_HOME, so that the platform's directories are used, below a temporary home directory."""
     for name in ("GRIMMGEN_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -40,7 +40,7 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("empty", [False, True])
-@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other places")
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other directories")
 def test_platform_directories_are_the_default(
     platform: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
 ) -> None:
@@ -56,9 +56,9 @@ def test_platform_directories_are_the_default(
 @pytest.mark.parametrize("value", ["tales", "./tales", "~no such user/tales", "/tales/~/x"])
 def test_grimmgen_home_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("GRIMMGEN_HOME", value)
-    for place in paths.cache_directory, paths.runs_directory:
+    for directory in paths.cache_directory, paths.runs_directory:
         with pytest.raises(UsageError) as caught:
-            place()
+            directory()
         assert str(caught.value) == f"GRIMMGEN_HOME is {value!r}, which is not an absolute path: {REMEDY}"
         assert caught.value.exit_code == 2
 
@@ -70,12 +70,12 @@ def test_xdg_directory_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value
     with pytest.raises(UsageError) as caught:
         paths.cache_directory()
     assert str(caught.value) == f"XDG_CACHE_HOME is {value!r}, which is not an absolute path: {REMEDY}"
-    assert paths.data_directory().is_absolute(), "that of the data is another one"
+    assert paths.data_directory().is_absolute(), "the data directory is not affected"
 
 
 @pytest.fixture
-def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - it clears the way
-    """A user without a HOME, and without an entry in the passwd file."""
+def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - unsets variables
+    """A user without HOME and without an entry in the passwd file."""
 
     def no_entry(who: object) -> None:
         raise KeyError(who)
@@ -87,11 +87,11 @@ def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: AR
 @pytest.mark.usefixtures("nobody")
 def test_missing_home_directory_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for part, place in ("cache", paths.cache_directory), ("data", paths.data_directory):
+    for part, directory in ("cache", paths.cache_directory), ("data", paths.data_directory):
         with pytest.raises(
             UsageError, match=f"^no home directory: the {part} directory would be '~/.*': {REMEDY}$"
         ):
-            place()
+            directory()
     assert list(tmp_path.iterdir()) == []
 
 

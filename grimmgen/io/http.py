@@ -110,8 +110,8 @@ class Downloader:
             self._unreachable.add(server)
         else:
             self._unreachable.discard(server)
-        tries = "1 try" if attempts == 1 else f"{attempts} tries"
-        raise GrimmgenError(f"{url}: {reason} ({tries})", _REMEDY)
+        tried = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        raise GrimmgenError(f"{url}: {reason} ({tried})", _REMEDY)
 
     def stop(self) -> None:
         """End all pauses, fail the attempts in progress and start no further ones; safe from any thread."""
