@@ -5,9 +5,9 @@
 
 grimmgen reads, counts and encodes the whole text (bigrams, lower case) in one thread. The baseline is plain Python
 on the first megabytes of the same text: lower case, slices of two characters, a Counter, and a dictionary from
-bigrams to ids. They run alternately, each in a process of its own, whose peak memory is measured. The table has
-medians, the range, and the speed relative to the baseline (median of the rounds' ratios); "own core" uses processor
-time instead of wall time, so that other programs do not count.
+bigrams to ids. They run alternately, each in a process of its own, whose peak memory is measured. The report has
+the median, the range, and the speed relative to the baseline (median of the rounds' ratios); "own core" uses
+processor time instead of wall time, so that other programs do not count.
 
 `--train` adds `grimmgen train --budget` on the text: its peak memory, and the time to the first update, once with
 the ids still to be encoded and once with the ids in the cache. Without `--text` the text consists of the words of
