@@ -20,7 +20,7 @@ from grimmgen.evaluation.novelty import Novelty, measure_together
 from grimmgen.runs import registry
 from grimmgen.sampling.generator import TextGenerator, training_index
 from grimmgen.sampling.options import SamplingOptions
-from grimmgen.text.vocabulary import normalise
+from grimmgen.text.normalisation import normalise
 
 WAYS: dict[str, dict[str, Any]] = {
     "--top-k 3 (the tutorial's)": {},

@@ -59,7 +59,7 @@ def test_what_is_wrong_with_a_file_is_told_with_its_own_remedy(
     split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = split()
-    monkeypatch.setattr(corpus, "_LARGEST_STORY", len(sound.parts["train"][0].content()) - 1)
+    monkeypatch.setattr(corpus, "_LARGEST_FETCHED", len(sound.parts["train"][0].content()) - 1)
     found = examine(sound, CONFIGURATION)[0]
     assert (found.kind, found.remedy) == ("file", "cut it into several files")
 

@@ -283,12 +283,12 @@ _TRAIN = """
 # Takes every text for a large one, and tells who encodes it.
 _LARGE = """
     import json
-    from grimmgen.text import encoding
-    write, encoding.IN_MEMORY = encoding._write, 1
+    from grimmgen.text import encoding, id_cache
+    write, encoding.IN_MEMORY = id_cache.write, 1
     def told(*given):
         print(json.dumps({"event": "encoded"}))
         write(*given)
-    encoding._write = told
+    id_cache.write = told
 """
 
 

@@ -385,7 +385,7 @@ def test_with_phases_the_vocabulary_is_of_both_cuts_and_an_epoch_reads_one_of_ea
     assert started.ngrams == sum(math.ceil(len(text) / 2) for text in texts)
     # One epoch reads each story cut in one of its ways, as drawn.
     vocabulary = phased.run.checkpoint().vocabulary
-    stories = [vocabulary.encode_phases(text) for text in texts]
+    stories = [[vocabulary.encode(text, phase) for phase in range(2)] for text in texts]
     windows = epoch(stories, 9, 25, 0, 0)
     assert len(only(Stepped, events)) == len(windows)
     model = LanguageModel(configuration, len(vocabulary))

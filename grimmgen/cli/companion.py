@@ -164,7 +164,7 @@ def _save(story: _Story, name: str) -> str:
         return "give a name: /save story.txt"
     path = Path(name)
     try:
-        target = files.output(path)
+        target = files.output_path(path)
         if target.exists() and not console.confirm(f"{path} is there: write over it?"):
             return "not saved"
         story.save(target)

@@ -200,7 +200,7 @@ def _scored(
     chosen = choose_device(device)
     loaded = [(asked, *registry.find_checkpoint(asked)) for asked in wanted]
     read = [given or _own_stories(name, asked, split) for asked, name, _ in loaded]
-    contents = [[(story.name, story.part, story.digest()) for story in stories] for stories in read]
+    contents = [[(story.name, story.span, story.digest()) for story in stories] for stories in read]
     results = []
     for (_, name, checkpoint), stories in zip(loaded, read, strict=True):
         if not quiet:
@@ -230,7 +230,7 @@ def _baseline(asked: str | None, given: Sequence[Document], split: options.Part)
     from grimmgen.errors import UsageError
     from grimmgen.evaluation.baseline import KneserNey
     from grimmgen.runs import registry
-    from grimmgen.text.vocabulary import normalise
+    from grimmgen.text.normalisation import normalise
 
     if asked is not None and ("/" in asked or asked.endswith(".safetensors")):
         raise UsageError(f"{asked} does not bring the stories it has learnt from", "give a run's name first")
@@ -326,7 +326,7 @@ def _show_heatmap(
     from grimmgen.io import files
     from grimmgen.runs import registry
 
-    target = None if html is None else files.output(html)
+    target = None if html is None else files.output_path(html)
     for story in given:
         if story.size > _LARGEST_HEATMAP:
             raise UsageError(f"{story.name} is larger than {_LARGEST_HEATMAP >> 20} MB", "give a part of it")

@@ -187,7 +187,7 @@ def _prompt(seed: str, seed_file: Path | None) -> str:
 
     if seed_file is not None:
         where = str(seed_file)
-        with files.explained(f"cannot read {where}"), seed_file.open("rb") as file:
+        with files.wrap_os_errors(f"cannot read {where}"), seed_file.open("rb") as file:
             sent = file.read(_LONGEST_PROMPT + 1)
     elif seed == "-":
         where, sent = "standard input", sys.stdin.buffer.read(_LONGEST_PROMPT + 1)

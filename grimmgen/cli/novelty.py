@@ -76,7 +76,7 @@ class Judge:
         console.note(f"new n-grams: {novel}")
 
     def _normalised(self, text: str) -> str:
-        from grimmgen.text.vocabulary import normalise
+        from grimmgen.text.normalisation import normalise
 
         return normalise(text, self._configuration.lower, self._configuration.newlines)
 

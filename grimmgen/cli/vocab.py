@@ -53,7 +53,7 @@ def vocab(
     from grimmgen.text import encoding
     from grimmgen.text.corpus import open_corpus
     from grimmgen.text.split import PARTS, split_by_file, split_by_hash
-    from grimmgen.text.vocabulary import UNKNOWN
+    from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 
     if top < 0:
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
@@ -67,14 +67,15 @@ def vocab(
         return
     parts = divided.parts
     every = [story for part in PARTS for story in parts[part]]
-    vocabulary = encoding.count(parts["train"], ngram, min_count, not keep_case, newlines, phases)
-    everything = encoding.count(every, ngram, 1, not keep_case, newlines)
+    vocabulary = Vocabulary.build(parts["train"], ngram, min_count, not keep_case, newlines, phases)
+    everything = Vocabulary.build(every, ngram, 1, not keep_case, newlines)
 
     figures: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         characters, total_ids, hidden = 0, 0, 0
         seen = np.zeros(len(everything), np.bool_)
-        for codes in (codes for story in parts[part] for codes in encoding.ngrams(story.pieces(), vocabulary)):
+        pieces = (codes for story in parts[part] for codes in encoding.ngram_codes(story.pieces(), vocabulary))
+        for codes in pieces:
             ids = vocabulary.ids(codes)
             characters += len(codes)
             total_ids += len(ids)

@@ -19,8 +19,9 @@ from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation.scores import FEWEST_STORIES
 from grimmgen.io import files
+from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import PARTS, Part, Split
-from grimmgen.text.vocabulary import UNKNOWN, Vocabulary, normalise
+from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 
 # Two stories are near-duplicates if the smaller one shares so much of its pieces of so many characters. Tales
 # that have nothing to do with each other share less than a hundredth of those.

@@ -20,7 +20,7 @@ from torch import Tensor
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import EncodedDocument, score_of
 from grimmgen.network.model import LanguageModel
-from grimmgen.text.batches import Window, together
+from grimmgen.text.batches import Window, evaluation_windows
 from grimmgen.text.vocabulary import END
 
 # Streams told, and segments of each, to see how large gradients are: more change nothing in the figures.
@@ -62,7 +62,7 @@ def evaluate_dynamically(
     try:
         for story in stories:
             state, nats = model.zero_state(1), 0.0
-            for window in together([story.ids], segment):
+            for window in evaluation_windows([story.ids], segment):
                 model.zero_grad(set_to_none=True)
                 loss, state = model.loss(window, state, None)
                 loss.backward()  # type: ignore[no-untyped-call]

@@ -29,7 +29,7 @@ from grimmgen.configuration import Newlines
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files, paths
 from grimmgen.text.corpus import Document
-from grimmgen.text.vocabulary import normalise
+from grimmgen.text.normalisation import normalise
 
 # A copy counts from so many characters on; n-grams of these lengths are looked for.
 COPY_LENGTHS = (20, 40, 80)
@@ -269,7 +269,7 @@ def index_of(stories: Sequence[Document], lower: bool, newlines: Newlines) -> Co
     Raises:
         GrimmgenError: a story cannot be read, or the cache cannot be written.
     """
-    made_of = [[s.name, s.sha256 or s.digest(), list(s.part)] for s in stories]
+    made_of = [[s.name, s.sha256 or s.digest(), list(s.span)] for s in stories]
     described = json.dumps([_FORMAT, lower, newlines, made_of])
     directory = paths.index_directory(files.sha256(described.encode())[:32])
     if (index := _mapped(directory)) is None:
@@ -421,7 +421,7 @@ def _write(directory: Path, stories: Iterable[tuple[str, str]]) -> None:
     files.sweep(directory)
     backwards, names, starts = _join(stories)
     n = len(backwards)
-    with files.replacing(directory / "order") as file:
+    with files.atomic_writer(directory / "order") as file:
         order = _room(file, n)
         with tempfile.TemporaryFile(dir=directory) as scratch:
             _sort(np.frombuffer(backwards, np.uint8), order, _room(scratch, n))

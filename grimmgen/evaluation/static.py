@@ -19,7 +19,7 @@ from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.text import encoding
-from grimmgen.text.batches import together
+from grimmgen.text.batches import evaluation_windows
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 from grimmgen.training.distributed import ALONE, Ranks
 
@@ -59,9 +59,9 @@ class EncodedDocument:
             most: n-grams after which what is left may be left out.
         """
         parts, ngrams, spelling, characters = [], 0, 0.0, 0
-        for codes in encoding.ngrams([text] if isinstance(text, str) else text, vocabulary):
+        for codes in encoding.ngram_codes([text] if isinstance(text, str) else text, vocabulary):
             ids = vocabulary.ids(codes)
-            parts.append(ids.astype(encoding.narrow(vocabulary)))
+            parts.append(ids.astype(vocabulary.id_type))
             ngrams += len(ids)
             spelling += float(vocabulary.costs(codes, ids).sum())
             characters += len(codes)
@@ -113,7 +113,7 @@ def evaluate(model: LanguageModel, stories: Sequence[EncodedDocument], ranks: Ra
     for first in range(0, len(parts), _ROWS):
         rows = parts[first : first + _ROWS]
         state = model.zero_state(len(rows))
-        windows = together([stories[i].ids for i, _ in rows], _STEPS, [part for _, part in rows])
+        windows = evaluation_windows([stories[i].ids for i, _ in rows], _STEPS, [part for _, part in rows])
         for number, window in enumerate(windows):
             # The longest come first: rows that have ended are the last ones, and need not be read on.
             reading = sum(end - begin > number * _STEPS for _, (begin, end) in rows)

@@ -17,7 +17,7 @@ from grimmgen.configuration import Configuration
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.runs.registry import Run
-from grimmgen.text import encoding
+from grimmgen.text import encoding, id_cache
 from grimmgen.text.corpus import Document, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import distributed
@@ -36,7 +36,7 @@ def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def encoded(text: Path) -> list[int]:
-    made = encoding.encode_stories(split_by_hash(open_corpus(str(text))).parts["train"], Configuration())
+    made = encoding.encode_documents(split_by_hash(open_corpus(str(text))).parts["train"], Configuration())
     return [token for ways in made.documents for token in ways[0][:].tolist()]
 
 
@@ -60,7 +60,7 @@ def test_fault_12_what_has_taken_a_cached_storys_place_is_not_read_for_ever(tmp_
 
 def test_fault_12_ids_that_have_changed_on_the_disk_are_never_learnt_from(text: Path) -> None:
     right = encoded(text)
-    [path] = paths.tokens_directory().glob("*.ids")
+    [path] = paths.id_cache_directory().glob("*.ids")
     good = path.read_bytes()
     length = int.from_bytes(good[-16:-8], "little")
     about = json.loads(good[-20 - length : -20])
@@ -106,13 +106,13 @@ def test_fault_13_ids_of_a_cache_on_a_read_only_mount_can_be_used(text: Path) ->
 
 
 def test_fault_19_a_clock_that_was_wrong_never_removes_the_ids_in_use(text: Path) -> None:
-    directory = paths.tokens_directory()
+    directory = paths.id_cache_directory()
     directory.mkdir(parents=True)
     for number in range(5):
         (directory / f"{number}.ids").touch()
         os.utime(directory / f"{number}.ids", (4e9, 4e9))
     encoded(text)
-    assert len(list(directory.glob("*.ids"))) == encoding.KEPT
+    assert len(list(directory.glob("*.ids"))) == id_cache.KEPT
     assert any(len(path.stem) == 32 for path in directory.glob("*.ids"))
 
 
@@ -133,9 +133,9 @@ def test_fault_15_what_is_named_as_an_output_and_is_no_file_stays(
     assert stat.S_ISFIFO(Path("pipe").stat().st_mode)
     assert Path("loop").is_symlink()
     with pytest.raises(UsageError, match="'/dev/null' is not a file: give the name of a file, new or to be repl"):
-        files.output(Path("/dev/null"))
+        files.output_path(Path("/dev/null"))
     with pytest.raises(UsageError, match="is not a file"):
-        files.output(Path("a\0b"))
+        files.output_path(Path("a\0b"))
 
 
 def test_fault_15_an_output_that_is_a_link_stays_one(trained: Run, tmp_path: Path, run: Program) -> None:
