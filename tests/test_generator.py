@@ -101,7 +101,7 @@ def test_end_stops_except_within_a_partial_ngram() -> None:
 
 def test_an_empty_prompt_starts_after_end() -> None:
     model = text_generator({END: -99})
-    logits = Stepper(CONFIGURATION, model.checkpoint.weights, *np.zeros((2, 1, 1, 5), np.float32)).step([END])[0]
+    logits = Stepper(CONFIGURATION, model.checkpoint.weights, np.zeros((2, 1, 1, 5), np.float32)).step([END])[0]
     logits[UNKNOWN] = -np.inf
     first = model.vocabulary.token(int(logits.argmax()))
     assert model.generate("", length=2, temperature=0.0, state="zeros") == first
@@ -116,7 +116,7 @@ def test_temperature_0_and_top_k_1_are_deterministic() -> None:
 
 def test_top_k_samples_only_the_most_probable() -> None:
     model = text_generator({END: -99})
-    logits = Stepper(CONFIGURATION, model.checkpoint.weights, *np.zeros((2, 1, 1, 5), np.float32)).step([END])[0]
+    logits = Stepper(CONFIGURATION, model.checkpoint.weights, np.zeros((2, 1, 1, 5), np.float32)).step([END])[0]
     best = {model.vocabulary.token(int(token)) for token in logits[2:].argsort()[-3:] + 2}
     texts = {model.generate("", length=2, random_seed=seed, state="zeros") for seed in range(200)}
     assert texts == best
@@ -441,7 +441,7 @@ def test_log_probability_is_the_sum_over_ngrams(kernel: str, monkeypatch: pytest
         for generation in model.generate_batch(
             "the ", SamplingOptions(length=40, random_seed=6, state="zeros", **method), 3
         ):
-            stepper = Stepper(CONFIGURATION, model.checkpoint.weights, *np.zeros((2, 1, 1, 5), np.float32))
+            stepper = Stepper(CONFIGURATION, model.checkpoint.weights, np.zeros((2, 1, 1, 5), np.float32))
             ids = [END, *model.vocabulary.encode("the ").tolist(), *generation.ids]
             total = 0.0
             for number, token in enumerate(ids):
@@ -458,7 +458,7 @@ def test_log_probability_counts_only_visible_characters() -> None:
     # Only one bigram begins with k, so that its probability is 1.
     [sure] = model.generate_batch("the k", SamplingOptions(length=1), 1)
     assert model.log_probability(sure) == pytest.approx(0.0, abs=1e-6)
-    stepper = Stepper(CONFIGURATION, model.checkpoint.weights, *np.zeros((2, 1, 1, 5), np.float32))
+    stepper = Stepper(CONFIGURATION, model.checkpoint.weights, np.zeros((2, 1, 1, 5), np.float32))
     p = np.exp(log_probabilities(stepper.step([END])[0]))
     [cut] = model.generate_batch("", SamplingOptions(length=1, state="zeros", random_seed=4), 1)
     same = [i for i in range(2, len(p)) if model.vocabulary.token(i)[0] == cut.text]
