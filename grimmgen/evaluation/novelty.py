@@ -20,16 +20,19 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen.configuration import Newlines
-from grimmgen.errors import GrimmgenError, IntegrityError
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.text.corpus import Document
 from grimmgen.text.normalisation import normalise
+
+if TYPE_CHECKING:
+    from grimmgen.runs.registry import TrainedModel
 
 # A copy counts from so many characters on; n-grams of these lengths are looked for.
 COPY_LENGTHS = (20, 40, 80)
@@ -222,7 +225,7 @@ class CopyLimit:
         """The longest copy that there would be if the story went on so, in characters."""
         return self._copied(piece, self._reach)
 
-    def within(self, piece: str) -> int:
+    def allowed_length(self, piece: str) -> int:
         """So many characters of this the story may go on with."""
         text = self._told[-self._most - 1 :]
         before, end = len(text), self.clear
@@ -235,7 +238,7 @@ class CopyLimit:
             end += self._most + 1 - length
         return len(piece)
 
-    def go_on(self, piece: str, copied: int = 0) -> None:
+    def append(self, piece: str, copied: int = 0) -> None:
         """The story has gone on so; for want of another way, if it is too long a copy."""
         self.longest = max(self.longest, copied)
         self._told = (self._told + piece)[-self._reach :]
@@ -243,10 +246,10 @@ class CopyLimit:
         if self.clear < self._ngram:
             self._look()
 
-    def after(self, piece: str, copied: int = 0) -> CopyLimit:
-        """Another, of the same story, should it go on so; see `go_on`."""
+    def appended(self, piece: str, copied: int = 0) -> CopyLimit:
+        """Another, of the same story, should it go on so; see `append`."""
         other = copy.copy(self)
-        other.go_on(piece, copied)
+        other.append(piece, copied)
         return other
 
     def _look(self) -> None:
@@ -256,6 +259,19 @@ class CopyLimit:
     def _copied(self, piece: str, reach: int) -> int:
         begun = [piece[: end + 1] for end in range(len(piece))]
         return max(self._index.longest_suffixes(self._told, begun, reach), default=0)
+
+
+def training_index(model: TrainedModel) -> CopyIndex:
+    """The index of the documents that a model was trained on, normalised as they were then.
+
+    Raises:
+        UsageError: the model is a checkpoint file, which does not include its training set.
+        GrimmgenError: a training document cannot be read, or the cache cannot be written.
+    """
+    if model.run is None:
+        raise UsageError(f"{model.name} does not include its training stories", "give --run a run's name")
+    configuration = model.checkpoint.configuration
+    return index_of(model.run.split().parts["train"], configuration.lower, configuration.newlines)
 
 
 def index_of(stories: Sequence[Document], lower: bool, newlines: Newlines) -> CopyIndex:
