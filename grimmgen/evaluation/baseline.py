@@ -40,7 +40,7 @@ class _Order:
         keys: context · symbols + last symbol for each n-gram, ascending; the context is the index of an n-gram of
             the order below.
         counts: c(hw) for each n-gram.
-        totals: c(h) for each n-gram of the order below; zero if it is no context.
+        totals: c(h) for each n-gram of the order below; zero if it is not a context.
         backoff: γ(h) for each n-gram of the order below.
         discounts: D for counts of 0, 1, 2, and 3 or more.
     """

@@ -61,8 +61,6 @@ def surprisal(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[To
         best = np.argpartition(logits, -candidates)[-candidates:]
         best = best[np.lexsort((best, -logits[best]))]
         expected = ((vocabulary.token(int(i)), math.exp(float(logits[i]) - normaliser)) for i in best)
-        tokens.append(
-            TokenSurprisal(text[position * n : (position + 1) * n], nats / math.log(2), tuple(expected))
-        )
+        tokens.append(TokenSurprisal(text[position * n : (position + 1) * n], nats / math.log(2), tuple(expected)))
         previous = token
     return tokens
