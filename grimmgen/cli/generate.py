@@ -145,14 +145,15 @@ def generate(
     if interactive:
         companion.write_together(teller, prompt, chosen)
         return
-    judge = None
+    report = None
     if novelty:
-        from grimmgen.cli.novelty import Judge
+        from grimmgen.cli.novelty import NoveltyReport
+        from grimmgen.runs import registry
 
-        judge = Judge(run)
+        report = NoveltyReport(registry.load_model(run))
     write = console.Lines().write if lines else console.write
     if stories == 1 and not json:
-        telling = teller.begin(prompt, chosen, keep=judge is not None)
+        telling = teller.begin(prompt, chosen, keep=report is not None)
         for [piece] in telling:
             write(piece)
         write("\n")
@@ -161,17 +162,17 @@ def generate(
         told = teller.tell_several(prompt, chosen, stories)
         if json:
             documents = [
-                _record(teller, story) | ({} if judge is None else judge.describe("".join(story.pieces)))
+                _record(teller, story) | ({} if report is None else report.to_json("".join(story.pieces)))
                 for story in told
             ]
             console.document(documents if stories > 1 else documents[0])
         else:
             write("\n".join(f"{story.text}\n" for story in told))
     for number, story in enumerate(told, 1):
-        if stories > 1 and judge is not None and not json:
+        if stories > 1 and report is not None and not json:
             console.note(f"story {number}:")
-        if judge is not None and not json:
-            judge.tell("".join(story.pieces))
+        if report is not None and not json:
+            report.print_summary("".join(story.pieces))
     if not quiet:
         _tell_about(told)
         if random_seed is None and sys.stderr.isatty() and not json:
