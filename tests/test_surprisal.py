@@ -115,9 +115,7 @@ class Page(HTMLParser):
 
 
 @pytest.mark.usefixtures("trained")
-def test_html_page_has_the_whole_text_and_escapes_it(
-    hostile: Path, run: Program, tmp_path: Path
-) -> None:
+def test_html_page_has_the_whole_text_and_escapes_it(hostile: Path, run: Program, tmp_path: Path) -> None:
     target = tmp_path / "out.html"
     assert run("eval", "--heatmap", str(hostile), "--html", str(target)) == (0, "", f"written to {target}\n")
     content = target.read_text(encoding="utf-8")
@@ -205,7 +203,9 @@ ALONE = "takes one run and no other measure"
     ids=str,
 )
 @pytest.mark.usefixtures("trained")
-def test_heatmap_refuses_conflicting_options(options: list[str], message: str, hostile: Path, run: Program) -> None:
+def test_heatmap_refuses_conflicting_options(
+    options: list[str], message: str, hostile: Path, run: Program
+) -> None:
     ran = run("eval", *(str(hostile) if option == "FILE" else option for option in options))
     assert ran.out == ""
     assert ran.err.startswith(f"error: {message}")
