@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen.cli import companion, console, eval
+from grimmgen.cli import companion, console, heatmap
 from grimmgen.configuration import Configuration
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.io import files, paths
@@ -185,7 +185,7 @@ def test_fault_21_a_text_too_large_to_be_coloured_is_refused_at_once(
 ) -> None:
     path = tmp_path / "tale.txt"
     path.touch()
-    os.truncate(path, eval._LARGEST_HEATMAP + 1)
+    os.truncate(path, heatmap.LARGEST + 1)
     line = f"error: {path} is larger than 1 MB: give a part of it\n"
     assert run("eval", "--heatmap", str(path), "--run", trained.name) == (2, "", line)
 
