@@ -61,7 +61,7 @@ def test_each_document_starts_from_the_trained_weights() -> None:
     model, documents = model_and_documents(embedding=4, tied=True)
     together = nats(evaluate_dynamically(model, documents, 0.01, segment=5))
     reverse = nats(evaluate_dynamically(model, documents[::-1], 0.01, segment=5))
-    alone = {}
+    alone: dict[str, float] = {}
     for document in documents:
         alone |= nats(evaluate_dynamically(model, [document], 0.01, segment=5))
     assert together == reverse == alone

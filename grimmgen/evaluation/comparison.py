@@ -146,7 +146,11 @@ def _evaluate(
     result = Result(trained.name, static.evaluate(model, encoded))
     if not dynamic:
         return result
-    notify = notify_done and (lambda done: notify_done(trained.name, done, len(encoded)))
+
+    def notify(done: int) -> None:
+        if notify_done:
+            notify_done(trained.name, done, len(encoded))
+
     return replace(result, dynamic=evaluate_dynamically(model, encoded, notify_done=notify))
 
 

@@ -403,9 +403,9 @@ def _sort(text: NDArray[np.uint8], order: NDArray[np.int32], rank: NDArray[np.in
         found = [np.flatnonzero((pairs[b] >= first) & (pairs[b] < last)) + b.start for b in blocks]
         suffixes = np.concatenate(found)
         if len(suffixes):
-            keys = words[suffixes].astype(np.uint64)
-            sorting = np.argsort(keys)
-            place(suffixes[sorting], keys[sorting], np.arange(done, done + len(suffixes)))
+            leading = words[suffixes].astype(np.uint64)
+            sorting = np.argsort(leading)
+            place(suffixes[sorting], leading[sorting], np.arange(done, done + len(suffixes)))
         first, done = last, int(ends[last - 1])
 
     # 2. Double the number of bytes compared, until every suffix is a group of its own.
