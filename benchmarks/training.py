@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grimmgen.configuration import GATES, Configuration
+from grimmgen.configuration import Configuration
 from grimmgen.network import backends
 from grimmgen.network.backends.cpu.programs import Program
 from grimmgen.network.captured import capture

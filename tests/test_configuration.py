@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from grimmgen.configuration import PRESETS, Configuration, parameter_count, weight_shapes
+from grimmgen.configuration import PRESETS, Configuration
 from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.network.shapes import parameter_count, weight_shapes
 
 NOT_FINITE = (math.nan, math.inf, -math.inf, 1e400)
 VAST = (2**31, 2**63, 10**400, 10**5000, -(10**400))

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from grimmgen.configuration import Cell
 from grimmgen.evaluation.dynamic import evaluate_dynamically, sample, usual_gradients
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
+from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 
 STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}
 # What differs between networks here is what there is to learn and to put back.
-SOME = ["lstm1", *(f"{cell}2-tied" for cell in get_args(Cell)), "mogrifier1-1-round"]
+SOME = ["lstm1", *(f"{cell}2-tied" for cell in cells()), "mogrifier1-1-round"]
 
 
 def given(**options: Any) -> tuple[LanguageModel, list[EncodedDocument]]:

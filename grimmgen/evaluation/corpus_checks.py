@@ -15,10 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation.scores import FEWEST_STORIES
 from grimmgen.io import files
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.split import PARTS, Part, Split
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary, normalise
 

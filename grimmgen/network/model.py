@@ -18,10 +18,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.configuration import GATES, Configuration, Products, layer_shapes, weight_shapes
+from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
+from grimmgen.network.cells import cells
 from grimmgen.network.cells.mogrifier import MogrifierWindow
+from grimmgen.network.shapes import layer_shapes, weight_shapes
 from grimmgen.text.batches import Window
 
 
@@ -167,7 +169,7 @@ class LanguageModel(nn.Module):
                 elif xavier:
                     # The columns of a layer's weights are several gates, each of them a matrix of its own.
                     gates = (
-                        GATES[self.configuration.cell]
+                        len(cells()[self.configuration.cell].gates)
                         if name.endswith(("input_weight", "recurrent_weight"))
                         else 1
                     )

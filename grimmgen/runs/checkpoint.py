@@ -20,9 +20,10 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
 FORMAT = 1

@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from grimmgen.configuration import Configuration, parameter_count
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
 from grimmgen.io import files
@@ -38,6 +38,7 @@ from grimmgen.network import backends
 from grimmgen.network.captured import capture
 from grimmgen.network.model import LanguageModel, State, choose_device
 from grimmgen.network.optimiser import AdamW
+from grimmgen.network.shapes import parameter_count
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import (

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-from grimmgen.configuration import Cell, Configuration, Products
+from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from grimmgen.network.backends.numpy import Floats, Stepper
 
 # The cells whose window the compiled kernel has.
-COMPILED: frozenset[Cell] = frozenset({"lstm", "peephole", "gru"})
+COMPILED: frozenset[str] = frozenset({"lstm", "peephole", "gru"})
 
 _NAMES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from grimmgen.configuration import Configuration, layer_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.network.backends.cpu.library import WIDTH, function
+from grimmgen.network.shapes import layer_shapes
 from grimmgen.sampling import options
 
 Floats = NDArray[np.float32]

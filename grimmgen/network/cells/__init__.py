@@ -115,7 +115,24 @@ class CellSpec:
 
 @cache
 def cells() -> dict[str, CellSpec]:
-    """The specification of every cell, by its name; the tutorial's LSTM first."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.endswith("_triton"))
-    names.sort(key=lambda name: name != "lstm")
-    return {name: import_module(f"{__name__}.{name}").CELL for name in names}
+    """A stand-in until the modules of the cells have their specifications; the merge of main replaces this file."""
+
+    def spec(name: str, gates: str, states: str, extra: Any = lambda _: {}, pre_step: Any = None) -> CellSpec:
+        return CellSpec(name, name, tuple(gates), tuple(states), None, None, True, extra, pre_step)  # type: ignore[arg-type]
+
+    made = [
+        spec("lstm", "ifco", "hc"),
+        spec("peephole", "ifco", "hc", lambda s: {"peephole": (3, s.hidden)}),
+        spec("gru", "rzn", "h", lambda s: {"recurrent_bias": (s.hidden,)}),
+        spec(
+            "mogrifier",
+            "ifco",
+            "hc",
+            lambda s: {
+                "q": (-(-s.rounds // 2), s.hidden, s.inputs),
+                "r": (s.rounds // 2, s.inputs, s.hidden),
+            },
+            True,
+        ),
+    ]
+    return {cell.name: cell for cell in made}
