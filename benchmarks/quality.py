@@ -36,7 +36,7 @@ from grimmgen.cli.options import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs.events import Finished, Started
 from grimmgen.text.batches import Window, epoch
@@ -123,7 +123,7 @@ def ours(name: str, task: Task) -> Figures:
     checkpoint = training.run.checkpoint()
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
-    stories = encode_stories(task.texts(), checkpoint.vocabulary)
+    stories = encode_for_evaluation(task.texts(), checkpoint.vocabulary)
     figures = _judged(evaluate(model, stories))
     if task.dynamic:
         figures["dynamic"] = evaluate_dynamically(model, stories).total.bits_per_character
@@ -215,7 +215,7 @@ def nn_lstm(name: str, task: Task) -> Figures:
             updates += 1
         number += 1
     seconds = time.monotonic() - began
-    figures = _judged(evaluate(cast(LanguageModel, model), encode_stories(task.texts(), vocabulary)))
+    figures = _judged(evaluate(cast(LanguageModel, model), encode_for_evaluation(task.texts(), vocabulary)))
     return figures | {"epochs": number, "updates": updates, "seconds": seconds, "computed": "PyTorch"}
 
 

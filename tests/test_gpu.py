@@ -17,7 +17,7 @@ import torch
 
 from grimmgen.configuration import PRESETS, Configuration, DropoutMode, Products
 from grimmgen.errors import GrimmgenError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
@@ -148,7 +148,7 @@ def test_a_run_goes_on_on_another_device_and_tells_the_same_there(corpus: Corpus
         for device in (first, second):
             model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
             model.load_weights(checkpoint.weights)
-            scored = evaluate(model, encode_stories(story, checkpoint.vocabulary))
+            scored = evaluate(model, encode_for_evaluation(story, checkpoint.vocabulary))
             perplexities.append(scored.total.perplexity)
         assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-4)
         # Telling is the CPU's, wherever a run was trained.

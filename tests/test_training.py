@@ -15,7 +15,7 @@ import torch
 
 from grimmgen.configuration import PRESETS, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
@@ -449,7 +449,7 @@ def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpu
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
     stories = split_by_hash(corpus).parts["valid"]
-    texts = encode_stories([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
+    texts = encode_for_evaluation([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
     assert evaluate(model, texts).total.perplexity == only(Finished, events)[0].best_perplexity
 
 
@@ -460,7 +460,7 @@ def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(c
     model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
-    result = evaluate(model.float(), encode_stories(texts, vocabulary))
+    result = evaluate(model.float(), encode_for_evaluation(texts, vocabulary))
     for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,20 +152,20 @@ def vocab(
 
 
 def _check(corpus: Corpus, split: Split, configuration: Configuration, json: bool) -> None:
-    """What the doctor has found, one line each; findings are advice, and no failure."""
+    """Print the findings of the corpus checks, one line each; they do not change the exit code."""
     from grimmgen.cli import console
-    from grimmgen.evaluation.corpus_checks import examine
+    from grimmgen.evaluation.corpus_checks import check_corpus
 
-    findings = examine(split, configuration)
+    findings = check_corpus(split, configuration)
+    documents = len(corpus.documents)
     if json:
-        found = [dataclasses.asdict(finding) for finding in findings]
-        console.document({"corpus": corpus.source, "stories": len(corpus.documents), "findings": found})
+        found = [finding.to_json() for finding in findings]
+        console.document({"corpus": corpus.source, "stories": documents, "findings": found})
         return
     for finding in findings:
         console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
-    number = {0: "nothing", 1: "one thing"}.get(len(findings), f"{len(findings)} things")
-    stories = "one story" if len(corpus.documents) == 1 else f"{len(corpus.documents)} stories"
-    console.out(f"{number} found to mind in {stories} of {corpus.name}")
+    warnings = f"{len(findings)} warning{'' if len(findings) == 1 else 's'}"
+    console.out(f"{warnings} in {documents} document{'' if documents == 1 else 's'} of {corpus.name}")
 
 
 def _list(ranked: list[tuple[str, int]]) -> str:

@@ -102,7 +102,7 @@ def grow(
     watched = (
         beam
         if beam.limit is None
-        else replace(beam, limit=beam.limit.after(beam.text[len(beams[beam.parent].text) :], copied))
+        else replace(beam, limit=beam.limit.appended(beam.text[len(beams[beam.parent].text) :], copied))
         for beam in grown
     )
     return sorted(watched, key=lambda beam: -beam.score)

@@ -351,13 +351,13 @@ def training_index(asked: str | None) -> CopyIndex:
         UsageError: it is the file of a checkpoint, which does not say what was learnt from.
         GrimmgenError: the training stories cannot be read.
     """
-    from grimmgen.evaluation.novelty import index_of
+    from grimmgen.evaluation.novelty import copy_index
 
     if asked is not None and ("/" in asked or asked.endswith(".safetensors")):
         raise UsageError(f"{asked} does not bring the stories it has learnt from", "give --run a run's name")
     run = registry.find(asked)
     configuration = run.configuration
-    return index_of(run.split().parts["train"], configuration.lower, configuration.newlines)
+    return copy_index(run.split().parts["train"], configuration.lower, configuration.newlines)
 
 
 def fresh_random_seed() -> int:

@@ -100,7 +100,7 @@ class Sampler:
         pieces = [self._vocabulary.decode(row) for row in ids.T.tolist()]
         kept = count
         for limit, piece, row in zip(self.limits, pieces, ids.T.tolist(), strict=True):
-            if (allowed := limit.within(piece)) < len(piece):
+            if (allowed := limit.allowed_length(piece)) < len(piece):
                 kept = min(kept, self._whole(row, allowed))
         if kept == count:
             self._ahead = min(2 * self._ahead, _MOST_AHEAD)
@@ -113,7 +113,7 @@ class Sampler:
             ids = self._told(numbers[:kept])
             pieces = [self._vocabulary.decode(row) for row in ids.T.tolist()]
         for limit, piece in zip(self.limits, pieces, strict=True):
-            limit.go_on(piece)
+            limit.append(piece)
         return ids
 
     def _told(self, numbers: NDArray[np.float64]) -> Ids:
@@ -141,7 +141,7 @@ class Sampler:
                 return token
             piece = self._spelt(token)[len(begun) :]
             if self.limits[b].allows(piece):
-                self.limits[b].go_on(piece)
+                self.limits[b].append(piece)
                 return token
             logits[token] = -np.inf
             if np.isneginf(logits).all():
@@ -154,7 +154,7 @@ class Sampler:
         possible = range(END + 1, len(self._vocabulary)) if candidates is None else candidates
         copied = {token: limit.copied(self._spelt(token)[len(begun) :]) for token in possible}
         token = min(copied, key=lambda token: copied[token])
-        limit.go_on(self._spelt(token)[len(begun) :], copied[token])
+        limit.append(self._spelt(token)[len(begun) :], copied[token])
         return token
 
     def _spelt(self, token: int) -> str:

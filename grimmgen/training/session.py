@@ -32,7 +32,7 @@ import torch
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
+from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation, evaluate
 from grimmgen.io import files
 from grimmgen.network import backends
 from grimmgen.network.captured import capture
@@ -327,7 +327,7 @@ def _prepare(
             "the text is so short that none is left to validate with",
             "give more text",
         )
-    validation = encode_stories(
+    validation = encode_for_evaluation(
         ((story.name, story.pieces()) for story in split.parts["valid"]), vocabulary, _VALIDATION
     )
     ngrams = sum(len(ways[0]) + 1 for ways in training)
@@ -488,7 +488,9 @@ class _Loop:
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
         self._unsaved = True
-        total = evaluate(self._model, self._validation, self._ranks).total
+        total = evaluate(
+            self._model, self._validation, (self._ranks.rank, self._ranks.size), self._ranks.sum
+        ).total
         perplexity = self._ranks.told(lambda: total.perplexity)
         best = perplexity < progress.schedule.minimum
         old = progress.schedule
