@@ -1,17 +1,19 @@
 """Options, each declared once as a field of a dataclass, and `Configuration`: the options of training.
 
-From a declaration (`option`) follow the check of its range, its parameter on the command line, the way it is typed,
-the type check of a stored value, its completions, and its row in docs/options.md.
+A declaration (`option`) yields the check of the range, the parameter of the command and its completions, the way
+the option is typed, the type check of a stored value, and a row of docs/options.md.
 
 Needs neither PyTorch nor NumPy: help texts show the defaults, and the registry reads configurations.
 """
+
+# ruff: noqa: RUF009 - `option` returns a dataclass field
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -154,7 +156,7 @@ def options_of(options: type) -> Mapping[str, Option]:
         declared: Option = field.metadata["option"]
         if get_origin(hint) is Literal:
             known = get_args(hint)
-            declared, hint = dataclasses.replace(declared, choices=lambda known=known: known), str
+            declared, hint = dataclasses.replace(declared, choices=partial(tuple, known)), str
         found[field.name] = dataclasses.replace(
             declared, name=field.name, type=hint, optional=optional, default=field.default
         )
@@ -167,7 +169,7 @@ def check_options(options: Any) -> None:
     Raises:
         UsageError: a value is out of range, or two contradict each other.
     """
-    declared = options_of(type(options))
+    declared = options_of(options.__class__)
     for name, option in declared.items():
         option.check(getattr(options, name))
     for name, option in declared.items():
@@ -203,8 +205,8 @@ def duration(text: str) -> float:
 class Configuration:
     """The options of a training run; the defaults are the tutorial's. docs/options.md lists them.
 
-    The precision is that of the matrix products in training. Weights, states, gates, loss and optimiser are float32
-    in any case, and so are evaluation and generation.
+    The precision is that of the matrix products in training; weights, states, gates, loss and optimiser are always
+    float32, and so are evaluation and generation.
 
     Raises:
         UsageError: a value is out of range, or lacks an option that it requires.
@@ -324,7 +326,7 @@ class Configuration:
     ngram: int = option(2, "Characters per token", low=1, high=LONGEST_NGRAM, panel=TEXT)
     min_count: int = option(
         10,
-        "Occurrences in the training set that a token needs; others become <unk>",
+        "Minimum occurrences of a token in the training set; rarer ones become <unk>",
         low=1,
         high=1 << 40,
         panel=TEXT,
@@ -350,7 +352,7 @@ class Configuration:
 
     @classmethod
     def from_json(cls, value: object) -> Configuration:
-        """The configuration that `to_json` wrote, here or in an earlier version, whose missing options are defaults.
+        """The configuration that `to_json` wrote, here or in an earlier version; a missing option is the default.
 
         Raises:
             IntegrityError: an option is unknown, of the wrong type, or out of range.

@@ -37,9 +37,9 @@ app = typer.Typer(
     cls=formatting.Group,
     help="Train a recurrent language model, written from scratch, on folk tales or your own text, and generate"
     " stories with it.",
-    epilog="Start with: grimmgen train --corpus sampler, then: grimmgen generate. Every option can be set by an"
-    " environment variable: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME sets the directory"
-    " of cache and runs.",
+    epilog="Start with: grimmgen train --corpus sampler, then: grimmgen generate. Environment variables set"
+    " options, too: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME is the directory of cache"
+    " and runs.",
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -64,12 +64,14 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     context: typer.Context,
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - `_version` handles it
         bool, options.option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, options.option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[  # noqa: ARG001 - `_run` looks for it, because it must be known before parsing
+        bool, options.option("--debug", help="Show the traceback of an error.")
+    ] = False,
 ) -> None:
-    """The options before the command; `_run` itself looks for --debug, which must be known before parsing."""
+    """The options before the command."""
     formatting.help_without_command(context)
 
 
@@ -142,7 +144,7 @@ def _explain(error: Exception) -> tuple[int, str]:
 
 
 def _command() -> Any:
-    command = typer.main.get_command(app)
+    command: Any = typer.main.get_command(app)
     for parameter in command.params:
         parameter.show_envvar = False  # of Typer's own options for completion, as of all others
     return command

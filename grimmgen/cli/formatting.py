@@ -47,7 +47,9 @@ def plain_help(command: Any, context: Any, columns: int) -> str:
             sections.setdefault(getattr(parameter, "rich_help_panel", None) or kind, []).append(record)
     if isinstance(command, TyperGroup):
         below = ((name, command.get_command(context, name)) for name in command.list_commands(context))
-        sections["Commands"] = [(name, one.get_short_help_str(limit=1000)) for name, one in below if one is not None]
+        sections["Commands"] = [
+            (name, one.get_short_help_str(limit=1000)) for name, one in below if one is not None
+        ]
     usage = f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}"
     lines = [fold(usage, 0, 4), "", *paragraphs(command.help)]
     for heading, rows in sections.items():

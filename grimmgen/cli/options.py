@@ -1,4 +1,4 @@
-"""The parameters of commands: those that a dataclass of options declares, and those that several commands share."""
+"""The parameters of commands: those declared by a dataclass of options, and those shared by several commands."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ RunOrFile = Annotated[
 def accept(options: type, *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the parameters that a dataclass declares, after those of the same help panel of its own.
 
-    The command receives as `chosen` the values that were typed or come from a variable, by the names of the fields.
+    The command receives as `chosen` the values from the command line and from variables, by the fields' names.
 
     Args:
         options: the dataclass; see `grimmgen.configuration.option`.
@@ -86,7 +86,8 @@ def accept(options: type, *names: str) -> Callable[[Callable[..., None]], Callab
         ]
         parameters += [_parameter(one, None if names else one.panel) for one in declared]
         panels = [None, *dict.fromkeys(one.panel for one in declared if one.panel)]
-        parameters.sort(key=lambda parameter: panels.index(_panel(parameter)))
+        last = "json", "quiet"
+        parameters.sort(key=lambda parameter: (panels.index(_panel(parameter)), parameter.name in last))
         run.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *parameters]}
         return run
@@ -96,7 +97,7 @@ def accept(options: type, *names: str) -> Callable[[Callable[..., None]], Callab
 
 def _parameter(declared: Option, panel: str | None) -> inspect.Parameter:
     """The parameter of a command that an option's declaration describes."""
-    hint: Any = Literal[declared.choices()] if declared.choices() else declared.type  # type: ignore[valid-type]
+    hint: Any = Literal[declared.choices()] if declared.choices() else declared.type
     info = option(
         "/".join(declared.flags),
         help=f"{declared.description}.",

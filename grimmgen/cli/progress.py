@@ -31,7 +31,7 @@ _REASONS = {
 
 
 def follow(events: Iterator[Event], bars: console.Bars, json: bool) -> tuple[Finished, int]:
-    """Show events as bars and lines, or print them as JSON lines; returns the last one and the number of updates."""
+    """Show events as bars and lines, or as JSON lines; returns the last event and the number of updates."""
     view, first = _View(bars), 0
     for event in events:
         if json:
@@ -70,7 +70,7 @@ class _View:
         self._epoch_bar = self._update_bar = 0
 
     def start(self, event: Started) -> None:
-        """Describe the run and add the bars: one of epochs, or of seconds where only they limit it, one of updates."""
+        """Describe the run, and add a bar of epochs (of seconds if only time is limited) and a bar of updates."""
         self._started = event
         configuration, bars = event.configuration, self._bars
         train, valid, test = event.stories
@@ -79,11 +79,12 @@ class _View:
         bars.line(
             f"run {event.run} {state}: {event.corpus}, {train}/{valid}/{test} {unit} for train/valid/test", "bold"
         )
-        bars.line(
-            f"text: {event.ngrams:,} tokens, vocabulary {event.vocabulary_size}, {_updates(event.updates)} per epoch"
-        )
+        updates = f"{_updates(event.updates)} per epoch"
+        bars.line(f"text: {event.ngrams:,} tokens, vocabulary {event.vocabulary_size}, {updates}")
         if event.unknown > _MANY_UNKNOWN:
-            bars.line(f"{event.unknown:.0%} of the tokens are <unk>: lower --min-count for so short a text", "yellow")
+            bars.line(
+                f"{event.unknown:.0%} of the tokens are <unk>: lower --min-count for so short a text", "yellow"
+            )
         bars.line(
             f"{cells()[configuration.cell].title}: {configuration.layers} × {configuration.hidden} units,"
             f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"

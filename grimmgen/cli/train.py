@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grimmgen.cli import options
-from grimmgen.configuration import PRESETS, TEXT, Configuration
+from grimmgen.configuration import PRESETS, Configuration
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ def train(
     context: typer.Context,
     chosen: Mapping[str, Any],
     corpus: options.CorpusSource = "grimm",
+    split: Annotated[Path | None, options.SplitFile] = None,
     run: Annotated[
         str | None,
         options.option(
@@ -47,7 +48,6 @@ def train(
         options.option(metavar="PRESET", help=f"Defaults of all other options: {', '.join(PRESETS)}."),
     ] = "tutorial",
     device: Annotated[str, options.option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
-    split: Annotated[Path | None, options.SplitFile] = None,
     json: Annotated[bool, options.option("--json", help="Print events as JSON lines on standard output.")] = False,
     quiet: options.Quiet = False,
 ) -> None:

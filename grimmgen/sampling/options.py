@@ -1,5 +1,7 @@
 """The options of generation, with their ranges and the combinations that contradict each other."""
 
+# ruff: noqa: RUF009 - `option` returns a dataclass field
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -10,19 +12,20 @@ from grimmgen.errors import UsageError
 
 InitialState = Literal["random", "zeros"]
 
-# Characters that a story has at most, if nobody says how many.
+# Characters of a story without `length`.
 LONGEST = 20_000
-# The tutorial's, and the depth of a beam if only its width is given.
+# Defaults; top-k is the tutorial's.
 _TOP_K = 3
 _BEAM_DEPTH = 5
-# What `--until` knows beside a text to wait for.
+_SAMPLING = "Sampling"
+# Values of `until` that are not a text.
 SENTENCE = "sentence"
 PARAGRAPH = "paragraph"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How text is generated. The same options, model and prompt generate the same text. docs/options.md lists them.
+    """The options of generation, listed in docs/options.md; the same model and prompt give the same text.
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.
@@ -48,6 +51,7 @@ class SamplingOptions:
         range="1 or more, or 0 for all",
         default_text=f"{_TOP_K}; all with --top-p or --min-p",
         excludes=("greedy", "beam_width"),
+        panel=_SAMPLING,
     )
     top_p: float = option(
         1.0,
@@ -56,6 +60,7 @@ class SamplingOptions:
         high=1.0,
         range="more than 0, and 1 at most",
         excludes=("greedy", "beam_width"),
+        panel=_SAMPLING,
     )
     min_p: float = option(
         0.0,
@@ -63,6 +68,7 @@ class SamplingOptions:
         low=0.0,
         high=1.0,
         excludes=("greedy", "beam_width"),
+        panel=_SAMPLING,
     )
     temperature: float = option(
         1.0,
@@ -71,8 +77,9 @@ class SamplingOptions:
         high=1e6,
         range="0 to 1000000",
         excludes=("greedy",),
+        panel=_SAMPLING,
     )
-    greedy: bool = option(False, "Always take the most probable token, or beam", flag="--greedy")
+    greedy: bool = option(False, "Always take the most probable token, or beam", flag="--greedy", panel=_SAMPLING)
     repetition_penalty: float = option(
         1.0,
         "Raise the probability of recent tokens to this power; 1 is no penalty",
@@ -80,9 +87,15 @@ class SamplingOptions:
         high=100.0,
         range="1 (no penalty) to 100",
         excludes=("beam_width",),
+        panel=_SAMPLING,
     )
     beam_width: int | None = option(
-        None, "Number of beams, one of which is sampled", low=2, high=256, default_text="no beam search"
+        None,
+        "Number of beams, one of which is sampled",
+        low=2,
+        high=256,
+        default_text="no beam search",
+        panel=_SAMPLING,
     )
     beam_depth: int | None = option(
         None,
@@ -91,6 +104,7 @@ class SamplingOptions:
         high=64,
         default_text=str(_BEAM_DEPTH),
         requires="beam_width",
+        panel=_SAMPLING,
     )
     max_copy: int | None = option(
         None,
@@ -99,6 +113,7 @@ class SamplingOptions:
         high=10_000,
         unit=" characters",
         default_text="no limit",
+        panel=_SAMPLING,
     )
     random_seed: int = option(
         0,
@@ -109,7 +124,9 @@ class SamplingOptions:
         default_text="a new one each time",
     )
     state: InitialState = option(
-        "random", "Initial state of the network: random (normal with σ 0.05, as in the tutorial) or zeros"
+        "random",
+        "Initial state of the network: random (normal with σ 0.05, as in the tutorial) or zeros",
+        panel=_SAMPLING,
     )
 
     def __post_init__(self) -> None:
