@@ -38,8 +38,8 @@ app = typer.Typer(
     help="Train a recurrent language model, written from scratch, on folk tales or your own text, and generate"
     " stories with it.",
     epilog="Start with: grimmgen train --corpus sampler, then: grimmgen generate. Environment variables set"
-    " options, too: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME is the directory of cache"
-    " and runs.",
+    " options, too: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME is the directory of"
+    " cache and runs.",
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -106,8 +106,7 @@ def _run(arguments: list[str]) -> int:
         if distributed.speaks():
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else _command_path(arguments)
-            message = " ".join(error.format_message().split()).replace(". Did you mean", ", did you mean")
-            console.error(f"{message.rstrip('.?')}: see `{path} --help`")
+            console.error(f"{_one_sentence(error.format_message())}: see `{path} --help`")
         return int(error.exit_code)
     except Exception as error:
         if debug:
@@ -162,6 +161,16 @@ def _command_path(arguments: Sequence[str]) -> str:
             path.append(argument)
             command = below
     return " ".join(path)
+
+
+def _one_sentence(message: str) -> str:
+    """Typer's message as a sentence that can precede a colon.
+
+    >>> _one_sentence("No such command 'trian'. Did you mean 'train'?")
+    "No such command 'trian', did you mean 'train'"
+    """
+    message = " ".join(message.split()).rstrip(".?")
+    return message.replace(". Did you mean", ", did you mean").replace(": Value error, ", ": ")
 
 
 def _drop_output() -> None:
