@@ -39,7 +39,7 @@ OPTIONS = {
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
     "generate": "--run --seed --seed-file --length --until --top-k --top-p --min-p --temperature --greedy"
     " --repetition-penalty --beam-width --beam-depth --max-copy --random-seed --stories --state --lines"
-    " --interactive -i --novelty",
+    " --novelty",
     "runs": "",
     "runs list": "",
     "runs show": "",

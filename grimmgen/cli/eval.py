@@ -307,8 +307,9 @@ def _heads(dynamic: bool) -> list[str]:
 
 def _show_novelty(asked: str | None, given: Sequence[Document], split: options.Part, json: bool) -> None:
     from grimmgen.cli import console, novelty
+    from grimmgen.runs import registry
 
-    judge = novelty.Judge(asked, split)
+    judge = novelty.NoveltyReport(registry.load_model(asked), split)
     judged, control = judge.measure([(story.name, story.read()) for story in given]), judge.control
     if json:
         texts = [novelty.to_json(text) for text in judged]

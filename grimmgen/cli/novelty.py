@@ -10,6 +10,7 @@ from grimmgen.cli import console, options
 
 if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import Copy, Novelty
+    from grimmgen.runs.registry import TrainedModel
 
 # So much of a copy is shown; --json has all of it.
 _SHOWN = 240
@@ -17,23 +18,23 @@ _SHOWN = 240
 _AT_MOST = 12
 
 
-class Judge:
+class NoveltyReport:
     """What a run has learnt from, ready to be asked.
 
     Args:
-        asked: a run's name; None is the latest.
+        model: the model of a run.
         part: the held-out stories that are the control: so much is natural.
 
     Raises:
         UsageError: it is the file of a checkpoint, which does not say what was learnt from.
     """
 
-    def __init__(self, asked: str | None, part: options.Part = "valid") -> None:
-        from grimmgen.runs import registry
-        from grimmgen.sampling.generator import training_index
+    def __init__(self, model: TrainedModel, part: options.Part = "valid") -> None:
+        from grimmgen.evaluation.novelty import training_index
 
-        self._index = training_index(asked)
-        run = registry.find(asked)
+        self._index = training_index(model)
+        run = model.run
+        assert run is not None
         self.run, self.part, self._configuration = run.name, part, run.configuration
         self._held_out = run.split().parts[part]
 
@@ -52,12 +53,12 @@ class Judge:
         held_out = [self._normalised(story.read()) for story in self._held_out]
         return measure_together(self._index, f"{self.part} stories", held_out)
 
-    def describe(self, text: str) -> dict[str, Any]:
+    def to_json(self, text: str) -> dict[str, Any]:
         """What a story told by the run adds to its JSON document."""
         [judged] = self.measure([("told", text)])
         return {"novelty": to_json(judged), "control": to_json(self.control)}
 
-    def tell(self, text: str) -> None:
+    def print_summary(self, text: str) -> None:
         """The same in three lines, on standard error."""
         [novelty], control = self.measure([("told", text)]), self.control
         console.note(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from grimmgen.cli import companion, console, eval
+from grimmgen.cli import console, eval
 from grimmgen.configuration import Configuration
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.io import files, paths
@@ -21,7 +21,7 @@ from grimmgen.text import encoding
 from grimmgen.text.corpus import Document, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import distributed
-from tests.program import PROGRAM, Ran, on_terminal
+from tests.program import Ran
 
 Program = Callable[..., Ran]
 
@@ -154,27 +154,6 @@ def test_fault_15_an_output_that_is_a_link_stays_one(trained: Run, tmp_path: Pat
         assert (tmp_path / "link.html").is_symlink()
         assert (tmp_path / "real.html").read_text().startswith("<!doctype html>")
         (tmp_path / "real.html").write_text("old")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="needs a terminal")
-def test_faults_15_and_44_no_name_that_is_typed_ends_a_story_written_together(
-    trained: Run, tmp_path: Path
-) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    names = [b".", b"x" * 300, bytes(tmp_path), bytes(tmp_path / "pipe"), bytes(tmp_path / "no" / "where")]
-    typed = [(b"> ", b"the king\n"), *((b"> ", b"/save " + name + b"\n") for name in names), (b"> ", b"/quit\n")]
-    shown = on_terminal(*PROGRAM, "generate", "--run", trained.name, "--interactive", typed=typed, columns=400)
-    assert (shown.code, "a bug" in shown.out) == (0, False)
-    assert shown.out.count("is not a file") == 3
-    assert shown.out.count("cannot write") == 2
-    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
-
-
-def test_fault_44_a_number_of_thousands_of_digits_is_no_word() -> None:
-    told = companion._answer(None, "9" * 5000, [("king", 0.5)])  # type: ignore[arg-type]
-    assert told is not None
-    assert told.endswith("the words are 1 to 1")
 
 
 # --- too much ----------------------------------------------------------------------------------------------

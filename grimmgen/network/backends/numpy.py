@@ -1,9 +1,9 @@
-"""One step of the network at a time: what telling a story needs, without importing PyTorch.
+"""Inference one time step at a time, for generation, without importing PyTorch.
 
-`Stepper` is NumPy, and can be read; `NativeStepper` is the same compiled (`native_steps.h`). The equations are
-those of `grimmgen.network.cells`, without dropout; tests hold the three against each other.
+`Stepper` is NumPy, written to be read; `NativeStepper` is the same compiled (`native_steps.h`). The equations are
+those of `grimmgen.network.cells`, without dropout; tests compare the three with each other.
 
-    B  stories told at once    H  hidden units    L  layers    V  vocabulary size    G  columns of a cell's gates
+    B  batch rows    H  hidden units    L  layers    V  vocabulary size    G  columns of a cell's gates
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from numpy.typing import ArrayLike, NDArray
 from grimmgen.configuration import Configuration
 from grimmgen.network.backends.cpu.library import WIDTH, function
 from grimmgen.network.shapes import layer_shapes
-from grimmgen.sampling import options
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
-# States, logits, and which rows are over.
-Memory = tuple[Floats, Floats, Floats, NDArray[np.bool_]]
+# Hidden states, cell states, logits, and which rows have ended.
+Snapshot = tuple[Floats, Floats, Floats, NDArray[np.bool_]]
 
 
 class Stepper:
@@ -65,7 +64,6 @@ class Stepper:
             self._table = gates + first["bias"]
         B, V = h.shape[1], len(self._table)
         self.logits = np.zeros((B, V), np.float32)
-        self._ended = np.zeros(B, np.bool_)
 
     def step(self, ids: ArrayLike) -> Floats:
         """Read one n-gram a row, [B]; returns the logits of the next one, [B, V], the caller's to keep.
@@ -81,57 +79,13 @@ class Stepper:
         Raises:
             IndexError: an id is not within the vocabulary; nothing is read.
         """
-        rows = self._rows(ids)
-        self._ended[:] = False
-        for row in rows:
+        for row in self._rows(ids):
             self._step(row)
         return self.logits.copy()
 
-    def tell(
-        self, numbers: NDArray[np.float64], *, top_k: int, temperature: float, never: Sequence[int], end: int
-    ) -> Ids:
-        """Draw several n-grams a row, one after the other, each read before the next is drawn.
-
-        Args:
-            numbers: random, from 0 to 1, one a draw, [N, B].
-            top_k: draw among this many best, and the end; 0 is all, 1 the best alone.
-            temperature: see `options.temper`.
-            never: ids that are not drawn.
-            end: the id that ends a story.
-
-        Returns:
-            What was drawn, [N, B]. A row that has drawn `end` has only that from there on, in further calls, too,
-            until it is made to read something.
-
-        Raises:
-            IndexError: `end`, or one of `never`, is not within the vocabulary.
-        """
-        self._check(np.array([*never, end]))
-        ids = np.full(numbers.shape, end)
-        for drawn, row in zip(ids, numbers, strict=True):
-            for b in np.flatnonzero(~self._ended):
-                logits = options.temper(options.forbid(self.logits[b], list(never)), temperature)
-                best = options.top_k(logits, top_k)
-                if top_k != 1 and temperature > 0.0:
-                    best = options.or_end(best, logits, end)
-                drawn[b] = options.draw(best, row[b])
-            self._ended = drawn == end
-            if self._ended.all():
-                break
-            self._step(drawn)
-        return ids
-
-    def remember(self) -> Memory:
-        """Where all rows are now, for `go_back`."""
-        return self.h.copy(), self.c.copy(), self.logits.copy(), self._ended.copy()
-
-    def go_back(self, memory: Memory) -> None:
-        """Let all rows be where they were."""
-        self.h[:], self.c[:], self.logits[:], self._ended[:] = memory
-
     def _rows(self, ids: ArrayLike) -> Ids:
         rows = np.asarray(ids, np.int64)
-        assert rows.shape[1:] == self._ended.shape
+        assert rows.shape[1:] == self.h.shape[1:2]
         self._check(rows)
         return rows
 
@@ -178,11 +132,12 @@ class NativeStepper(Stepper):
     ) -> None:
         super().__init__(configuration, weights, h, c)
         self._read = function(f"read_{instructions}", "pnp")
-        self._tell = function(f"tell_{instructions}", "pnpnppnnpp")
+        self._sample = function(f"tell_{instructions}", "pnpnppnnpp")
         (L, B, H), V = h.shape, len(self._table)
         G = self._table.shape[1]
         assert h.flags.c_contiguous
         assert c.flags.c_contiguous
+        self._ended = np.zeros(B, np.bool_)
         # The library knows where arrays are, and does not keep them.
         self._kept: list[NDArray[Any]] = [h, c, self.logits]
         layers = np.zeros((L, 4), np.uintp)
@@ -223,28 +178,60 @@ class NativeStepper(Stepper):
             self._read(ctypes.byref(self._network), len(part), part.ctypes.data)
         return self.logits.copy()
 
-    def tell(  # noqa: D102 - see Stepper
-        self, numbers: NDArray[np.float64], *, top_k: int, temperature: float, never: Sequence[int], end: int
+    def sample(
+        self,
+        uniforms: NDArray[np.float64],
+        *,
+        top_k: int,
+        temperature: float,
+        forbidden: Sequence[int],
+        end: int,
     ) -> Ids:
-        self._check(np.array([*never, end]))
-        numbers = np.ascontiguousarray(numbers, np.float64)
-        forbidden = np.array(never, np.int64)
-        assert numbers.shape[1:] == self._ended.shape
-        degree = np.array(temperature, np.float64)
-        ids = np.empty(numbers.shape, np.int64)
-        self._tell(
+        """Sample several n-grams per row, each of which is read before the next one is sampled.
+
+        The fused form of `grimmgen.sampling.logits.filter_logits` and `draw` for temperature and top-k alone.
+
+        Args:
+            uniforms: random numbers in [0, 1), one per n-gram, [N, B].
+            top_k: sample from this many most probable ids, and `end`; 0 is all, 1 only the most probable.
+            temperature: divides the logits; 0 takes the most probable id.
+            forbidden: ids that are not sampled.
+            end: the id that ends a document.
+
+        Returns:
+            The ids, [N, B]. A row that has sampled `end` yields only `end` from there on, in further calls too,
+            until it reads again.
+
+        Raises:
+            IndexError: `end` or a forbidden id is not within the vocabulary.
+        """
+        self._check(np.array([*forbidden, end]))
+        uniforms = np.ascontiguousarray(uniforms, np.float64)
+        forbidden_ids = np.array(forbidden, np.int64)
+        assert uniforms.shape[1:] == self._ended.shape
+        temperature_pointer = np.array(temperature, np.float64)
+        ids = np.empty(uniforms.shape, np.int64)
+        self._sample(
             ctypes.byref(self._network),
-            len(numbers),
-            numbers.ctypes.data,
+            len(uniforms),
+            uniforms.ctypes.data,
             top_k,
-            degree.ctypes.data,
-            forbidden.ctypes.data,
-            len(forbidden),
+            temperature_pointer.ctypes.data,
+            forbidden_ids.ctypes.data,
+            len(forbidden_ids),
             end,
             self._ended.ctypes.data,
             ids.ctypes.data,
         )
         return ids
+
+    def snapshot(self) -> Snapshot:
+        """Copy the state of all rows, for `restore`."""
+        return self.h.copy(), self.c.copy(), self.logits.copy(), self._ended.copy()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Set all rows back to a state that `snapshot` has returned."""
+        self.h[:], self.c[:], self.logits[:], self._ended[:] = snapshot
 
 
 # As in native_steps.h.
