@@ -17,7 +17,7 @@ from grimmgen.runs.events import (
     Stepped,
     event_to_json,
 )
-from grimmgen.runs.registry import Run
+from grimmgen.runs.registry import Run, TrainedModel
 
 # A larger share of unknown tokens is reported; in the tales it is 0.001.
 _MANY_UNKNOWN = 0.05
@@ -149,10 +149,8 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     if interrupted or quiet:
         return
     from grimmgen.sampling.generator import TextGenerator
-    from grimmgen.sampling.options import SamplingOptions
 
-    generator = TextGenerator(run.name, run.checkpoint())
-    text = "".join(generator.tell("", SamplingOptions(length=240, random_seed=1)))
+    text = TextGenerator(TrainedModel(run.name, run.checkpoint(), run)).generate(length=240, random_seed=1)
     console.out()
     console.out(f"Sample: {' '.join(text.split())} …")
     console.out()
