@@ -33,7 +33,7 @@ def weights_of(random_seed: int) -> dict[str, Floats]:
 
 
 def stepper_of(weights: dict[str, Floats], B: int = 1) -> Stepper:
-    stepper = backends.stepper(CONFIGURATION, weights, *np.zeros((2, 1, B, 6), np.float32))
+    stepper = backends.stepper(CONFIGURATION, weights, np.zeros((2, 1, B, 6), np.float32))
     stepper.step([END] * B)
     return stepper
 

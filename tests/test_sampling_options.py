@@ -31,7 +31,7 @@ from grimmgen.sampling.options import SamplingOptions
         ("random_seed", 2**63),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(name: str, value: float) -> None:
+def test_out_of_range_values_are_refused_by_name(name: str, value: float) -> None:
     option = "--" + name.replace("_", "-")
     with pytest.raises(UsageError, match=f"{option} .* is out of range: give "):
         SamplingOptions(**{name: value})  # type: ignore[arg-type]

@@ -21,8 +21,8 @@ def layer_shapes(configuration: Configuration, inputs: int) -> Shapes:
 def weight_shapes(configuration: Configuration, vocabulary_size: int) -> Shapes:
     """The weights of a model.
 
-    The first layer reads one-hot tokens (V numbers) or the embedding [V, E], the other layers H numbers. The
-    output layer has a weight [H, V], or where the embedding is tied a projection [H, E], and a bias [V].
+    The first layer reads one-hot tokens (V numbers) or the embedding [V, E], the other layers H numbers. The output
+    layer has a weight [H, V], or where the embedding is tied a projection [H, E], and a bias [V].
     """
     H, E, V = configuration.hidden, configuration.embedding, vocabulary_size
     shapes: Shapes = {"embedding": (V, E)} if E else {}

@@ -196,5 +196,5 @@ def _log_probabilities(logits: NDArray[np.float32], candidates: list[int] | None
 
 def _select_rows(stepper: Stepper, rows: NDArray[np.int64]) -> None:
     """Replace the state of each row i of the stepper by that of `rows[i]`."""
-    stepper.h[:], stepper.c[:] = stepper.h[:, rows], stepper.c[:, rows]
+    stepper.state[:] = stepper.state[:, :, rows]
     stepper.logits[:] = stepper.logits[rows]

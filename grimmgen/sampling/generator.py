@@ -3,7 +3,7 @@
 `TextGenerator._run` is the whole of generation in five phases: initial state, prompt, sample, stop, pieces.
 Needs no PyTorch, so that generation starts at once. Knows models and text; printing belongs to `grimmgen.cli`.
 
-    B  documents generated side by side    L  layers    H  hidden units    N  n-grams sampled at once
+    B  documents generated side by side    S  states of the cell    L  layers    H  hidden units
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
+from grimmgen.network.cells import cells
 from grimmgen.runs import registry
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.logits import log_probabilities
@@ -295,13 +296,13 @@ class TextGenerator:
     def _initial_stepper(self, generators: Sequence[np.random.Generator], state: InitialState) -> Stepper:
         """A stepper with a random or a zero state, one row per generator."""
         configuration = self.checkpoint.configuration
+        S, L, H = len(cells()[configuration.cell].states), configuration.layers, configuration.hidden
+        values = np.zeros((S, L, len(generators), H), np.float32)
         if state == "random":
-            shape = (2, configuration.layers, 1, configuration.hidden)
-            rows = [generator.normal(0.0, _STATE_DEVIATION, shape) for generator in generators]
-            h, c = np.concatenate(rows, axis=2).astype(np.float32)
-        else:
-            h, c = np.zeros((2, configuration.layers, len(generators), configuration.hidden), np.float32)
-        return backends.stepper(configuration, self.checkpoint.weights, h, c)
+            for b, generator in enumerate(generators):
+                # Two states are drawn even for a cell with one, so that random seeds keep giving the same texts.
+                values[:, :, b] = generator.normal(0.0, _STATE_DEVIATION, (max(2, S), L, H))[:S]
+        return backends.stepper(configuration, self.checkpoint.weights, values)
 
     def _sampler(
         self,
@@ -331,8 +332,8 @@ class TextGenerator:
 
     def _repeat_rows(self, stepper: Stepper, times: int) -> Stepper:
         """A stepper in which each row of the given one is repeated so many times."""
-        h, c = (np.repeat(state, times, axis=1) for state in (stepper.h, stepper.c))
-        repeated = backends.stepper(self.checkpoint.configuration, self.checkpoint.weights, h, c)
+        state = np.repeat(stepper.state, times, axis=2)
+        repeated = backends.stepper(self.checkpoint.configuration, self.checkpoint.weights, state)
         repeated.logits[:] = np.repeat(stepper.logits, times, axis=0)
         return repeated
 

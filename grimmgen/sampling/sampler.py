@@ -1,7 +1,7 @@
 """Sample n-grams one after another for a batch of documents, as `SamplingOptions` specifies.
 
 `grimmgen.sampling.logits.filter_logits` defines the order of the options. The compiled stepper implements the same
-order for temperature and top-k alone (`NativeStepper.sample`) and is used where the options need no more.
+order for temperature and top-k alone (`CompiledStepper.sample`) and is used where the options need no more.
 Knows ids and their text; prompts and stop conditions belong to `grimmgen.sampling.generator`.
 
     N  n-grams    B  documents of the batch    V  vocabulary size
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.network.backends.numpy import NativeStepper
+from grimmgen.network.backends.cpu.stepper import CompiledStepper
 from grimmgen.sampling.logits import draw, filter_logits, forbid
 from grimmgen.sampling.options import SamplingOptions
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
@@ -77,7 +77,7 @@ class Sampler:
         """
         if candidates is not None:
             count = 1
-        elif isinstance(self._stepper, NativeStepper) and _needs_only_top_k(self._options):
+        elif isinstance(self._stepper, CompiledStepper) and _needs_only_top_k(self._options):
             if len(ids := self._sample_compiled(self._stepper, min(count, self._lookahead))):
                 return ids
             # The very next n-gram would copy too much.
@@ -124,7 +124,7 @@ class Sampler:
         limit.append(self._text(token)[len(prefix) :], copied[token])
         return token
 
-    def _sample_compiled(self, stepper: NativeStepper, count: int) -> Ids:
+    def _sample_compiled(self, stepper: CompiledStepper, count: int) -> Ids:
         """Sample up to `count` n-grams, [N, B], none of which exceeds the copy limit; N may be 0."""
         uniforms = self._uniforms(count)
         if not self.copy_limits:
@@ -150,7 +150,7 @@ class Sampler:
             limit.append(piece)
         return ids
 
-    def _run_compiled(self, stepper: NativeStepper, uniforms: NDArray[np.float64]) -> Ids:
+    def _run_compiled(self, stepper: CompiledStepper, uniforms: NDArray[np.float64]) -> Ids:
         options = self._options
         ids = stepper.sample(
             uniforms,

@@ -11,7 +11,7 @@ Everything else iterates over the registry: to add a cell is to add these files.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -30,6 +30,9 @@ class Ops(Protocol):
 
     def tanh(self, x: Array, /) -> Array:
         """The hyperbolic tangent."""
+
+    def stack(self, arrays: Sequence[Array], /) -> Array:
+        """The arrays along a new first axis."""
 
     def matmul(self, a: Array, b: Array, /) -> Array:
         """The matrix product, in the precision that was asked for."""
@@ -50,7 +53,8 @@ class Gradients(NamedTuple):
         x: by each gate's input, in the order of the gates.
         recurrent: by each gate's recurrent product, likewise; None where the cell has no recurrent product.
         state: by each state that entered the time step, without what reaches h through the recurrent product.
-        weights: by the extra weights, each with the axis of the rows in front, [B, …].
+        weights: by the extra weights: for a weight [H] a sum over the rows yet to be made, [B, H]; for one [k, H]
+            [k, B, H].
     """
 
     x: Arrays
@@ -115,24 +119,7 @@ class CellSpec:
 
 @cache
 def cells() -> dict[str, CellSpec]:
-    """A stand-in until the modules of the cells have their specifications; the merge of main replaces this file."""
-
-    def spec(name: str, gates: str, states: str, extra: Any = lambda _: {}, pre_step: Any = None) -> CellSpec:
-        return CellSpec(name, name, tuple(gates), tuple(states), None, None, True, extra, pre_step)  # type: ignore[arg-type]
-
-    made = [
-        spec("lstm", "ifco", "hc"),
-        spec("peephole", "ifco", "hc", lambda s: {"peephole": (3, s.hidden)}),
-        spec("gru", "rzn", "h", lambda s: {"recurrent_bias": (s.hidden,)}),
-        spec(
-            "mogrifier",
-            "ifco",
-            "hc",
-            lambda s: {
-                "q": (-(-s.rounds // 2), s.hidden, s.inputs),
-                "r": (s.rounds // 2, s.inputs, s.hidden),
-            },
-            True,
-        ),
-    ]
-    return {cell.name: cell for cell in made}
+    """The specification of every cell, by its name; the tutorial's LSTM first."""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.endswith("_triton"))
+    names.sort(key=lambda name: name != "lstm")
+    return {name: import_module(f"{__name__}.{name}").CELL for name in names}
