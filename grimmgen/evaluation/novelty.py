@@ -385,7 +385,7 @@ def _sort(text: NDArray[np.uint8], order: NDArray[np.int32], rank: NDArray[np.in
     pairs: NDArray[np.uint16] = np.ndarray(n, ">u2", padded, strides=(1,))
     blocks = [slice(begin, min(n, begin + _CHUNK)) for begin in range(0, n, _CHUNK)]
     ends = np.cumsum(sum(np.bincount(pairs[block], minlength=1 << 16) for block in blocks))
-    # Marks the first of each group of suffixes that are equal in the bytes compared so far; heads[n] is a sentinel.
+    # Marks the first of each group of suffixes that are equal in all bytes compared so far; [n] is a sentinel.
     heads = np.zeros(n + 1, np.bool_)
     heads[n] = True
 

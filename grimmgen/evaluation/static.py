@@ -123,7 +123,7 @@ def evaluate(
         shard: (rank, size): evaluate only every `size`-th part, starting from part `rank`.
         total: sums the nats of the documents, [N], over all shards.
     """
-    # Parts of similar length share a batch, to limit the padding; the result is independent of the documents' order.
+    # Parts of similar length share a batch, to limit padding; the result is independent of the documents' order.
     parts = [(i, part) for i, document in enumerate(documents) for part in _parts(len(document.ids) + 1)]
     parts.sort(key=lambda row: (row[1][0] - row[1][1], documents[row[0]].name, row[1]))
     rank, size = shard
