@@ -9,7 +9,7 @@ What training reports after each epoch and what `grimmgen eval` prints come from
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,6 @@ from grimmgen.network.model import LanguageModel, State
 from grimmgen.text import encoding
 from grimmgen.text.batches import together
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
-from grimmgen.training.distributed import ALONE, Ranks
 
 # Rows read side by side and steps at a time: of no influence on the figures beyond the last digits.
 _ROWS = 64
@@ -96,19 +95,29 @@ def encode_stories(
     return encoded
 
 
-def evaluate(model: LanguageModel, stories: Sequence[EncodedDocument], ranks: Ranks = ALONE) -> Evaluation:
+def _identity(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    return numbers
+
+
+def evaluate(
+    model: LanguageModel,
+    stories: Sequence[EncodedDocument],
+    shard: tuple[int, int] = (0, 1),
+    total: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _identity,
+) -> Evaluation:
     """Score each story; no dropout.
 
     Args:
         model: on any device.
         stories: at least one, none of them empty.
-        ranks: that share the work; each of them gets the whole result.
+        shard: the number of this process, and how many share the work.
+        total: adds up over all processes.
     """
     # Stories of like length side by side: little is read in vain. The result does not depend on the order
     # in which they are given.
     parts = [(i, part) for i, story in enumerate(stories) for part in _parts(len(story.ids) + 1)]
     parts.sort(key=lambda row: (row[1][0] - row[1][1], stories[row[0]].name, row[1]))
-    parts = parts[ranks.rank :: ranks.size]
+    parts = parts[shard[0] :: shard[1]]
     nats = np.zeros(len(stories))
     for first in range(0, len(parts), _ROWS):
         rows = parts[first : first + _ROWS]
@@ -120,7 +129,7 @@ def evaluate(model: LanguageModel, stories: Sequence[EncodedDocument], ranks: Ra
             state = tuple(part[:, :reading] for part in state)
             losses, state = model.losses(window.first(reading), state)
             np.add.at(nats, [i for i, _ in rows[:reading]], losses.sum(axis=0))
-    nats = ranks.sum(nats)
+    nats = total(nats)
     return Evaluation(tuple(score_of(story, float(n)) for story, n in zip(stories, nats, strict=True)))
 
 
@@ -140,3 +149,6 @@ def score_of(story: EncodedDocument, nats: float) -> Score:
         story.characters,
         int(np.count_nonzero(story.ids == UNKNOWN)),
     )
+
+
+encode_for_evaluation = encode_stories
