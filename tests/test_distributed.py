@@ -21,15 +21,15 @@ import torch
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, DropoutMode
 from grimmgen.errors import UsageError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Evaluated, Stepped
 from grimmgen.text.batches import Windows, epoch
 from grimmgen.text.corpus import open_corpus
-from grimmgen.training import distributed as ranks_module
-from grimmgen.training.distributed import ALONE, Ranks, joined
+from grimmgen.training import distributed
+from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from grimmgen.training.session import Training
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 from tests.program import Ran
@@ -43,14 +43,14 @@ def torchrun(*command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*launcher, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-class Part(Ranks):
+class Part(ProcessGroup):
     """One of several, that hears nothing of the others."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
 
-def parts(size: int) -> list[Ranks]:
+def parts(size: int) -> list[ProcessGroup]:
     return [Part(rank, size) for rank in range(size)]
 
 
@@ -137,10 +137,10 @@ def test_judging_is_shared_and_nothing_is_left_out() -> None:
     vocabulary = tiny_vocabulary(configuration)
     model = LanguageModel(configuration, len(vocabulary))
     model.initialise()
-    stories = encode_stories([(str(n), TEXT[n:]) for n in range(5)], vocabulary)
+    stories = encode_for_evaluation([(str(n), TEXT[n:]) for n in range(5)], vocabulary)
     whole = evaluate(model, stories)
     spelt = [story.spelling for story in stories]
-    apart = [[score.nats for score in evaluate(model, stories, part).documents] for part in parts(7)]
+    apart = [[score.nats for score in evaluate(model, stories, (part.rank, part.size)).documents] for part in parts(7)]
     read = np.array(apart) - spelt
     assert (np.count_nonzero(read, axis=0) == 1).all()
     assert read.sum(axis=0) + spelt == pytest.approx([score.nats for score in whole.documents])
@@ -150,8 +150,8 @@ def test_judging_is_shared_and_nothing_is_left_out() -> None:
 
 
 def test_without_torchrun_there_is_one() -> None:
-    with joined() as ranks:
-        assert ranks is ALONE
+    with process_group() as group:
+        assert group is SINGLE_PROCESS
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_half_of_what_torchrun_sets_is_one_line(
     half = len(variables) > 1 or message.startswith("RANK is set")
     for name, value in (variables if half else whole | variables).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks_module, "_joining", False)
+    monkeypatch.setattr(distributed, "_connecting", False)
     assert _run(["train", "--corpus", "sampler"]) == (1 if "reach" in message else 2)
     out, err = capsys.readouterr()
     assert out == ""
@@ -204,7 +204,7 @@ def test_of_a_wrong_option_one_process_tells(
 ) -> None:
     for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "2")
-    monkeypatch.setattr(ranks_module, "_joining", False)
+    monkeypatch.setattr(distributed, "_connecting", False)
     told = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
@@ -219,15 +219,15 @@ def test_of_a_wrong_option_one_process_tells(
 
 _TOGETHER = """
 import sys, traceback
-from grimmgen.training.distributed import end, joined
+from grimmgen.training.distributed import exit_process, process_group
 try:
-    with joined() as ranks:
+    with process_group() as group:
 {code}
 except SystemExit as leaving:
-    end(leaving.code)
+    exit_process(leaving.code)
 except Exception:
     traceback.print_exc()
-    end(1)
+    exit_process(1)
 """
 
 
@@ -269,13 +269,13 @@ _TRAIN = """
     from grimmgen.training.session import Training
     corpus, options, name, begin, stop = json.loads(sys.argv[1])
     if begin:
-        training = Training.begin(open_corpus(corpus), Configuration(**options), run=name, ranks=ranks)
+        training = Training.begin(open_corpus(corpus), Configuration(**options), run=name, group=group)
     else:
-        training = Training.resume(registry.find(name), ranks=ranks)
+        training = Training.resume(registry.find(name), group=group)
     for event in training.events():
         print(json.dumps(event_to_json(event)))
         # Asked of one, all stop.
-        if isinstance(event, Stepped) and event.step == stop and ranks.rank == ranks.size - 1:
+        if isinstance(event, Stepped) and event.step == stop and group.rank == group.size - 1:
             training.stop()
 """
 
@@ -295,7 +295,7 @@ _LARGE = """
 def trained_together(
     tales: Path, name: str, begin: bool = True, stop: int = 0, before: str = ""
 ) -> list[list[dict[str, Any]]]:
-    """The events of each of two ranks."""
+    """The events of each of two group."""
     ran = together(before + _TRAIN, json.dumps([str(tales), OPTIONS, name, begin, stop]))
     assert [(one.code, one.err) for one in ran] == [(0, "")] * 2
     return [[json.loads(line) for line in one.out.splitlines()] for one in ran]
@@ -484,12 +484,12 @@ def test_what_all_ranks_find_wrong_is_told_once_and_what_only_one_has_been_given
     code = """
         from grimmgen.errors import UsageError
         import os
-        assert ranks.told(lambda: {"told": [ranks.rank, "ä", 0.1]}) == {"told": [0, "ä", 0.1]}
-        assert ranks.same(lambda: "this")
-        assert not ranks.same(lambda: ranks.rank)
-        assert ranks.most(ranks.rank) == 1
-        assert ranks.agree([7.5 - ranks.rank, -1.0], ranks.rank == 1) == ([7.5, -1.0], True)
-        assert ranks.agree([7.5 - ranks.rank, -1.0], False) == ([7.5, -1.0], False)
+        assert group.broadcast(lambda: {"told": [group.rank, "ä", 0.1]}) == {"told": [0, "ä", 0.1]}
+        assert group.all_equal(lambda: "this")
+        assert not group.all_equal(lambda: group.rank)
+        assert group.max(group.rank) == 1
+        assert group.agree([7.5 - group.rank, -1.0], group.rank == 1) == ([7.5, -1.0], True)
+        assert group.agree([7.5 - group.rank, -1.0], False) == ([7.5, -1.0], False)
     """
     assert [one.code for one in together(code)] == [0, 0]
     ran = together(code, "--epochs=RANK")

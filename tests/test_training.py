@@ -15,7 +15,7 @@ import torch
 
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
@@ -25,7 +25,9 @@ from grimmgen.text.batches import epoch
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import session as training_module
-from grimmgen.training.session import Plateau, Training, cosine
+from grimmgen.training import text as text_module
+from grimmgen.training.schedule import Plateau, cosine
+from grimmgen.training.session import Training
 
 # A run of three updates an epoch.
 TINY: dict[str, Any] = {"hidden": 6, "batch_size": 9, "unroll": 25, "min_count": 1}
@@ -182,11 +184,11 @@ def test_a_run_on_ids_in_a_file_is_the_one_on_ids_in_memory_and_resumes_to_the_b
 
 
 def test_of_much_text_a_part_is_validated_with(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "_VALIDATION", 9)
+    monkeypatch.setattr(text_module, "VALIDATION_NGRAMS", 9)
     training = Training.begin(corpus, SMALL)
-    assert training._prepared is not None
+    assert training._text is not None
     # Of twelve stories, each with a few n-grams to validate with.
-    read = [len(story.ids) for story in training._prepared.validation]
+    read = [len(story.ids) for story in training._text.validation]
     assert sum(read[:-1]) < 9 <= sum(read)
     assert len(read) < 12
 
@@ -448,7 +450,7 @@ def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpu
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
     stories = split_by_hash(corpus).parts["valid"]
-    texts = encode_stories([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
+    texts = encode_for_evaluation([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
     assert evaluate(model, texts).total.perplexity == only(Finished, events)[0].best_perplexity
 
 
@@ -459,7 +461,7 @@ def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(c
     model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
-    result = evaluate(model.float(), encode_stories(texts, vocabulary))
+    result = evaluate(model.float(), encode_for_evaluation(texts, vocabulary))
     for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]

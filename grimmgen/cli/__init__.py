@@ -68,7 +68,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
-    distributed.end(_run(sys.argv[1:]))
+    distributed.exit_process(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
     except GrimmgenError as error:
         if debug:
             console.trace()
-        if distributed.speaks():
+        if distributed.reports_errors():
             console.error(str(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
@@ -117,7 +117,7 @@ def _run(arguments: list[str]) -> int:
                 return 2
             context = getattr(error, "ctx", None)
             command = context.command_path if context is not None else _command(arguments)
-            if distributed.speaks():
+            if distributed.reports_errors():
                 console.error(f"{_in_our_words(tell())}: see `{command} --help`")
             return int(getattr(error, "exit_code", 2))
         if debug:

@@ -29,7 +29,7 @@ from grimmgen.errors import UsageError
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
     from grimmgen.runs.events import Event, Finished, Started
-    from grimmgen.training.distributed import Ranks
+    from grimmgen.training.distributed import ProcessGroup
     from grimmgen.training.session import Training
 
 # Options that a resumed run has already; given together with --resume they would do nothing.
@@ -221,33 +221,33 @@ def train(
     from grimmgen.training.session import Training, command_line
 
     signals: list[int] = []
-    with distributed.joined() as joined:
-        json, quiet = json and joined.first, quiet or not joined.first
+    with distributed.process_group() as group:
+        json, quiet = json and group.first, quiet or not group.first
         waiting = None if quiet or json else console.note
         if configuration is None:
             limit = epochs if "epochs" in given else None
-            found = registry.Run(Path(joined.told(lambda: str(registry.find(run).path))))
-            training = Training.resume(found, device, limit, seconds, joined, waiting)
+            found = registry.Run(Path(group.broadcast(lambda: str(registry.find(run).path))))
+            training = Training.resume(found, device, limit, seconds, group, waiting)
         else:
             opened = open_corpus(corpus)
             parts = None if split is None else split_by_file(opened, split)
             if (size := sum(story.size for story in opened.documents)) > IN_MEMORY and not (quiet or json):
                 console.note(f"encoding {size / 1e9:.1f} GB of text, for this run and the next ones on it")
             named = run, device, command_line()
-            training = Training.begin(opened, configuration, parts, *named, joined, waiting)
+            training = Training.begin(opened, configuration, parts, *named, group, waiting)
 
         bars = console.Bars(quiet or json)
-        with _stopping(training, signals, joined, bars), bars:
+        with _stopping(training, signals, group, bars), bars:
             finished, done = _follow(training.events(), bars, json)
-        if joined.first and not json:
+        if group.first and not json:
             _report(training, finished, quiet)
-        if joined.first and not (quiet or json or done):
+        if group.first and not (quiet or json or done):
             console.note(
                 "there was nothing left to do: to go on, give an --epochs or a --budget above what the run has had"
             )
-        if joined.first and finished.reason == "interrupted":
-            console.hint(f"{joined.command} train --resume --run {training.run.name}", "go on with")
-        received = joined.most(signals[0] if signals else 0)
+        if group.first and finished.reason == "interrupted":
+            console.hint(f"{group.command} train --resume --run {training.run.name}", "go on with")
+        received = group.max(signals[0] if signals else 0)
     if received:
         raise typer.Exit(128 + received)
 
@@ -429,7 +429,7 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
 
 
 @contextmanager
-def _stopping(training: Training, received: list[int], joined: Ranks, bars: Bars) -> Iterator[None]:
+def _stopping(training: Training, received: list[int], group: ProcessGroup, bars: Bars) -> Iterator[None]:
     """Let the first signal end training after its step, and the second at once.
 
     One that reaches any of several ranks stops all of them, and the second is as good as the first: torchrun
@@ -438,7 +438,7 @@ def _stopping(training: Training, received: list[int], joined: Ranks, bars: Bars
     """
 
     def stop(number: int, _: FrameType | None) -> None:
-        if joined.size > 1:
+        if group.size > 1:
             received.append(number)
             training.stop()
             return
