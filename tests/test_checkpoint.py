@@ -84,7 +84,7 @@ def same(one: Tensors, other: Tensors) -> bool:
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("text", [{"ngram": 1}, {"ngram": 3, "newlines": "space", "phases": True}])
-def test_a_checkpoint_comes_back_to_the_bit(
+def test_a_checkpoint_round_trips_bit_equal(
     path: Path, training: bool, network: str, text: dict[str, Any]
 ) -> None:
     checkpoint = tiny_checkpoint(training, **NETWORKS[network], **text, budget=1.5)
@@ -99,7 +99,7 @@ def test_a_checkpoint_comes_back_to_the_bit(
     assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden temporary files, too
 
 
-def test_the_same_checkpoint_is_the_same_bytes_and_nothing_but_safetensors(path: Path) -> None:
+def test_equal_checkpoints_are_equal_safetensors_files(path: Path) -> None:
     content = written(tiny_checkpoint(True), path)
     assert content == written(Checkpoint.read(path), path)
     assert {*safetensors.numpy.load(content)} == {
@@ -108,7 +108,7 @@ def test_the_same_checkpoint_is_the_same_bytes_and_nothing_but_safetensors(path:
     }
 
 
-def test_a_transposed_view_is_written_by_its_indices(path: Path) -> None:
+def test_a_transposed_view_is_written_in_index_order(path: Path) -> None:
     checkpoint = tiny_checkpoint()
     weights = {name: np.asfortranarray(tensor) for name, tensor in checkpoint.weights.items()}
     weights["output.bias"] = np.repeat(weights["output.bias"], 2)[::2]
@@ -116,14 +116,14 @@ def test_a_transposed_view_is_written_by_its_indices(path: Path) -> None:
     assert same(Checkpoint.read(path).weights, checkpoint.weights)
 
 
-def test_a_name_that_is_no_unicode_comes_back(path: Path) -> None:
+def test_a_name_that_is_not_unicode_round_trips(path: Path) -> None:
     checkpoint = tiny_checkpoint()
     provenance = {"corpus": os.fsdecode(b"caf\xe9"), "run": "m\u00e4rchen \U0001f43a"}
     Checkpoint(checkpoint.configuration, checkpoint.vocabulary, provenance, checkpoint.weights).write(path)
     assert Checkpoint.read(path).provenance == provenance
 
 
-def test_a_resume_needs_moments_of_each_weight_and_the_state() -> None:
+def test_training_tensors_are_moments_and_states() -> None:
     configuration = tiny_configuration(layers=2)
     shapes = training_shapes(configuration, 5)
     assert shapes.pop("state.h") == shapes.pop("state.c") == (2, 2, 3)
@@ -136,7 +136,7 @@ def _fail(*_: object) -> None:
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_the_old_file_stays_when_the_new_one_cannot_be_written(
+def test_a_failed_write_keeps_the_old_file(
     path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:  # fault 15
     old = written(tiny_checkpoint(), path)
@@ -148,7 +148,7 @@ def test_the_old_file_stays_when_the_new_one_cannot_be_written(
     assert os.listdir(path.parent) == [path.name]  # noqa: PTH208 - hidden temporary files, too
 
 
-def test_the_old_file_stays_when_the_new_one_is_too_large(path: Path) -> None:  # fault 15
+def test_a_write_over_the_size_limit_keeps_the_old_file(path: Path) -> None:  # fault 15
     resource = pytest.importorskip("resource")
     old = written(tiny_checkpoint(), path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -163,7 +163,7 @@ def test_the_old_file_stays_when_the_new_one_is_too_large(path: Path) -> None:  
 
 
 @pytest.mark.parametrize(("make", "why"), [(Path.mkdir, "Is a directory"), (str, "No such file")])
-def test_what_cannot_be_read_is_told(path: Path, make: Callable[[Path], object], why: str) -> None:
+def test_an_unreadable_file_is_one_line(path: Path, make: Callable[[Path], object], why: str) -> None:
     make(path)
     with pytest.raises(GrimmgenError, match=re.escape(f"cannot read {path} ({why}")) as caught:
         Checkpoint.read(path)
@@ -195,7 +195,7 @@ class Bomb:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("zipped", [False, True])
-def test_a_pickle_is_refused_and_not_run(path: Path, protocol: int, zipped: bool) -> None:  # fault 24
+def test_a_pickle_is_refused_and_not_executed(path: Path, protocol: int, zipped: bool) -> None:  # fault 24
     mark = path.with_name("mark")
     content = pickle.dumps(Bomb(mark), protocol)
     if zipped:  # as torch.save does
@@ -246,11 +246,11 @@ def header(raw: bytes, body: bytes = b"") -> bytes:
     ],
     ids=lambda content: repr(content[:40]),
 )
-def test_what_is_no_checkpoint_is_refused(path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_refused(path: Path, content: bytes) -> None:
     assert refusal(path, content).what.endswith("is not a grimmgen checkpoint")
 
 
-def test_a_checkpoint_cut_off_anywhere_is_refused(path: Path) -> None:  # fault 25
+def test_a_truncated_checkpoint_is_refused(path: Path) -> None:  # fault 25
     content = written(tiny_checkpoint(True), path)
     begin = len(content) - len(taken_apart(content)[2])
     edges = {0, 1, 7, 8, 9, begin - 1, begin, begin + 1, len(content) - 1}
@@ -260,7 +260,7 @@ def test_a_checkpoint_cut_off_anywhere_is_refused(path: Path) -> None:  # fault 
 
 
 @pytest.mark.parametrize("more", [b"\0", b"\0" * 4, b"x" * 10_000])
-def test_a_checkpoint_with_more_at_its_end_is_refused(path: Path, more: bytes) -> None:
+def test_a_checkpoint_with_trailing_bytes_is_refused(path: Path, more: bytes) -> None:
     assert refusal(path, written(tiny_checkpoint(), path) + more).what.endswith("is not whole")
 
 
@@ -382,20 +382,20 @@ LIES: list[tuple[Damage, str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), LIES)
-def test_a_lying_header_is_refused(path: Path, damage: Damage, message: str) -> None:  # faults 26 to 28
+def test_an_inconsistent_header_is_refused(path: Path, damage: Damage, message: str) -> None:  # faults 26 to 28
     entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
     damage(entries, ours, body)
     assert re.search(message, str(refusal(path, put_together(entries, ours, body))))
 
 
-def test_what_the_lies_are_told_with_is_believed(path: Path) -> None:
+def test_the_file_before_each_change_is_read(path: Path) -> None:
     entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
     path.write_bytes(put_together(entries, ours, body))
     assert same(Checkpoint.read(path).weights, tiny_checkpoint().weights)
 
 
 @pytest.mark.parametrize("options", [{"hidden": 2**15}, {"hidden": 2**15, "layers": 64}, {"batch_size": 2**20}])
-def test_nothing_is_allocated_for_what_a_header_claims(path: Path, options: dict[str, int]) -> None:  # fault 26
+def test_no_memory_is_allocated_for_a_false_header(path: Path, options: dict[str, int]) -> None:  # fault 26
     entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
     ours["configuration"] |= options
     configuration = Configuration.from_json(ours["configuration"])
@@ -408,7 +408,7 @@ def test_nothing_is_allocated_for_what_a_header_claims(path: Path, options: dict
     assert allocated(lambda: refusal(path, put_together(entries, ours, body))) < 2_000_000
 
 
-def test_nothing_is_allocated_for_two_thousand_million_units(path: Path) -> None:  # fault 26
+def test_no_memory_is_allocated_for_two_billion_units(path: Path) -> None:  # fault 26
     entries, ours, body = taken_apart(written(tiny_checkpoint(True), path))
     ours["configuration"]["hidden"] = 2**31
     for claimed in entries.values():
@@ -421,7 +421,7 @@ def test_nothing_is_allocated_for_two_thousand_million_units(path: Path) -> None
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-def test_the_largest_weights_allowed_keep_every_logit_a_number(path: Path, network: str) -> None:
+def test_the_largest_weights_give_finite_logits(path: Path, network: str) -> None:
     # A nan, or a warning of NumPy's, which is an error here, would let no story be told.
     checkpoint = tiny_checkpoint(hidden=64, **NETWORKS[network])
     draw = np.random.default_rng(3)
@@ -440,14 +440,14 @@ def test_the_largest_weights_allowed_keep_every_logit_a_number(path: Path, netwo
     assert 2**15 * 2**15 * float(largest) ** 2 < np.finfo(np.float32).max
 
 
-def test_moments_may_be_as_large_as_the_square_of_the_largest_gradient(path: Path) -> None:
+def test_large_moments_are_accepted(path: Path) -> None:
     checkpoint = tiny_checkpoint(True)
     checkpoint.training_tensors["adam.exp_avg_sq.output.bias"][:] = 1e24
     checkpoint.write(path)
     assert same(Checkpoint.read(path).training_tensors, checkpoint.training_tensors)
 
 
-def test_a_header_that_could_not_be_read_again_is_not_written(path: Path) -> None:
+def test_a_header_too_large_to_read_is_not_written(path: Path) -> None:
     checkpoint = tiny_checkpoint()
     content = written(checkpoint, path)
     vast = Checkpoint(checkpoint.configuration, checkpoint.vocabulary, {"x": "x" * (17 << 20)}, checkpoint.weights)

@@ -48,7 +48,7 @@ def falling(evaluations: int = 60, **changes: tuple[float, ...]) -> Curve:
 # --- the log -------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_is_what_was_logged(trained: Run) -> None:
+def test_a_curve_has_the_evaluations_of_the_log(trained: Run) -> None:
     scores = [event for event in trained.log() if event["event"] == "evaluated"]
     trained.append_log({**scores[-1], "step": 333, "epoch": 3, "perplexity": 1.5, "best": True})
     trained.append_log({"event": "rate decayed", "step": 333, "epoch": 3})
@@ -76,7 +76,7 @@ def test_a_curve_is_what_was_logged(trained: Run) -> None:
     ],
     ids=lambda change: str(change)[:40],
 )
-def test_a_log_that_is_not_what_it_should_be_is_told(
+def test_a_damaged_log_is_an_error(
     trained: Run, change: dict[str, object], run: Callable[..., Ran]
 ) -> None:
     [event] = [event for event in trained.log() if event["event"] == "evaluated"][:1]
@@ -92,7 +92,7 @@ def test_a_log_that_is_not_what_it_should_be_is_told(
 
 
 @pytest.mark.parametrize("width", [80, 40])
-def test_the_curve_falls_from_the_left_and_shows_its_best_and_its_decays(width: int) -> None:
+def test_the_chart_shows_the_best_and_the_decays(width: int) -> None:
     lines = draw(falling(), width)
     plot = [line[8:].ljust(width - 8) for line in lines[:11]]
     columns = width - 8
@@ -116,7 +116,7 @@ def test_a_steep_curve_has_no_gaps() -> None:
     assert all(any(glyph in "●★" for glyph in line[8:]) for line in lines[:11])
 
 
-def test_a_perplexity_just_below_what_has_more_digits_fits_its_label() -> None:
+def test_a_perplexity_just_below_a_power_of_ten_fits() -> None:
     # exp(log(10⁶)) is 999999.99…, of which .0f makes seven digits.
     for highest in (1e3, 1e6):
         assert max(map(len, draw(Curve("x", (0, 1), (0.0, 1.0), (1.0, 1.0), (1.0, highest), ()), 24))) <= 24
@@ -128,7 +128,7 @@ def test_a_perplexity_just_below_what_has_more_digits_fits_its_label() -> None:
     st.sampled_from([UNICODE, ASCII]),
     st.data(),
 )
-def test_no_line_is_wider_than_asked_for_whatever_the_figures(
+def test_no_line_is_wider_than_the_chart(
     values: list[tuple[float, float]], width: int, glyphs: object, data: st.DataObject
 ) -> None:
     steps = sorted(data.draw(st.lists(st.integers(0, 10**9), min_size=len(values), max_size=len(values))))
@@ -153,7 +153,7 @@ def test_no_line_is_wider_than_asked_for_whatever_the_figures(
     ids=str,
 )
 @pytest.mark.usefixtures("trained")
-def test_a_terminal_that_has_no_unicode_gets_ascii(variables: dict[str, str], ascii_: bool) -> None:
+def test_a_terminal_without_unicode_gets_ascii(variables: dict[str, str], ascii_: bool) -> None:
     set_ = [f"{name}={value}" for name, value in variables.items()]
     ran = on_terminal("env", *set_, *PROGRAM, "runs", "show", columns=40)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", ran.out).splitlines()
@@ -167,7 +167,7 @@ def test_a_terminal_that_has_no_unicode_gets_ascii(variables: dict[str, str], as
 # --- pictures ------------------------------------------------------------------------------------------------
 
 
-def test_without_matplotlib_it_says_what_to_install(
+def test_without_matplotlib_the_error_names_the_extra(
     trained: Run, run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -179,19 +179,19 @@ def test_without_matplotlib_it_says_what_to_install(
 
 
 @pytest.mark.parametrize("name", ["x", "x.gif", ".svg"])
-def test_an_ending_that_is_no_format_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_unknown_extension_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"names a format: give one of \.svg, \.png, \.pdf"):
         curves.plot([falling()], tmp_path / name)
 
 
-def test_a_run_without_an_evaluation_is_told(tmp_path: Path) -> None:
+def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GrimmgenError, match="the run x has no evaluation yet"):
         curves.plot([Curve("x", (), (), (), (), ())], tmp_path / "x.svg")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MATPLOTLIB, reason="matplotlib is an extra: grimmgen[plot]")
-def test_the_picture_is_drawn_the_same_each_time_in_each_format(
+def test_equal_curves_are_equal_pictures_in_each_format(
     trained: Run, run: Callable[..., Ran], tmp_path: Path
 ) -> None:
     begins = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}

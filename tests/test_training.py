@@ -57,7 +57,7 @@ def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k not in {"seconds", "run", "path"}} for event in log]
 
 
-def test_events_tell_the_whole_story_in_order(corpus: Corpus) -> None:
+def test_events_come_in_order_and_agree_with_the_log(corpus: Corpus) -> None:
     training, events = trained(corpus)
     started, finished = events[0], events[-1]
     assert isinstance(started, Started)
@@ -72,7 +72,7 @@ def test_events_tell_the_whole_story_in_order(corpus: Corpus) -> None:
     assert [e["event"] for e in log] == ["started", "evaluated", "evaluated", "evaluated", "finished"]
 
 
-def test_the_model_learns(corpus: Corpus) -> None:
+def test_perplexity_falls(corpus: Corpus) -> None:
     _, events = trained(
         corpus, Configuration(hidden=24, batch_size=4, unroll=10, epochs=20, min_count=1, learning_rate=0.02)
     )
@@ -80,7 +80,7 @@ def test_the_model_learns(corpus: Corpus) -> None:
     assert perplexities[-1] < perplexities[0] / 3
 
 
-def test_the_same_random_seed_gives_the_same_weights_and_another_gives_others(corpus: Corpus) -> None:
+def test_weights_depend_on_the_random_seed_only(corpus: Corpus) -> None:
     weights = [
         trained(corpus, Configuration(**{**SMALL.to_json(), "random_seed": seed}))[0].run.checkpoint().weights
         for seed in (1, 1, 2)
@@ -126,7 +126,7 @@ def resumed_is_bit_equal(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reset_state", [True, False])
-def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus, reset_state: bool) -> None:
+def test_a_resume_from_any_update_is_bit_equal(corpus: Corpus, reset_state: bool) -> None:
     # Fault 34: every step, the edges of epochs among them; a decay on the way; carried state either way.
     configuration = Configuration(
         **{
@@ -144,7 +144,7 @@ def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus,
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_run_of_any_preset_is_bit_equal_when_resumed(corpus: Corpus, preset: str) -> None:
+def test_a_resume_is_bit_equal_for_each_preset(corpus: Corpus, preset: str) -> None:
     options = {**PRESETS[preset], **TINY, "epochs": 2}
     options |= {name: 4 for name in ("embedding",) if PRESETS[preset].get(name)}
     # Within an epoch, and at its end.
@@ -154,7 +154,7 @@ def test_a_run_of_any_preset_is_bit_equal_when_resumed(corpus: Corpus, preset: s
 @pytest.mark.parametrize(
     ("cell", "mode"), [*zip(get_args(Cell), itertools.cycle(get_args(DropoutMode)), strict=False)]
 )
-def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell, mode: DropoutMode) -> None:
+def test_a_resume_is_bit_equal_for_each_cell(corpus: Corpus, cell: Cell, mode: DropoutMode) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "tied": True, "phases": True}
     options |= {"dropout": 0.3, "dropout_mode": mode, "input_dropout": 0.2, "weight_drop": 0.2, "epochs": 2}
     options |= {"schedule": "cosine", "weight_decay": 0.1, "newlines": "space"}
@@ -162,7 +162,7 @@ def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell,
 
 
 @pytest.mark.parametrize("cell", get_args(Cell))
-def test_a_run_of_bfloat16_products_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell) -> None:
+def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: Cell) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "epochs": 2}
     resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (1, 3))
     _, exact = trained(corpus, Configuration(**options, precision="fp32"))
@@ -172,7 +172,7 @@ def test_a_run_of_bfloat16_products_is_bit_equal_when_resumed(corpus: Corpus, ce
     assert np.allclose(ours, theirs, rtol=0.01)
 
 
-def test_a_run_on_ids_in_a_file_is_the_one_on_ids_in_memory_and_resumes_to_the_bit(
+def test_memory_mapped_ids_train_bit_equal(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=True)
@@ -183,7 +183,7 @@ def test_a_run_on_ids_in_a_file_is_the_one_on_ids_in_memory_and_resumes_to_the_b
     assert contents(made.run.last_path) == contents(right.run.last_path)
 
 
-def test_of_much_text_a_part_is_validated_with(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_of_a_large_text_is_limited(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_module, "VALIDATION_NGRAMS", 9)
     training = Training.begin(corpus, SMALL)
     assert training._text is not None
@@ -194,13 +194,13 @@ def test_of_much_text_a_part_is_validated_with(corpus: Corpus, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("rounds", [0, 1])
-def test_a_mogrifier_of_hardly_any_rounds_is_trained_and_resumed(corpus: Corpus, rounds: int) -> None:
+def test_a_mogrifier_of_few_rounds_is_trained_and_resumed(corpus: Corpus, rounds: int) -> None:
     configuration = Configuration(**TINY, cell="mogrifier", rounds=rounds, embedding=4, epochs=2)
     resumed_is_bit_equal(corpus, configuration, (1,))
 
 
 @pytest.mark.parametrize("phases", [False, True])
-def test_a_listener_may_leave_after_the_last_update_of_an_epoch(corpus: Corpus, phases: bool) -> None:
+def test_a_caller_may_stop_iterating_at_the_end_of_an_epoch(corpus: Corpus, phases: bool) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=phases)
     whole, events = trained(corpus, configuration)
     edges = [one.step for one, other in itertools.pairwise(only(Stepped, events)) if one.epoch != other.epoch]
@@ -214,7 +214,7 @@ def test_a_listener_may_leave_after_the_last_update_of_an_epoch(corpus: Corpus, 
     assert edges
 
 
-def test_a_listener_that_leaves_loses_nothing(corpus: Corpus) -> None:
+def test_a_caller_that_stops_iterating_loses_nothing(corpus: Corpus) -> None:
     whole, _ = trained(corpus)
     first = Training.begin(corpus, SMALL)
     events = first.events()
@@ -226,7 +226,7 @@ def test_a_listener_that_leaves_loses_nothing(corpus: Corpus) -> None:
     assert contents(first.run.last_path) == contents(whole.run.last_path)
 
 
-def test_what_was_logged_after_the_checkpoint_is_logged_once_after_a_crash(corpus: Corpus) -> None:
+def test_events_after_the_checkpoint_are_logged_once(corpus: Corpus) -> None:
     whole, _ = trained(corpus)
     crashed = Training.begin(corpus, SMALL)
     crashed.stop()
@@ -237,7 +237,7 @@ def test_what_was_logged_after_the_checkpoint_is_logged_once_after_a_crash(corpu
     assert without_times(crashed.run.log()) == without_times(whole.run.log())
 
 
-def test_an_evaluation_that_was_logged_and_not_saved_is_logged_once(corpus: Corpus) -> None:
+def test_an_unsaved_evaluation_is_logged_once(corpus: Corpus) -> None:
     whole, events = trained(corpus)
     edge = only(Evaluated, events)[0].step
     crashed = Training.begin(corpus, SMALL)
@@ -250,7 +250,7 @@ def test_an_evaluation_that_was_logged_and_not_saved_is_logged_once(corpus: Corp
     assert without_times(crashed.run.log()) == without_times(whole.run.log())
 
 
-def test_limits_can_be_moved_when_a_run_is_resumed(corpus: Corpus) -> None:
+def test_a_resume_may_change_the_limits(corpus: Corpus) -> None:
     longer, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 5}))
     first, _ = trained(corpus)
     events = list(Training.resume(first.run, epochs=5).events())
@@ -259,7 +259,7 @@ def test_limits_can_be_moved_when_a_run_is_resumed(corpus: Corpus) -> None:
     assert first.run.configuration.epochs == 5
 
 
-def test_a_finished_run_resumed_has_nothing_to_do(corpus: Corpus) -> None:
+def test_a_resume_of_a_finished_run_does_nothing(corpus: Corpus) -> None:
     training, _ = trained(corpus)
     before = training.run.log()
     events = list(Training.resume(training.run).events())
@@ -267,7 +267,7 @@ def test_a_finished_run_resumed_has_nothing_to_do(corpus: Corpus) -> None:
     assert without_times(training.run.log()) == without_times(before)
 
 
-def test_a_budget_ends_training_within_an_epoch_and_is_judged_there(
+def test_a_budget_ends_within_an_epoch_with_an_evaluation(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A clock on which a second passes whenever it is looked at.
@@ -278,7 +278,7 @@ def test_a_budget_ends_training_within_an_epoch_and_is_judged_there(
     assert only(Finished, events)[0].reason == "budget"
 
 
-def test_training_ends_when_the_rate_has_decayed_away(corpus: Corpus) -> None:
+def test_training_ends_when_the_rate_has_decayed(corpus: Corpus) -> None:
     # A rate of next to nothing never improves twice: every second evaluation lowers it.
     configuration = Configuration(
         **{**SMALL.to_json(), "epochs": 100, "decay_patience": 1, "decay_factor": 0.05, "learning_rate": 1e-12}
@@ -289,7 +289,7 @@ def test_training_ends_when_the_rate_has_decayed_away(corpus: Corpus) -> None:
     assert [e.new_rate for e in decays] == pytest.approx([5e-14, 2.5e-15])
 
 
-def test_plateau_is_the_tutorials() -> None:
+def test_plateau_equals_the_code_of_the_tutorial() -> None:
     perplexities = [9.0, 8.0, 8.5, 8.1, 8.0, 8.2, 8.3, 7.9, 9, 9, 9, 9, 9, 9]
     # The tutorial's own lines, from its section "Decaying learning rate over time".
     decay_count, minimum, gstep = 0, 1e10, 0
@@ -309,7 +309,7 @@ def test_plateau_is_the_tutorials() -> None:
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.02, 0.3, 1.0])
-def test_cosine_rises_over_the_warmup_then_falls_to_a_hundredth(warmup: float) -> None:
+def test_cosine_warms_up_and_falls_to_one_percent(warmup: float) -> None:
     places = np.linspace(0.0, 1.0, 1001)
     shares = np.array([cosine(float(place), warmup) for place in places])
     assert shares.min() >= 0.01 - 1e-12
@@ -324,7 +324,7 @@ def test_cosine_rises_over_the_warmup_then_falls_to_a_hundredth(warmup: float) -
     assert warmup == 1.0 or shares[-1] == pytest.approx(0.01)
 
 
-def test_a_run_of_a_cosine_warms_up_and_ends_low_whatever_validation_says(corpus: Corpus) -> None:
+def test_the_cosine_schedule_ignores_the_validation_set(corpus: Corpus) -> None:
     options: dict[str, Any] = {"schedule": "cosine", "warmup": 0.25, "learning_rate": 0.02, "decay_patience": 1}
     _, events = trained(corpus, Configuration(**{**TINY, **options}, epochs=8))
     steps = len(only(Stepped, events))
@@ -338,7 +338,7 @@ def test_a_run_of_a_cosine_warms_up_and_ends_low_whatever_validation_says(corpus
     assert only(Finished, events)[0].reason == "epochs"
 
 
-def test_a_cosine_follows_the_budget_where_it_ends_sooner(corpus: Corpus) -> None:
+def test_the_cosine_schedule_follows_the_budget(corpus: Corpus) -> None:
     options: dict[str, Any] = {"schedule": "cosine", "epochs": 10**6, "budget": 0.2, "learning_rate": 0.02}
     _, events = trained(corpus, Configuration(**TINY, **options))
     before = 0.0
@@ -350,7 +350,7 @@ def test_a_cosine_follows_the_budget_where_it_ends_sooner(corpus: Corpus) -> Non
     assert only(Finished, events)[0].reason == "budget"
 
 
-def test_weight_decay_shrinks_the_weights_apart_from_the_gradient(corpus: Corpus) -> None:
+def test_weight_decay_is_decoupled_from_the_gradient(corpus: Corpus) -> None:
     # With dropout away, the first update differs by the decay alone: each weight by the same share.
     stopped = []
     for decay in (0.0, 0.5):
@@ -367,7 +367,7 @@ def test_weight_decay_shrinks_the_weights_apart_from_the_gradient(corpus: Corpus
 
 
 @pytest.mark.slow
-def test_weight_decay_keeps_weights_small_in_the_long_run(corpus: Corpus) -> None:
+def test_weight_decay_keeps_weights_small(corpus: Corpus) -> None:
     norms = []
     for decay in (0.0, 2.0):
         training, _ = trained(corpus, Configuration(**TINY, epochs=15, learning_rate=0.02, weight_decay=decay))
@@ -376,7 +376,7 @@ def test_weight_decay_keeps_weights_small_in_the_long_run(corpus: Corpus) -> Non
     assert norms[1] < 0.7 * norms[0]
 
 
-def test_with_phases_the_vocabulary_is_of_both_cuts_and_an_epoch_reads_one_of_each_story(corpus: Corpus) -> None:
+def test_an_epoch_reads_one_phase_of_each_document(corpus: Corpus) -> None:
     plain, _ = trained(corpus, Configuration(**TINY, epochs=1))
     configuration = Configuration(**TINY, epochs=1, phases=True, dropout=0.0)
     phased, events = trained(corpus, configuration)
@@ -397,7 +397,7 @@ def test_with_phases_the_vocabulary_is_of_both_cuts_and_an_epoch_reads_one_of_ea
     assert first.perplexity == pytest.approx(math.exp(losses.sum() / windows[0].predictions), rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpoint(corpus: Corpus) -> None:
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint(corpus: Corpus) -> None:
     # Fault 35.
     training = Training.begin(corpus, SMALL)
     training.stop()
@@ -411,7 +411,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpo
     assert training.run.last_path.read_bytes() == before
 
 
-def test_two_trainings_of_one_run_are_refused_of_two_runs_are_fine(corpus: Corpus) -> None:  # fault 36
+def test_a_run_is_locked_while_it_is_trained(corpus: Corpus) -> None:  # fault 36
     first, second = Training.begin(corpus, SMALL), Training.begin(corpus, SMALL)
     events = first.events()
     next(events)
@@ -427,7 +427,7 @@ def test_two_trainings_of_one_run_are_refused_of_two_runs_are_fine(corpus: Corpu
         ({"min_count": 10**6}, "no 2-gram occurs 1000000 times"),
     ],
 )
-def test_a_text_too_short_is_refused_before_there_is_a_run(
+def test_a_text_too_short_is_refused_before_a_run_is_created(
     corpus: Corpus, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -435,7 +435,7 @@ def test_a_text_too_short_is_refused_before_there_is_a_run(
     assert registry.all_runs() == []
 
 
-def test_a_changed_story_is_noticed_when_a_run_is_resumed(corpus: Corpus) -> None:
+def test_a_resume_with_a_changed_document_is_an_error(corpus: Corpus) -> None:
     training, _ = trained(corpus)
     story = split_by_hash(corpus).parts["train"][0]
     assert isinstance(story.path, Path)
@@ -444,7 +444,7 @@ def test_a_changed_story_is_noticed_when_a_run_is_resumed(corpus: Corpus) -> Non
         list(Training.resume(training.run, epochs=9).events())
 
 
-def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpus: Corpus) -> None:
+def test_the_logged_perplexity_is_that_of_the_best_weights(corpus: Corpus) -> None:
     training, events = trained(corpus)
     checkpoint = training.run.checkpoint()
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
@@ -454,7 +454,7 @@ def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpu
     assert evaluate(model, texts).total.perplexity == only(Finished, events)[0].best_perplexity
 
 
-def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(corpus: Corpus) -> None:
+def test_evaluation_equals_one_document_at_a_time(corpus: Corpus) -> None:
     training, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "min_count": 12}))
     checkpoint = training.run.checkpoint()
     vocabulary = checkpoint.vocabulary

@@ -192,7 +192,7 @@ class TrainingLoop:
         if not result.finite:
             raise GrimmgenError(
                 f"the loss is not finite at update {progress.step + 1}; the last checkpoint is unchanged",
-                f"train again with --lr {configuration.learning_rate / 10:g}",
+                f"train a new run with --lr {configuration.learning_rate / 10:g}",
             )
         self.state = result.state
         progress.step += 1

@@ -230,7 +230,7 @@ class Training:
             return perplexity, bits_per_character
 
         if progress.window > len(windows(progress.epoch)):
-            raise IntegrityError(f"{self.run.last_path} is beyond the end of an epoch", "train again")
+            raise IntegrityError(f"{self.run.last_path} is beyond the end of an epoch", "train a new run")
         loop = TrainingLoop(
             configuration,
             step,
@@ -267,7 +267,7 @@ class Training:
         else:
             if self._checkpoint.vocabulary != vocabulary:
                 raise IntegrityError(
-                    f"the vocabulary of {self.run.last_path} differs from that of the training set", "train again"
+                    f"the vocabulary of {self.run.last_path} differs from that of the training set", "train a new run"
                 )
             model.load_weights(self._checkpoint.weights)
             tensors = self._checkpoint.training_tensors
@@ -416,7 +416,7 @@ def _read_last(run: Run) -> tuple[Checkpoint, GrimmgenError | None]:
             raise
         raise GrimmgenError(
             f"the run {run.name} has no checkpoint to resume from",
-            f"remove it with `grimmgen runs rm {run.name}` and train again",
+            f"remove it with `grimmgen runs rm {run.name}` and train a new run",
         ) from None
 
 
@@ -427,7 +427,7 @@ def _resumable(path: Path) -> Checkpoint:
         Progress.from_json(checkpoint.progress)
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         raise IntegrityError(
-            f"{path} does not have the progress of a training", "copy it again, or train again"
+            f"{path} does not have the progress of a training", "copy it again, or train a new run"
         ) from None
     return checkpoint
 
