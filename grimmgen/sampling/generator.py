@@ -174,7 +174,7 @@ class TextGenerator:
             raise UsageError(
                 f"--random-seed {options.random_seed} leaves none for {stories} stories", "give a smaller one"
             )
-        if options.until == options.PARAGRAPH and "\n" not in self.vocabulary.alphabet:
+        if options.until == "paragraph" and "\n" not in self.vocabulary.alphabet:
             raise UsageError(
                 f"{self.name} has learnt no line ends: it knows no paragraphs",
                 "wait for --until sentence, or train with --newlines keep",
@@ -416,7 +416,7 @@ class _Stop:
                 self._sought = None
             case options.SENTENCE:
                 self._sought = _SENTENCE_END
-            case options.PARAGRAPH:
+            case "paragraph":
                 self._sought = _PARAGRAPH_END
             case _:
                 folded = vocabulary.normalise(until)
