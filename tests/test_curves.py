@@ -1,4 +1,4 @@
-"""Learning curves: read from a log, drawn in characters of any width, drawn by matplotlib or said to need it."""
+"""Learning curves: read from a log, drawn in characters at any width, and plotted with matplotlib."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ perplexities = st.floats(1e-300, 1e300)
 
 
 def falling(evaluations: int = 60, **changes: tuple[float, ...]) -> Curve:
-    """Validation falls to its best at the 41st evaluation; the rate is lowered after the 46th and the 56th."""
+    """A curve with its best at the 41st evaluation, and decays of the rate after the 46th and the 56th."""
     steps = range(1, evaluations + 1)
     values = {
         "training": tuple(8 + 70 * math.exp(-k / 6) for k in steps),
@@ -82,7 +82,7 @@ def test_a_damaged_log_is_an_error(
     [event] = [event for event in trained.log() if event["event"] == "evaluated"][:1]
     with trained.log_path.open("a") as file:
         file.write(json.dumps({**event, **change}) + "\n")
-    with pytest.raises(IntegrityError, match="sly-fox is not"):
+    with pytest.raises(IntegrityError, match="sly-fox is damaged"):
         curves.read(trained)
     assert run("runs", "plot").code == 3
     assert run("runs", "show").code == 3
@@ -96,7 +96,7 @@ def test_the_chart_shows_the_best_and_the_decays(width: int) -> None:
     lines = draw(falling(), width)
     plot = [line[8:].ljust(width - 8) for line in lines[:11]]
     columns = width - 8
-    # Each column has validation, at a height that falls to the best, and training below it.
+    # In each column the validation perplexity falls to the best, and the training perplexity is below it.
     heights = [next(row for row in range(11) if plot[row][x] in "●★") for x in range(columns)]
     assert heights[: round(columns * 40 / 59)] == sorted(heights[: round(columns * 40 / 59)])
     assert heights[0] <= 1
@@ -117,7 +117,7 @@ def test_a_steep_curve_has_no_gaps() -> None:
 
 
 def test_a_perplexity_just_below_a_power_of_ten_fits() -> None:
-    # exp(log(10⁶)) is 999999.99…, of which .0f makes seven digits.
+    # exp(log(10⁶)) is 999999.99…, which .0f rounds to seven digits.
     for highest in (1e3, 1e6):
         assert max(map(len, draw(Curve("x", (0, 1), (0.0, 1.0), (1.0, 1.0), (1.0, highest), ()), 24))) <= 24
 
@@ -173,14 +173,14 @@ def test_without_matplotlib_the_error_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     target = tmp_path / "x.svg"
     ran = run("runs", "plot", trained.name, "--output", str(target))
-    message = "a picture needs matplotlib, which is not installed: pip install 'grimmgen[plot]'"
+    message = "plotting needs matplotlib, which is not installed: pip install 'grimmgen[plot]'"
     assert ran == (1, "", f"error: {message}\n")
     assert not target.exists()
 
 
 @pytest.mark.parametrize("name", ["x", "x.gif", ".svg"])
 def test_an_unknown_extension_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"names a format: give one of \.svg, \.png, \.pdf"):
+    with pytest.raises(UsageError, match=r"extension .* \.svg, \.png, \.pdf"):
         curves.plot([falling()], tmp_path / name)
 
 
