@@ -43,7 +43,8 @@ from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary, normalise
-from grimmgen.training.session import Training, cosine
+from grimmgen.training.schedule import cosine
+from grimmgen.training.session import Training
 
 
 @dataclass(frozen=True)

@@ -435,11 +435,11 @@ def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_bef
 def test_a_signal_that_was_ignored_stays_ignored() -> None:  # as nohup does
     from grimmgen.cli.console import Bars
     from grimmgen.cli.train import _stopping
-    from grimmgen.training.distributed import ALONE
+    from grimmgen.training.distributed import SINGLE_PROCESS
 
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _stopping(None, [], ALONE, Bars(quiet=True)):  # type: ignore[arg-type]
+        with _stopping(None, [], SINGLE_PROCESS, Bars(quiet=True)):  # type: ignore[arg-type]
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
             assert callable(signal.getsignal(signal.SIGTERM))
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -9,13 +9,14 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
 from grimmgen.network.backends import numpy
 from grimmgen.network.backends.cpu import library
 from grimmgen.network.backends.numpy import Floats, NativeStepper, Stepper
 from grimmgen.network.model import LanguageModel
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.sampling.logits import draw, filter_logits
 from grimmgen.sampling.options import SamplingOptions
 from tests.builders import NETWORKS, random_tensors

@@ -446,3 +446,6 @@ def _decoded(mapped: mmap.mmap) -> Encoded:
         if lengths[story]
     ]
     return Encoded(vocabulary, stories)
+
+
+encode_documents = encode_stories

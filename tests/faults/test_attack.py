@@ -184,9 +184,9 @@ def test_fault_44_a_log_of_holes_from_a_stranger_hides_no_other_run(trained: Run
 def test_fault_44_a_variable_that_is_no_number_of_processes_is_one_line(
     number: str, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in distributed._NEEDED:
+    for name in distributed._VARIABLES:
         monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(distributed, "_joining", False)
+    monkeypatch.setattr(distributed, "_connecting", False)
     for name in "RANK", "WORLD_SIZE":
         with monkeypatch.context() as patch:
             patch.setenv(name, number)
@@ -198,7 +198,7 @@ def test_fault_44_a_variable_that_is_no_number_of_processes_is_one_line(
 def test_fault_44_a_rank_that_is_no_number_silences_no_error(
     run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in distributed._NEEDED:
+    for name in distributed._VARIABLES:
         monkeypatch.setenv(name, "rubbish")
     assert run("generate", "--run", "nobody") == (
         2,
