@@ -77,7 +77,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and exit."""
-    distributed.end(_run(sys.argv[1:]))
+    distributed.exit_process(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
@@ -103,7 +103,7 @@ def _run(arguments: list[str]) -> int:
         console.note("stopped")
         return _INTERRUPTED
     except _CommandLineError as error:
-        if distributed.speaks():
+        if distributed.reports_errors():
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else _command_path(arguments)
             console.error(f"{_one_sentence(error.format_message())}: see `{path} --help`")
@@ -112,7 +112,7 @@ def _run(arguments: list[str]) -> int:
         if debug:
             console.trace()
         code, message = _explain(error)
-        if distributed.speaks() or not isinstance(error, GrimmgenError):
+        if distributed.reports_errors() or not isinstance(error, GrimmgenError):
             console.error(message)
         if isinstance(error, OSError):
             _drop_output()

@@ -19,7 +19,7 @@ from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
     from grimmgen.cli.console import Bars
-    from grimmgen.training.distributed import Ranks
+    from grimmgen.training.distributed import ProcessGroup
     from grimmgen.training.session import Training
 
 # The parameters that may be given with --resume; the others are the run's own.
@@ -78,11 +78,11 @@ def train(
     from grimmgen.training.session import Training, command_line
 
     signals: list[int] = []
-    with distributed.joined() as group:
+    with distributed.process_group() as group:
         json, quiet = json and group.first, quiet or not group.first
         notify = None if quiet or json else console.note
         if configuration is None:
-            found = registry.Run(Path(group.told(lambda: str(registry.find(run).path))))
+            found = registry.Run(Path(group.broadcast(lambda: str(registry.find(run).path))))
             limits = chosen.get("epochs"), chosen.get("budget")
             training = Training.resume(found, device, *limits, group, notify)
         else:
@@ -101,7 +101,7 @@ def train(
                 console.note("nothing left to train: raise --epochs or --budget above what the run has had")
         if group.first and finished.reason == "interrupted":
             console.hint(f"{group.command} train --resume --run {training.run.name}", "resume with")
-        received = group.most(signals[0] if signals else 0)
+        received = group.max(signals[0] if signals else 0)
     if received:
         raise typer.Exit(128 + received)
 
@@ -116,7 +116,7 @@ def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
 
 
 @contextmanager
-def _stop_on_signal(training: Training, received: list[int], group: Ranks, bars: Bars) -> Iterator[None]:
+def _stop_on_signal(training: Training, received: list[int], group: ProcessGroup, bars: Bars) -> Iterator[None]:
     """On the first signal stop after the current update, on the second at once.
 
     In a group of processes a signal to any of them stops all, and further ones have no effect: torchrun forwards
