@@ -205,7 +205,7 @@ class Training:
         configuration, group, device = self._configuration, self._group, self._device
         text = self._text or prepare_text(configuration, self._split, device, group, self._notify)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
-        optimiser = AdamW(model.parameters(), configuration.weight_decay)
+        optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
         progress, state = self._start(model, optimiser, text.vocabulary)
         own = group.rows(configuration.batch_size)
         try:
@@ -216,7 +216,7 @@ class Training:
                 own,
                 group.reducer(configuration.batch_size, device),
                 # The only window of an epoch may be shorter than the others, and differ from epoch to epoch.
-                capture=text.updates > 1,
+                record=text.updates > 1,
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(progress.step) from error
@@ -397,12 +397,9 @@ class _Recorder:
 
 def _moments(model: LanguageModel, optimiser: AdamW) -> dict[str, torch.Tensor]:
     """The moments of the optimiser, by their names in a checkpoint."""
-    names = [name for name, _ in model.named_parameters()]
     kinds = {"exp_avg": optimiser.exp_avg, "exp_avg_sq": optimiser.exp_avg_sq}
     return {
-        f"adam.{kind}.{name}": moment
-        for kind, moments in kinds.items()
-        for name, moment in zip(names, moments, strict=True)
+        f"adam.{kind}.{name}": moments[name] for kind, moments in kinds.items() for name, _ in model.named_parameters()
     }
 
 
