@@ -51,7 +51,7 @@ def endless(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
-def test_a_random_seed_gives_the_same_bytes_again_in_any_process() -> None:
+def test_a_random_seed_reproduces_the_output() -> None:
     first, again, other = (program("generate", "--random-seed", seed) for seed in ("5", "5", "6"))
     assert first == again
     assert first.out != other.out
@@ -59,12 +59,12 @@ def test_a_random_seed_gives_the_same_bytes_again_in_any_process() -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_without_a_random_seed_every_story_is_another(run: Program) -> None:
+def test_without_a_random_seed_stories_differ(run: Program) -> None:
     assert len({run("generate").out for _ in range(4)}) > 1
 
 
 @pytest.mark.usefixtures("trained")
-def test_only_the_text_goes_to_standard_output(run: Program) -> None:
+def test_only_the_text_goes_to_stdout(run: Program) -> None:
     # What is lost with 2>/dev/null is not text.
     options = ["generate", "--seed", "The zebra", "--random-seed", "1", "--length", "30"]
     told = run(*options)
@@ -74,7 +74,7 @@ def test_only_the_text_goes_to_standard_output(run: Program) -> None:
     assert told.out.startswith("the zebra")
 
 
-def test_json_is_one_document_that_says_how_it_was_told(trained: Run, run: Program) -> None:
+def test_json_is_one_document_with_all_options(trained: Run, run: Program) -> None:
     ran = run("generate", "--json", "--seed", "The King", "--length", "20", "--top-k", "2", "--temperature", "0.5")
     assert (ran.code, ran.err) == (0, "")
     told = json.loads(ran.out)
@@ -108,7 +108,7 @@ def test_json_is_one_document_that_says_how_it_was_told(trained: Run, run: Progr
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_a_story_is_told_again_from_its_record_alone(options: str, run: Program) -> None:
+def test_a_json_record_reproduces_its_story(options: str, run: Program) -> None:
     records = json.loads(run("generate", "--json", *options.split()).out)
     for record in records if isinstance(records, list) else [records]:
         model = grimmgen.load(record["run"])
@@ -121,7 +121,7 @@ def test_a_story_is_told_again_from_its_record_alone(options: str, run: Program)
 
 
 @pytest.mark.usefixtures("trained")
-def test_several_stories_are_told_one_after_the_other_each_as_if_alone(run: Program) -> None:
+def test_several_stories_equal_those_generated_singly(run: Program) -> None:
     options = ["generate", "--seed", "The K", "--length", "90", "--random-seed"]
     alone = [run(*options, seed).out for seed in ("3", "4", "5")]
     assert run(*options, "3", "--stories", "3") == (0, "\n".join(alone), "")
@@ -140,7 +140,7 @@ def test_length_is_in_characters_after_the_prompt(
     assert len(ran.out) == len("the") + length + len("\n")
 
 
-def test_a_prompt_of_odd_length_goes_on_within_its_bigram(endless: Callable[[str], str], run: Program) -> None:
+def test_a_prompt_may_end_within_a_bigram(endless: Callable[[str], str], run: Program) -> None:
     model = endless("the king and the knave")  # ki, kn: at odd places " k" and "na" only
     told = {run("generate", "--run", model, "--seed", "the k", "--length", "1").out for _ in range(9)}
     assert told == {"the ki\n"}
@@ -156,7 +156,7 @@ def test_a_prompt_of_odd_length_goes_on_within_its_bigram(endless: Callable[[str
         (b"\n", ""),
     ],
 )
-def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run) -> None:
+def test_a_prompt_is_read_from_a_pipe(sent: bytes, prompt: str, trained: Run) -> None:
     piped = program("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
     assert piped.code == 0
     typed = program("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
@@ -182,7 +182,7 @@ def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_characters_never_seen_are_named_and_the_story_goes_on(prompt: str, named: str, run: Program) -> None:
+def test_unknown_characters_are_named_in_a_warning(prompt: str, named: str, run: Program) -> None:
     # Fault 41.
     ran = run("generate", "--seed", prompt, "--length", "20", "--random-seed", "3", "--top-k", "1")
     assert ran.code == 0
@@ -190,7 +190,7 @@ def test_characters_never_seen_are_named_and_the_story_goes_on(prompt: str, name
     assert len(ran.out) > len(prompt) + 1
 
 
-def test_unknown_is_never_told(trained: Run, run: Program) -> None:
+def test_unknown_is_never_generated(trained: Run, run: Program) -> None:
     checkpoint = trained.checkpoint()
     # By now as likely as anything else.
     checkpoint.weights["output.bias"][UNKNOWN] = 9.0
@@ -201,7 +201,7 @@ def test_unknown_is_never_told(trained: Run, run: Program) -> None:
     assert "<" not in told.out
 
 
-def test_control_characters_are_raw_in_a_pipe_and_harmless_on_a_terminal(endless: Callable[[str], str]) -> None:
+def test_control_characters_are_escaped_on_a_terminal_only(endless: Callable[[str], str]) -> None:
     # Fault 40.
     wild = "\x1b[2j\x9b31m\u202eab\x07\x08"
     told = ["generate", "--run", endless(wild), "--length", "90", "--random-seed", "1", "--top-k", "0"]
@@ -213,7 +213,7 @@ def test_control_characters_are_raw_in_a_pipe_and_harmless_on_a_terminal(endless
 
 
 @pytest.mark.usefixtures("trained")
-def test_each_piece_has_left_before_the_next_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_piece_is_written_before_the_next_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces, arrived = list[str](), list[str]()
     pipe = io.BytesIO()
 
@@ -233,7 +233,7 @@ def test_each_piece_has_left_before_the_next_is_drawn(monkeypatch: pytest.Monkey
     assert arrived == list(itertools.accumulate(pieces[:-1]))
 
 
-def test_ctrl_c_keeps_what_there_is(endless: Callable[[str], str]) -> None:
+def test_ctrl_c_keeps_the_text_so_far(endless: Callable[[str], str]) -> None:
     # Fault 43. A story of a billion characters would never be told to its end.
     with begin("generate", "--run", endless("the king"), "--length", "1000000000") as process:
         assert process.stdout
@@ -249,14 +249,14 @@ def test_ctrl_c_keeps_what_there_is(endless: Callable[[str], str]) -> None:
 
 
 @pytest.mark.parametrize("part", ["head -c 1", "head -1", "true"])
-def test_a_reader_who_has_enough_is_no_error(part: str, endless: Callable[[str], str]) -> None:  # fault 39
+def test_a_closed_pipe_is_no_error(part: str, endless: Callable[[str], str]) -> None:  # fault 39
     ran = shell(f"grimmgen generate --run {endless('the king.' + chr(10) * 2)} --length 1000000000 | {part}")
     assert (ran.code, ran.err) == (0, "")
 
 
 @pytest.mark.parametrize("form", ["", "--json"])
 @pytest.mark.usefixtures("trained")
-def test_a_full_disk_is_one_line(form: str) -> None:
+def test_a_full_disk_is_an_error_in_one_line(form: str) -> None:
     ran = shell(f"grimmgen generate {form} > /dev/full")
     message = "error: the system refuses (No space left on device): check the path and the disk\n"
     assert ran == (1, "", message)
@@ -276,18 +276,18 @@ def test_a_full_disk_is_one_line(form: str) -> None:
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_values_out_of_range_are_refused_by_name(option: str, value: str, message: str, run: Program) -> None:
+def test_a_value_out_of_range_is_refused_by_name(option: str, value: str, message: str, run: Program) -> None:
     assert run("generate", option, value) == (2, "", f"error: {message}\n")
 
 
 @pytest.mark.usefixtures("trained")
-def test_the_coldest_temperatures_always_tell_the_best(run: Program) -> None:  # fault 42
+def test_temperatures_near_zero_take_the_best_token(run: Program) -> None:  # fault 42
     told = {run("generate", "--temperature", t, "--state", "zeros").out for t in ("0", "1e-30", "5e-324")}
     assert len(told) == 1
 
 
 @pytest.mark.usefixtures("trained")
-def test_options_may_be_variables(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_set_options(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRIMMGEN_GENERATE_RANDOM_SEED", "4")
     monkeypatch.setenv("GRIMMGEN_GENERATE_LENGTH", "9")
     monkeypatch.setenv("GRIMMGEN_GENERATE_JSON", "1")
@@ -296,7 +296,7 @@ def test_options_may_be_variables(run: Program, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.usefixtures("trained")
-def test_on_a_terminal_the_random_seed_to_tell_it_again_is_shown() -> None:
+def test_a_terminal_shows_how_to_reproduce_a_story() -> None:
     shown = on_terminal(*PROGRAM, "generate", "--length", "10")
     assert "sly-fox tells the same again with: " in shown.out
     assert "--random-seed" in shown.out
@@ -323,7 +323,7 @@ def test_on_a_terminal_the_random_seed_to_tell_it_again_is_shown() -> None:
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_no_option_is_ignored(option: str, run: Program) -> None:
+def test_every_option_has_an_effect(option: str, run: Program) -> None:
     plain = ["generate", "--length", "300", "--random-seed", "4"]
     told = run(*plain, *option.split())
     assert (told.code, told.err) == (0, "")
@@ -332,12 +332,12 @@ def test_no_option_is_ignored(option: str, run: Program) -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_the_depth_of_beams_is_not_ignored(run: Program) -> None:
+def test_beam_depth_has_an_effect(run: Program) -> None:
     plain = ["generate", "--length", "300", "--random-seed", "4", "--beam-width", "4"]
     assert run(*plain, "--beam-depth", "2").out != run(*plain).out == run(*plain, "--beam-depth", "5").out
 
 
-def test_max_copy_keeps_to_the_training_stories_of_the_run(trained: Run, run: Program) -> None:
+def test_max_copy_limits_copies_of_training_stories(trained: Run, run: Program) -> None:
     index = CopyIndex.build((story.name, story.read().lower()) for story in trained.split().parts["train"])
     for limit in (4, 6):
         ran = run("generate", "--max-copy", str(limit), "--length", "400", "--random-seed", "1")
@@ -379,7 +379,7 @@ def test_max_copy_keeps_to_the_training_stories_of_the_run(trained: Run, run: Pr
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_what_does_not_go_together_is_refused_in_one_line(options: str, message: str | None, run: Program) -> None:
+def test_contradictory_options_are_refused_in_one_line(options: str, message: str | None, run: Program) -> None:
     ran = run("generate", "--random-seed", "1", *options.split())
     if message is None:
         assert ran.code == 0
@@ -387,7 +387,7 @@ def test_what_does_not_go_together_is_refused_in_one_line(options: str, message:
         assert ran == (2, "", f"error: {message}\n")
 
 
-def test_a_story_ends_where_the_model_ends_it_and_what_has_no_end_is_told(
+def test_a_story_without_an_end_is_cut_off_and_reported(
     endless: Callable[[str], str], run: Program
 ) -> None:
     ran = run("generate", "--run", endless("the king"))
@@ -397,7 +397,7 @@ def test_a_story_ends_where_the_model_ends_it_and_what_has_no_end_is_told(
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_run_that_is_trained_knows_how_its_stories_begin(run: Program) -> None:
+def test_a_story_begins_as_the_training_stories_do(run: Program) -> None:
     told = {run("generate", "--top-k", "0", "--length", "2").out for _ in range(9)}
     assert told == {"th\n"}
 
@@ -426,7 +426,7 @@ def test_a_run_that_is_trained_knows_how_its_stories_begin(run: Program) -> None
     ids=lambda value: repr(value[:9]),
 )
 @pytest.mark.usefixtures("trained")
-def test_prompts_of_any_kind_from_a_pipe_and_from_a_file(sent: str, warned: str, tmp_path: Path) -> None:
+def test_prompts_from_a_pipe_and_from_a_file_are_equal(sent: str, warned: str, tmp_path: Path) -> None:
     # Fault 41.
     path = tmp_path / "prompt.txt"
     path.write_bytes(sent.encode() + b"\r\n")
@@ -450,7 +450,7 @@ def test_prompts_of_any_kind_from_a_pipe_and_from_a_file(sent: str, warned: str,
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_a_file_that_cannot_be_a_prompt_is_refused(
+def test_an_invalid_prompt_file_is_refused(
     content: bytes | None, message: str, tmp_path: Path, run: Program
 ) -> None:
     path = tmp_path / "prompt.txt"
@@ -466,7 +466,7 @@ def test_a_file_that_cannot_be_a_prompt_is_refused(
 
 @pytest.mark.parametrize("columns", [80, 40, 20])
 @pytest.mark.usefixtures("trained")
-def test_lines_are_broken_between_words_on_a_terminal_alone(columns: int) -> None:
+def test_lines_are_wrapped_on_a_terminal_only(columns: int) -> None:
     told = ["generate", "--length", "600", "--random-seed", "1"]
     raw = program(*told, "--lines").out
     assert raw == program(*told).out

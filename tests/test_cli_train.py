@@ -32,7 +32,7 @@ def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_quiet_prints_the_result_alone(training: list[str], run: Program) -> None:
+def test_quiet_prints_only_the_result(training: list[str], run: Program) -> None:
     ran = run("train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1")
     assert (ran.code, ran.err) == (0, "")
     owl = registry.find("sly-owl")
@@ -47,7 +47,7 @@ def test_quiet_prints_the_result_alone(training: list[str], run: Program) -> Non
     ]
 
 
-def test_progress_goes_to_standard_error_the_result_and_a_sample_to_standard_output(
+def test_progress_goes_to_stderr_and_the_result_to_stdout(
     training: list[str], trained: Run, run: Program
 ) -> None:
     ran = run("train", "--run", "sly-owl", *training)
@@ -68,7 +68,7 @@ def test_progress_goes_to_standard_error_the_result_and_a_sample_to_standard_out
     assert "\n\nIt tells: " in ran.out
 
 
-def test_json_lines_tell_every_event(training: list[str], run: Program) -> None:
+def test_json_prints_every_event(training: list[str], run: Program) -> None:
     ran = run("train", "--json", *training)
     assert (ran.code, ran.err) == (0, "")
     events = [json.loads(line) for line in ran.out.splitlines()]
@@ -80,7 +80,7 @@ def test_json_lines_tell_every_event(training: list[str], run: Program) -> None:
     assert events[-1]["reason"] == "epochs"
 
 
-def test_the_same_options_make_the_same_run(training: list[str], trained: Run, run: Program) -> None:
+def test_equal_options_give_equal_runs(training: list[str], trained: Run, run: Program) -> None:
     assert run("train", "--quiet", "--run", "sly-owl", *training).code == 0
     owl = registry.find("sly-owl")
     assert without_times(owl.log()) == without_times(trained.log())
@@ -89,7 +89,7 @@ def test_the_same_options_make_the_same_run(training: list[str], trained: Run, r
 
 
 @pytest.mark.slow
-def test_a_reader_who_leaves_costs_nothing(training: list[str], trained: Run, run: Program) -> None:
+def test_a_closed_pipe_saves_the_run(training: list[str], trained: Run, run: Program) -> None:
     # Fault 39: what was learnt until then is saved.
     left = shell(f"grimmgen train --json --run sly-owl {' '.join(training)} | head -1")
     assert (left.code, left.err, left.out.count("\n")) == (0, "", 1)
@@ -104,7 +104,7 @@ SMALL = ["--epochs", "2", "--hidden", "8"]
 
 
 @pytest.mark.parametrize(("size", "batch"), [(10_240, 64), (2048, 64), (2048, 1), (300, 8), (300, 64)])
-def test_little_text_trains_in_windows_as_short_as_need_be(
+def test_a_short_text_trains_in_short_windows(
     size: int, batch: int, tmp_path: Path, run: Program
 ) -> None:
     path = tmp_path / "little.txt"
@@ -114,7 +114,7 @@ def test_little_text_trains_in_windows_as_short_as_need_be(
     assert "ended       all epochs are done" in ran.out
 
 
-def test_a_thousand_documents_of_a_line_train(tmp_path: Path, run: Program) -> None:
+def test_a_thousand_one_line_documents_train(tmp_path: Path, run: Program) -> None:
     for number in range(1000):
         (tmp_path / f"{number}.txt").write_text(KING[number % 40 :], encoding="utf-8")
     ran = run("train", "--corpus", str(tmp_path), *SMALL)
@@ -138,14 +138,14 @@ def test_a_thousand_documents_of_a_line_train(tmp_path: Path, run: Program) -> N
         ("ab" * 400 + "\n", "the text is so short that none is left to validate with: give more text"),
     ],
 )
-def test_too_little_text_is_told_in_a_line(text: str, line: str, tmp_path: Path, run: Program) -> None:
+def test_a_too_short_text_is_an_error_in_one_line(text: str, line: str, tmp_path: Path, run: Program) -> None:
     path = tmp_path / "little.txt"
     path.write_text(text, encoding="utf-8")
     assert run("train", "--corpus", str(path)) == (2, "", f"error: {line}\n")
     assert registry.all_runs() == []
 
 
-def test_who_hides_most_of_a_text_is_told(tmp_path: Path, run: Program) -> None:
+def test_many_unknown_tokens_are_reported(tmp_path: Path, run: Program) -> None:
     path = tmp_path / "little.txt"
     path.write_text((KING * 200)[:1000], encoding="utf-8")
     ran = run("train", "--corpus", str(path), *SMALL, "--min-count", "20")
@@ -154,7 +154,7 @@ def test_who_hides_most_of_a_text_is_told(tmp_path: Path, run: Program) -> None:
     )
 
 
-def test_a_large_text_is_announced_and_trains_the_same_run(
+def test_a_cached_text_trains_the_same_run(
     training: list[str], trained: Run, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
@@ -179,7 +179,7 @@ def at_update(process: subprocess.Popen[bytes], step: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_saves_and_the_command_it_prints_goes_on_to_the_bit(
+def test_a_signal_saves_and_the_resumed_run_is_bit_equal(
     number: signal.Signals, code: int, training: list[str], trained: Run, run: Program
 ) -> None:
     with begin("train", "--json", "--run", "sly-owl", *training) as process:
@@ -207,7 +207,7 @@ def test_a_signal_saves_and_the_command_it_prints_goes_on_to_the_bit(
 
 
 @pytest.mark.slow
-def test_ctrl_c_on_a_terminal_stops_the_bars_and_tells_how_it_stands(training: list[str]) -> None:
+def test_ctrl_c_on_a_terminal_removes_the_bars_and_reports(training: list[str]) -> None:
     train = [*PROGRAM, "train", "--run", "sly-owl", *training, "--epochs", "1000"]
     ran = on_terminal(*train, typed=[(b"n-grams/s", b"\x03")])
     assert ran.code == 130
@@ -223,7 +223,7 @@ def test_ctrl_c_on_a_terminal_stops_the_bars_and_tells_how_it_stands(training: l
 
 
 @pytest.mark.slow
-def test_a_second_signal_leaves_at_once(tales: Path) -> None:
+def test_a_second_signal_stops_at_once(tales: Path) -> None:
     # An update of so many units takes a second or more.
     long = "--hidden 1500 --batch-size 64 --unroll 100 --min-count 1 --budget 60s"
     with begin("train", "--json", "--run", "sly-owl", "--corpus", str(tales), *long.split()) as process:
@@ -261,7 +261,7 @@ def test_a_resumed_run_keeps_its_options(options: str, named: str, trained: Run,
     assert {path.name: path.read_bytes() for path in trained.path.iterdir()} == before
 
 
-def test_a_limit_can_be_moved(trained: Run, run: Program) -> None:
+def test_a_resumed_run_takes_a_new_limit(trained: Run, run: Program) -> None:
     ran = run("train", "--resume", "--epochs", "3", "--quiet")
     assert ran.code == 0
     assert [e["epoch"] for e in trained.log() if e["event"] == "evaluated"] == [1, 2, 3]
@@ -269,7 +269,7 @@ def test_a_limit_can_be_moved(trained: Run, run: Program) -> None:
 
 
 @pytest.mark.slow
-def test_variables_are_for_every_run_and_do_not_stand_in_the_way_of_a_resume(
+def test_variables_do_not_prevent_a_resume(
     training: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRIMMGEN_TRAIN_HIDDEN", "5")
@@ -323,7 +323,7 @@ BAD = {
 @pytest.mark.parametrize(
     ("option", "value"), [(option, value) for option, values in BAD.items() for value in values.split(" ")]
 )
-def test_a_bad_value_is_refused_before_there_is_a_run(
+def test_a_bad_value_is_refused_before_a_run_is_created(
     option: str, value: str, training: list[str], run: Program, home: Path
 ) -> None:
     ran = run("train", *training, f"{option}={value}")
@@ -347,7 +347,7 @@ def test_a_bad_value_is_refused_before_there_is_a_run(
         ),
     ],
 )
-def test_an_option_that_would_do_nothing_is_refused(
+def test_an_option_without_effect_is_refused(
     options: str, message: str, training: list[str], run: Program, home: Path
 ) -> None:
     assert run("train", *training, *options.split()) == (2, "", f"error: {message}\n")
@@ -358,11 +358,11 @@ def test_an_option_that_would_do_nothing_is_refused(
     "options",
     ["--rounds 3 --cell mogrifier --embedding 8", "--warmup 0.1 --schedule cosine", "--decay-factor 0.7"],
 )
-def test_the_same_option_has_its_say_beside_another(options: str, training: list[str], run: Program) -> None:
+def test_an_option_that_has_an_effect_is_accepted(options: str, training: list[str], run: Program) -> None:
     assert run("train", *training, *options.split()).code == 0
 
 
-def test_a_run_that_was_over_says_how_it_would_go_on(trained: Run, run: Program) -> None:
+def test_resuming_a_finished_run_names_the_limits(trained: Run, run: Program) -> None:
     ran = run("train", "--resume", "--run", trained.name)
     assert ran.code == 0
     assert ran.err.endswith(
@@ -371,7 +371,7 @@ def test_a_run_that_was_over_says_how_it_would_go_on(trained: Run, run: Program)
     assert "nothing left" not in run("train", "--resume", "--run", trained.name, "--epochs", "3").err
 
 
-def test_every_option_of_train_has_a_bad_value_here_or_has_none() -> None:
+def test_every_option_of_train_has_a_bad_value_here() -> None:
     from tests.test_cli import OPTIONS
 
     without = {"--resume", "--reset-state", "--no-reset-state", "--keep-case", "--phases", "--no-phases"}
@@ -380,7 +380,7 @@ def test_every_option_of_train_has_a_bad_value_here_or_has_none() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_cuda_where_there_is_none_is_refused(training: list[str], run: Program, home: Path) -> None:  # fault 37
+def test_cuda_without_a_gpu_is_refused(training: list[str], run: Program, home: Path) -> None:  # fault 37
     for command in (["train", *training], ["eval", __file__]):
         ran = run(*command, "--device", "cuda")
         message = "--device cuda: PyTorch finds no CUDA GPU here: give --device cpu or auto"
@@ -388,7 +388,7 @@ def test_cuda_where_there_is_none_is_refused(training: list[str], run: Program, 
     assert not home.exists()
 
 
-def test_a_name_that_is_taken_is_refused(training: list[str], trained: Run, run: Program) -> None:
+def test_an_existing_name_is_refused(training: list[str], trained: Run, run: Program) -> None:
     ran = run("train", "--run", "sly-fox", *training)
     message = "there is a run sly-fox already: give another --run, or --resume to go on with it"
     assert ran == (2, "", f"error: {message}\n")
@@ -398,7 +398,7 @@ def test_a_name_that_is_taken_is_refused(training: list[str], trained: Run, run:
 # --- presets ---------------------------------------------------------------------------------------------
 
 
-def test_single_options_go_over_a_preset() -> None:
+def test_options_override_a_preset() -> None:
     from grimmgen.cli.train import _configuration
     from grimmgen.configuration import PRESETS, Configuration
 
@@ -417,7 +417,7 @@ def test_single_options_go_over_a_preset() -> None:
     assert _configuration("tutorial", values, set(), None) == Configuration()
 
 
-def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_before() -> None:
+def test_a_budget_lifts_the_limit_of_epochs_for_cosine() -> None:
     from grimmgen.cli.train import _configuration
     from grimmgen.configuration import PRESETS
 
@@ -432,7 +432,7 @@ def test_a_rate_that_anneals_to_a_budget_does_not_meet_the_end_of_the_epochs_bef
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
-def test_a_signal_that_was_ignored_stays_ignored() -> None:  # as nohup does
+def test_an_ignored_signal_stays_ignored() -> None:  # as nohup does
     from grimmgen.cli.console import Bars
     from grimmgen.cli.train import _stopping
     from grimmgen.training.distributed import SINGLE_PROCESS

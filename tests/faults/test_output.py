@@ -22,7 +22,7 @@ Program = Callable[..., Ran]
 WILD = "\x1b]0;owned\x07\x9b2J\r\u202e\u2066\u061c[red]:boom:[/]"
 
 
-def test_fault_40_no_character_that_steers_a_terminal_is_left() -> None:
+def test_fault_40_no_control_character_is_left() -> None:
     steering = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     everything = "".join(map(chr, range(0x110000)))
     left = {character for character in console.safe(everything) if unicodedata.category(character) in steering}
@@ -41,7 +41,7 @@ def hostile(path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, tmp_path: Path) -> None:
+def test_fault_40_foreign_names_never_reach_a_terminal_raw(trained: Run, tmp_path: Path) -> None:
     directory = tmp_path / WILD.replace("/", "")
     directory.mkdir()
     for number in range(30):
@@ -76,11 +76,11 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
 
 
 @pytest.mark.parametrize("heard", ["2> /dev/full", "2>&-", "2> >(true)"])
-def test_fault_39_an_error_that_nobody_hears_keeps_its_exit_code(heard: str) -> None:
+def test_fault_39_a_lost_error_message_keeps_its_exit_code(heard: str) -> None:
     assert shell(f"grimmgen generate --run nobody {heard}") == (2, "", "")
 
 
-def test_fault_39_an_error_is_told_where_no_file_can_be_opened_any_more(
+def test_fault_39_an_error_is_printed_without_rich(
     run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("rich.text", "rich.console"):
@@ -89,7 +89,7 @@ def test_fault_39_an_error_is_told_where_no_file_can_be_opened_any_more(
     assert run("generate", "--run", "nobody") == (2, "", line)
 
 
-def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Run) -> None:
+def test_fault_41_a_prompt_of_100_megabytes_is_refused(trained: Run) -> None:
     ran = grimmgen("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
     assert ran == (2, "", "error: standard input is longer than 1 MB: give the last part of it\n")
 
@@ -97,7 +97,7 @@ def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Ru
 @pytest.mark.parametrize(
     ("value", "traceback"), [("1", True), ("true", True), ("0", False), ("no", False), ("", False)]
 )
-def test_fault_44_debugging_is_on_when_the_variable_says_so(
+def test_fault_44_a_variable_enables_tracebacks(
     value: str, traceback: bool, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -110,7 +110,7 @@ def test_fault_44_debugging_is_on_when_the_variable_says_so(
     assert ("Traceback" in ran.err) == traceback
 
 
-def test_faults_40_and_44_a_traceback_steers_no_terminal(run: Program) -> None:
+def test_faults_40_and_44_a_traceback_has_no_control_characters(run: Program) -> None:
     told = run("--debug", "generate", "--run", f"/{WILD}.safetensors").err
     assert "Traceback" in told
     assert {character for character in told if not character.isprintable()} == {"\n"}
