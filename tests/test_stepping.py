@@ -12,19 +12,22 @@ from numpy.typing import NDArray
 from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
-from grimmgen.network.backends import numpy
 from grimmgen.network.backends.cpu import library
-from grimmgen.network.backends.numpy import Floats, NativeStepper, Stepper
+from grimmgen.network.backends.cpu import stepper as stepper_module
+from grimmgen.network.backends.cpu.stepper import CompiledStepper
+from grimmgen.network.backends.numpy import Floats, Stepper
+from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.sampling.logits import draw, filter_logits
 from grimmgen.sampling.options import SamplingOptions
 from tests.builders import NETWORKS, random_tensors
 
-INSTRUCTIONS = library.instruction_sets()
+INSTRUCTIONS = [name for name, instructions in library.instruction_sets().items() if instructions.word == 1]
 built = pytest.mark.skipif(not INSTRUCTIONS, reason=f"no compiled kernel: {library.load()[1]}")
 each_instruction_set = pytest.mark.parametrize("instructions", INSTRUCTIONS or ["none"])
-COMPILED = {name: options for name, options in NETWORKS.items() if options["cell"] != "mogrifier"}
+COMPILED_CELLS = [name for name, cell in cells().items() if not cell.pre_step]
+COMPILED = {name: options for name, options in NETWORKS.items() if options["cell"] in COMPILED_CELLS}
 END = 1
 
 
@@ -35,17 +38,24 @@ def weights_of(configuration: Configuration, V: int) -> dict[str, Floats]:
     return weights
 
 
-def state_of(configuration: Configuration, B: int) -> tuple[Floats, Floats]:
-    shape = (2, configuration.layers, B, configuration.hidden)
-    h, c = np.random.default_rng(2).normal(0, 0.5, shape).astype(np.float32)
-    return h, c
+def state_of(configuration: Configuration, B: int) -> Floats:
+    """A random state, [S, L, B, H]."""
+    states = len(cells()[configuration.cell].states)
+    shape = (states, configuration.layers, B, configuration.hidden)
+    return np.random.default_rng(2).normal(0, 0.5, shape).astype(np.float32)
 
 
-def steppers(instructions: str, V: int, B: int, **options: Any) -> tuple[NativeStepper, Stepper]:
+def compiled_stepper(
+    instructions: str, configuration: Configuration, weights: dict[str, Floats], state: Floats
+) -> CompiledStepper:
+    return CompiledStepper(library.instruction_sets()[instructions], configuration, weights, state)
+
+
+def steppers(instructions: str, V: int, B: int, **options: Any) -> tuple[CompiledStepper, Stepper]:
     configuration = Configuration(**options)
     weights = weights_of(configuration, V)
-    native = NativeStepper(instructions, configuration, weights, *state_of(configuration, B))
-    return native, Stepper(configuration, weights, *state_of(configuration, B))
+    compiled = compiled_stepper(instructions, configuration, weights, state_of(configuration, B))
+    return compiled, Stepper(configuration, weights, state_of(configuration, B))
 
 
 def random_ids(T: int, B: int, V: int) -> NDArray[np.int64]:
@@ -57,11 +67,10 @@ def difference(actual: Floats, expected: NDArray[np.floating[Any]]) -> float:
     return float(np.linalg.norm(actual.astype(np.float64) - expected) / np.linalg.norm(expected))
 
 
-def compare(native: NativeStepper, plain: Stepper, ids: NDArray[np.int64]) -> None:
+def compare(compiled: CompiledStepper, plain: Stepper, ids: NDArray[np.int64]) -> None:
     for row in ids:
-        assert difference(native.step(row), plain.step(row)) < 1e-5
-    assert difference(native.h, plain.h) < 1e-5
-    assert difference(native.c, plain.c) < 1e-5
+        assert difference(compiled.step(row), plain.step(row)) < 1e-5
+    assert difference(compiled.state, plain.state) < 1e-5
 
 
 @built
@@ -84,29 +93,22 @@ def test_reading_equals_the_pytorch_model_in_float64(
     weights = weights_of(configuration, V)
     model = LanguageModel(configuration, V)
     model.load_weights(weights)
-    model.double().eval()
-    h, c = state_of(configuration, B)
-    state = type(model.zero_state(B))(torch.from_numpy(h).double(), torch.from_numpy(c).double())
-    ids = random_ids(T, B, V)
-    with torch.no_grad():
-        hidden, after = model(torch.from_numpy(ids), state, None)
-        rows, weight, bias = model._output(hidden)
-        expected = (rows @ weight + bias).view(T, B, V)[-1].numpy()
-    native = NativeStepper(instructions, configuration, weights, h.copy(), c.copy())
-    assert difference(native.read(ids), expected) < 1e-5
-    assert difference(native.h, after.h.numpy()) < 1e-5
-    if configuration.cell != "gru":
-        assert difference(native.c, after.c.numpy()) < 1e-5
+    model.double()
+    ids, state = random_ids(T, B, V), state_of(configuration, B)
+    logits, after = model.logits(torch.from_numpy(ids), tuple(torch.from_numpy(state).double()))
+    compiled = compiled_stepper(instructions, configuration, weights, state)
+    assert difference(compiled.read(ids), logits[-1].numpy()) < 1e-5
+    assert difference(compiled.state, torch.stack(after).numpy()) < 1e-5
 
 
 @built
 @each_instruction_set
-@pytest.mark.parametrize("cell", ["lstm", "peephole", "gru"])
+@pytest.mark.parametrize("cell", COMPILED_CELLS)
 def test_a_row_is_bit_equal_whatever_the_batch(cell: str, instructions: str) -> None:
     for H, V in ((7, 11), (130, 300)):
         many, _ = steppers(instructions, V, 7, hidden=H, layers=2, cell=cell)
         one, _ = steppers(instructions, V, 1, hidden=H, layers=2, cell=cell)
-        one.h[:], one.c[:] = many.h[:, 3:4], many.c[:, 3:4]
+        one.state[:] = many.state[:, :, 3:4]
         ids = random_ids(5, 7, V)
         assert (many.read(ids)[3] == one.read(ids[:, 3:4])[0]).all()
 
@@ -114,8 +116,10 @@ def test_a_row_is_bit_equal_whatever_the_batch(cell: str, instructions: str) -> 
 # --- sampling ------------------------------------------------------------------------------------------------
 
 
-def read_and_sample(stepper: NativeStepper, N: int, top_k: int = 3, temperature: float = 1.0) -> NDArray[np.int64]:
-    B = stepper.h.shape[1]
+def read_and_sample(
+    stepper: CompiledStepper, N: int, top_k: int = 3, temperature: float = 1.0
+) -> NDArray[np.int64]:
+    B = stepper.state.shape[2]
     uniforms = np.random.default_rng(4).random((N, B))
     stepper.step([END] * B)
     return stepper.sample(uniforms, top_k=top_k, temperature=temperature, forbidden=[0], end=END)
@@ -123,7 +127,7 @@ def read_and_sample(stepper: NativeStepper, N: int, top_k: int = 3, temperature:
 
 def read_and_sample_plainly(stepper: Stepper, N: int, top_k: int, temperature: float) -> NDArray[np.int64]:
     """The same in the order of `filter_logits`."""
-    B = stepper.h.shape[1]
+    B = stepper.state.shape[2]
     options = SamplingOptions(top_k=top_k, temperature=temperature)
     stepper.step([END] * B)
     ids, ended = np.full((N, B), END), np.zeros(B, np.bool_)
@@ -139,7 +143,7 @@ def read_and_sample_plainly(stepper: Stepper, N: int, top_k: int, temperature: f
 
 @built
 @each_instruction_set
-@pytest.mark.parametrize("cell", ["lstm", "peephole", "gru"])
+@pytest.mark.parametrize("cell", COMPILED_CELLS)
 @pytest.mark.parametrize(
     ("top_k", "temperature"),
     [(3, 1.0), (1, 1.0), (0, 1.0), (40, 0.7), (64, 1.0), (65, 2.0), (3, 0.0), (3, 1e-300)],
@@ -148,20 +152,20 @@ def test_compiled_sampling_equals_the_plain_order(
     cell: str, top_k: int, temperature: float, instructions: str
 ) -> None:
     for V, B in ((301, 1), (65, 5)):
-        native, plain = steppers(instructions, V, B, hidden=20, layers=2, cell=cell)
-        ids = read_and_sample(native, 40, top_k, temperature)
+        compiled, plain = steppers(instructions, V, B, hidden=20, layers=2, cell=cell)
+        ids = read_and_sample(compiled, 40, top_k, temperature)
         assert (ids == read_and_sample_plainly(plain, 40, top_k, temperature)).all()
         assert 0 not in ids
         # The last sample has been read by both, unless all rows have ended.
-        assert (ids[-1] == END).all() or difference(native.logits, plain.logits) < 1e-5
+        assert (ids[-1] == END).all() or difference(compiled.logits, plain.logits) < 1e-5
 
 
-def native_stepper(
+def lstm_stepper(
     instructions: str, weights: dict[str, Floats], B: int, hidden: int = 2, state: bool = False
-) -> NativeStepper:
+) -> CompiledStepper:
     configuration = Configuration(hidden=hidden)
-    h, c = state_of(configuration, B) if state else np.zeros((2, 1, B, hidden), np.float32)
-    return NativeStepper(instructions, configuration, weights, h, c)
+    values = state_of(configuration, B) if state else np.zeros((2, 1, B, hidden), np.float32)
+    return compiled_stepper(instructions, configuration, weights, values)
 
 
 @built
@@ -169,7 +173,7 @@ def native_stepper(
 def test_an_ended_row_yields_end_until_it_reads_again(instructions: str) -> None:
     weights = weights_of(Configuration(hidden=4), 9)
     weights["output.bias"][END] = weights["output.bias"].max()
-    stepper = native_stepper(instructions, weights, 6, hidden=4, state=True)
+    stepper = lstm_stepper(instructions, weights, 6, hidden=4, state=True)
     ended = read_and_sample(stepper, 12, top_k=0) == END
     assert 0 < ended[3].sum() < 6
     assert (np.maximum.accumulate(ended) == ended).all()
@@ -183,7 +187,7 @@ def test_an_ended_row_yields_end_until_it_reads_again(instructions: str) -> None
 @built
 @each_instruction_set
 def test_restore_returns_to_a_snapshot(instructions: str) -> None:
-    stepper = native_stepper(instructions, weights_of(Configuration(hidden=4), 9), 6, hidden=4, state=True)
+    stepper = lstm_stepper(instructions, weights_of(Configuration(hidden=4), 9), 6, hidden=4, state=True)
     stepper.step([END] * 6)
     snapshot = stepper.snapshot()
     uniforms = np.random.default_rng(5).random((9, 6))
@@ -205,7 +209,7 @@ def test_equal_logits_and_extreme_uniforms_stay_in_range(instructions: str) -> N
     weights["output.bias"][END] = -np.inf
 
     def sampled(uniform: float, top_k: int, temperature: float = 1.0) -> int:
-        stepper = native_stepper(instructions, weights, 1)
+        stepper = lstm_stepper(instructions, weights, 1)
         stepper.step([END])
         uniforms = np.full((1, 1), uniform)
         return int(stepper.sample(uniforms, top_k=top_k, temperature=temperature, forbidden=[0], end=END)[0, 0])
@@ -226,7 +230,7 @@ def test_the_end_is_always_sampled_with_its_probability(end: int, instructions: 
     weights["output.bias"][[3, 50]] = np.log(4.0)
 
     def counts(top_k: int, temperature: float = 1.0) -> list[int]:
-        stepper = native_stepper(instructions, weights, 900)
+        stepper = lstm_stepper(instructions, weights, 900)
         stepper.step([0] * 900)
         uniforms = np.linspace(0.0, 1.0, 900, endpoint=False)[None]
         ids = stepper.sample(uniforms, top_k=top_k, temperature=temperature, forbidden=[0], end=end)[0]
@@ -247,16 +251,16 @@ def test_ids_outside_the_vocabulary_are_refused(
 ) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", instructions)
     configuration = Configuration(hidden=2)
-    stepper = backends.stepper(configuration, weights_of(configuration, 11), *state_of(configuration, 2))
-    before = stepper.h.copy()
+    stepper = backends.stepper(configuration, weights_of(configuration, 11), state_of(configuration, 2))
+    before = stepper.state.copy()
     with pytest.raises(IndexError, match="not within the vocabulary of 11"):
         stepper.step([0, wrong])
     with pytest.raises(IndexError):
         stepper.read(np.array([[1, 2], [wrong, 2]]))
     with pytest.raises(IndexError):
         stepper.read(np.zeros((0, 2), np.int64))
-    assert (stepper.h == before).all()
-    if isinstance(stepper, NativeStepper):
+    assert (stepper.state == before).all()
+    if isinstance(stepper, CompiledStepper):
         for forbidden, end in (([wrong], END), ([0], wrong)):
             with pytest.raises(IndexError):
                 stepper.sample(np.zeros((1, 2)), top_k=1, temperature=1.0, forbidden=forbidden, end=end)
@@ -268,48 +272,43 @@ def test_ids_outside_the_vocabulary_are_refused(
 @built
 @pytest.mark.parametrize("network", ["lstm1", "peephole2", "gru1"])
 def test_swapped_gates_are_detected(network: str) -> None:
-    native, plain = steppers(INSTRUCTIONS[0], 11, 3, hidden=8, **COMPILED[network])
-    compare(native, plain, random_ids(1, 3, 11))
+    compiled, plain = steppers(INSTRUCTIONS[0], 11, 3, hidden=8, **COMPILED[network])
+    compare(compiled, plain, random_ids(1, 3, 11))
     gates = plain._table.reshape(11, -1, 8)
     gates[:, [0, 1]] = gates[:, [1, 0]]
     with pytest.raises(AssertionError):
-        compare(native, plain, random_ids(1, 3, 11))
+        compare(compiled, plain, random_ids(1, 3, 11))
 
 
 @built
 def test_a_slightly_wrong_weight_is_detected() -> None:
-    native, plain = steppers(INSTRUCTIONS[0], 11, 3, hidden=8)
+    compiled, plain = steppers(INSTRUCTIONS[0], 11, 3, hidden=8)
     weight, bias = plain._output
     plain._output = weight, bias + np.float32(1e-3)
     with pytest.raises(AssertionError):
-        compare(native, plain, random_ids(1, 3, 11))
+        compare(compiled, plain, random_ids(1, 3, 11))
 
 
 def stepper_class(**options: Any) -> str:
     configuration = Configuration(hidden=2, **options)
-    stepper = backends.stepper(configuration, weights_of(configuration, 5), *state_of(configuration, 1))
+    stepper = backends.stepper(configuration, weights_of(configuration, 5), state_of(configuration, 1))
     return type(stepper).__name__
 
 
 @built
 def test_the_environment_selects_the_stepper(monkeypatch: pytest.MonkeyPatch) -> None:
-    called = list[str]()
-    function = library.function
+    selected = list[str]()
 
-    def recorded(name: str, signature: str) -> Any:
-        called.append(name)
-        return function(name, signature)
+    def recorded(instructions: library.InstructionSet, *arguments: Any) -> CompiledStepper:
+        selected.append(instructions.name)
+        return CompiledStepper(instructions, *arguments)
 
-    monkeypatch.setattr(numpy, "function", recorded)
-    for forced, instructions in (
-        ("native", INSTRUCTIONS[0]),
-        ("", INSTRUCTIONS[0]),
-        *((i, i) for i in INSTRUCTIONS),
-    ):
-        called.clear()
-        monkeypatch.setenv("GRIMMGEN_KERNEL", forced)
-        assert stepper_class() == "NativeStepper"
-        assert {name.rpartition("_")[2] for name in called} == {instructions}
+    monkeypatch.setattr(stepper_module, "CompiledStepper", recorded)
+    for value in ("native", "", *INSTRUCTIONS):
+        selected.clear()
+        monkeypatch.setenv("GRIMMGEN_KERNEL", value)
+        assert stepper_class() == "CompiledStepper"
+        assert selected == [value if value in INSTRUCTIONS else INSTRUCTIONS[0]]
         assert stepper_class(cell="mogrifier", embedding=3) == "Stepper"
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
     assert stepper_class() == "Stepper"
@@ -320,5 +319,5 @@ def test_the_environment_selects_the_stepper(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_numpy_is_the_fallback_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
-    monkeypatch.setattr(library, "load", lambda: (None, "none"))
+    monkeypatch.setattr(library, "instruction_sets", dict)
     assert stepper_class() == "Stepper"

@@ -159,8 +159,9 @@ class TextGenerator:
         """Start to generate texts; iterating over the result generates them.
 
         The prompt is read as the beginning of a document; without one the document begins as the training
-        documents do. Where the prompt ends within an n-gram, the next n-gram is sampled from those that begin with its last
-        characters. Unknown n-grams are read as `<unk>`, which itself is never sampled. `<end>` ends a document.
+        documents do. Where the prompt ends within an n-gram, the next n-gram is sampled from those that begin with
+        its last characters. Unknown n-grams are read as `<unk>`, which itself is never sampled. `<end>` ends a
+        document.
 
         Args:
             prompt: any text.
