@@ -18,8 +18,9 @@ import pytest
 
 import grimmgen
 from grimmgen.cli import _run
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.evaluation.novelty import CopyIndex
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
 from grimmgen.sampling.generator import GenerationStream, Pieces
