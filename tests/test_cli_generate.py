@@ -33,6 +33,11 @@ from tests.program import grimmgen as program
 Program = Callable[..., Ran]
 
 
+def is_one_line(text: str, beginning: str, *parts: str) -> bool:
+    """Whether a message on standard error is one line that has these parts."""
+    return text.startswith(beginning) and text.count("\n") == 1 and all(part in text for part in parts)
+
+
 @pytest.fixture
 def endless(tmp_path: Path) -> Callable[[str], str]:
     """The path of a model that generates the bigrams of a text in random order and never ends."""
@@ -68,7 +73,7 @@ def test_only_the_text_goes_to_standard_output(run: Program) -> None:
     # 2>/dev/null must lose no text.
     options = ["generate", "--seed", "The zebra", "--random-seed", "1", "--length", "30"]
     ran = run(*options)
-    assert ran.err == "warning: the model has never seen 'z' 'b': it reads <unk> there and goes on\n"
+    assert is_one_line(ran.err, "warning: ", "'z' 'b'")
     assert run(*options, "--quiet") == (0, ran.out, "")
     assert json.loads(run(*options, "--json").out)["text"] + "\n" == ran.out
     assert ran.out.startswith("the zebra")
@@ -167,7 +172,8 @@ def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run) -> N
 @pytest.mark.usefixtures("trained")
 def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
     ran = program("generate", "--seed", "-", stdin=b"the k\xf6nig")
-    assert ran == (2, "", "error: standard input is not UTF-8 (byte 5): convert it first\n")
+    assert (ran.code, ran.out) == (2, "")
+    assert is_one_line(ran.err, "error: ", "standard input is not UTF-8 (byte 5)")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +192,7 @@ def test_unknown_characters_are_named_in_a_warning(prompt: str, named: str, run:
     # Fault 41.
     ran = run("generate", "--seed", prompt, "--length", "20", "--random-seed", "3", "--top-k", "1")
     assert ran.code == 0
-    assert ran.err == f"warning: the model has never seen {named}: it reads <unk> there and goes on\n"
+    assert is_one_line(ran.err, "warning: ", named)
     assert len(ran.out) > len(prompt) + 1
 
 
@@ -258,26 +264,28 @@ def test_a_closed_pipe_is_no_error(part: str, endless: Callable[[str], str]) -> 
 @pytest.mark.usefixtures("trained")
 def test_a_full_disk_is_a_one_line_error(form: str) -> None:
     ran = shell(f"grimmgen generate {form} > /dev/full")
-    message = "error: the system refuses (No space left on device): check the path and the disk\n"
-    assert ran == (1, "", message)
+    assert (ran.code, ran.out) == (1, "")
+    assert is_one_line(ran.err, "error: ", "No space left on device")
 
 
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--length", "0", "--length 0 is out of range: give 1 to 1000000000 characters"),
-        ("--length", "-1", "--length -1 is out of range: give 1 to 1000000000 characters"),
-        ("--top-k", "-1", "--top-k -1 is out of range: give 1 or more, or 0 for all"),
-        ("--top-k", "9999", "--top-k 9999 is more than the 76 n-grams of the vocabulary: give less, or 0 for all"),
-        ("--temperature", "nan", "--temperature nan is out of range: give 0 to 1000000"),  # fault 42
-        ("--temperature", "-1", "--temperature -1 is out of range: give 0 to 1000000"),
-        ("--stories", "0", "--stories 0 is out of range: give 1 to 1024"),
-        ("--random-seed", str(2**63), f"--random-seed {2**63} is out of range: give 0 to 2^63 - 1"),
+        ("--length", "0", "out of range: give 1 to 1000000000"),
+        ("--length", "-1", "out of range: give 1 to 1000000000"),
+        ("--top-k", "-1", "out of range: give "),
+        ("--top-k", "9999", "more than the 76 n-grams of the vocabulary"),
+        ("--temperature", "nan", "out of range: give 0 to 1000000"),  # fault 42
+        ("--temperature", "-1", "out of range: give 0 to 1000000"),
+        ("--stories", "0", "out of range: give 1 to 1024"),
+        ("--random-seed", str(2**63), "out of range: give 0 to "),
     ],
 )
 @pytest.mark.usefixtures("trained")
 def test_values_out_of_range_are_refused_by_name(option: str, value: str, message: str, run: Program) -> None:
-    assert run("generate", option, value) == (2, "", f"error: {message}\n")
+    ran = run("generate", option, value)
+    assert (ran.code, ran.out) == (2, "")
+    assert is_one_line(ran.err, f"error: {option} {value} is {message}")
 
 
 @pytest.mark.usefixtures("trained")
@@ -298,8 +306,7 @@ def test_options_can_be_environment_variables(run: Program, monkeypatch: pytest.
 @pytest.mark.usefixtures("trained")
 def test_a_terminal_shows_how_to_reproduce_the_text() -> None:
     shown = on_terminal(*PROGRAM, "generate", "--length", "10")
-    assert "sly-fox tells the same again with: " in shown.out
-    assert "--random-seed" in shown.out
+    assert re.search(r"sly-fox .*--random-seed \d+", shown.out)
     shown = on_terminal(*PROGRAM, "generate", "--length", "10", "--stories", "2")
     assert re.search(r"--random-seed \d+ --stories 2", shown.out)
 
@@ -346,37 +353,36 @@ def test_max_copy_uses_the_training_documents_of_the_run(trained: Run, run: Prog
     free, _ = index.longest_at_each(run("generate", "--length", "400", "--random-seed", "1").out[:-1])
     assert free.max() > 6
     ran = run("generate", "--run", str(trained.best_path), "--max-copy", "8")
-    message = f"error: {trained.best_path} does not include its training stories: give --run a run's name\n"
-    assert ran == (2, "", message)
+    assert (ran.code, ran.out) == (2, "")
+    assert is_one_line(ran.err, f"error: {trained.best_path} does not include its training stories: give --run")
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "remedy"),
     [
-        ("--greedy --top-p 0.5", "--greedy always takes the best: --top-p has no say: leave out --top-p"),
-        (
-            "--beam-width 3 --top-k 2",
-            "--beam-width chooses among whole beams: --top-k has no say: leave out --top-k",
-        ),
-        ("--beam-depth 3", "--beam-depth has no beams: give --beam-width, too"),
-        ("--seed a --seed-file b", "--seed and --seed-file both begin the story: give one of them"),
-        ("--lines --json", "--lines is for a terminal, --json for a program: leave out --lines"),
-        ("--until paragraph", None),
+        ("--greedy --top-p 0.5", "leave out --top-p"),
+        ("--beam-width 3 --top-k 2", "leave out --top-k"),
+        ("--beam-depth 3", "give --beam-width"),
+        ("--seed a --seed-file b", "give one of them"),
+        ("--lines --json", "leave out --lines"),
     ],
 )
 @pytest.mark.usefixtures("trained")
-def test_conflicting_options_are_refused_in_one_line(options: str, message: str | None, run: Program) -> None:
+def test_conflicting_options_are_refused_in_one_line(options: str, remedy: str, run: Program) -> None:
     ran = run("generate", "--random-seed", "1", *options.split())
-    if message is None:
-        assert ran.code == 0
-    else:
-        assert ran == (2, "", f"error: {message}\n")
+    assert (ran.code, ran.out) == (2, "")
+    assert is_one_line(ran.err, f"error: {options.split()[0]}", remedy)
+
+
+@pytest.mark.usefixtures("trained")
+def test_until_paragraph_is_accepted(run: Program) -> None:
+    assert run("generate", "--random-seed", "1", "--until", "paragraph").code == 0
 
 
 def test_a_text_without_an_end_is_cut_with_a_note(endless: Callable[[str], str], run: Program) -> None:
     ran = run("generate", "--run", endless("the king"))
     assert (ran.code, len(ran.out)) == (0, LONGEST + 1)
-    assert ran.err == f"no end within {LONGEST:,} characters: --length gives it more\n"
+    assert is_one_line(ran.err, f"no end within {LONGEST:,} characters", "--length")
     assert run("generate", "--run", endless("the king"), "--quiet").err == ""
 
 
@@ -390,27 +396,27 @@ def test_a_trained_run_has_the_first_ngrams_of_documents(run: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "warned"),
+    ("sent", "unknown"),
     [
         ("", ""),
         ("t", ""),
         ("the king", ""),
         (
             "\u4e2d\u6587",
-            "warning: the model has never seen '\u4e2d' '\u6587': it reads <unk> there and goes on\n",
+            "'\u4e2d' '\u6587'",
         ),
-        ("\U0001f98a", "warning: the model has never seen '\U0001f98a': it reads <unk> there and goes on\n"),
-        ("thrk", "warning: the model does not know 'rk': it reads <unk> there and goes on\n"),
+        ("\U0001f98a", "'\U0001f98a'"),
+        ("thrk", "'rk'"),
         (
             "zzrk",
-            "warning: the model has never seen 'z' and does not know 'rk': it reads <unk> there and goes on\n",
+            "'z' and does not know 'rk'",
         ),
         ("The king " * (2**20 // 9), ""),
     ],
     ids=lambda value: repr(value[:9]),
 )
 @pytest.mark.usefixtures("trained")
-def test_prompts_from_a_pipe_and_from_a_file_are_equal(sent: str, warned: str, tmp_path: Path) -> None:
+def test_prompts_from_a_pipe_and_from_a_file_are_equal(sent: str, unknown: str, tmp_path: Path) -> None:
     # Fault 41.
     path = tmp_path / "prompt.txt"
     path.write_bytes(sent.encode() + b"\r\n")
@@ -422,7 +428,7 @@ def test_prompts_from_a_pipe_and_from_a_file_are_equal(sent: str, warned: str, t
     assert piped.out.startswith(sent.lower())
     assert len(piped.out) == len(sent) + 31
     # A megabyte of repeated sentences is split anywhere, into n-grams some of which are unknown.
-    assert piped.err == warned or len(sent) > 1000
+    assert is_one_line(piped.err, "warning: ", unknown) if unknown else not piped.err or len(sent) > 1000
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen.network.backends.cpu.stepper import CompiledStepper
-from grimmgen.sampling.logits import draw, filter_logits, forbid
+from grimmgen.sampling.logits import allow_only, draw, filter_logits, forbid
 from grimmgen.sampling.options import SamplingOptions
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
@@ -97,9 +97,9 @@ class Sampler:
     def _sample_one(self, b: int, uniform: float, prefix: str, candidates: list[int] | None) -> int:
         """Sample the next id of document b, again and again until the copy limit allows it."""
         logits = self._stepper.logits[b]
-        forbidden = [UNKNOWN]
         if candidates is not None:
-            forbidden += np.setdiff1d(np.arange(len(logits)), candidates).tolist()
+            logits = allow_only(logits, candidates)
+        forbidden = [UNKNOWN]
         while True:
             token = draw(
                 filter_logits(logits, self._options, forbidden=forbidden, recent=self._recent[b]), uniform
