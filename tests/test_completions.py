@@ -1,4 +1,4 @@
-"""The completions: each shell that is there is asked, with the script that is shipped; none of them is stale."""
+"""Completions: the shipped scripts work in each installed shell and are up to date."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bash(*words: str) -> list[str]:
 
 
 def zsh(*words: str) -> list[str]:
-    # Without a line editor there is nothing to complete into: what would be offered is written out.
+    # Without a line editor, print the candidates.
     ask = (
         "compdef() {}; _arguments() { print -r -- $1 }; _files() {}; source $1; shift;"
         ' words=("$@") CURRENT=$#; _grimmgen_completion'
