@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.cli.options import duration
+from grimmgen.configuration import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
