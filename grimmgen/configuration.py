@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.network.cells import cells
@@ -34,8 +34,7 @@ _LARGEST = 1 << 20
 _SEEDS = 2**63 - 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """The declaration of an option.
 
     Attributes:
@@ -156,10 +155,8 @@ def options_of(options: type) -> Mapping[str, Option]:
         declared: Option = field.metadata["option"]
         if get_origin(hint) is Literal:
             known = get_args(hint)
-            declared, hint = dataclasses.replace(declared, choices=partial(tuple, known)), str
-        found[field.name] = dataclasses.replace(
-            declared, name=field.name, type=hint, optional=optional, default=field.default
-        )
+            declared, hint = declared._replace(choices=partial(tuple, known)), str
+        found[field.name] = declared._replace(name=field.name, type=hint, optional=optional, default=field.default)
     return found
 
 

@@ -413,7 +413,7 @@ def test_torchrun_reports_and_saves_once(training: list[str], home: Path) -> Non
     assert steps == list(range(1, len(steps) + 1))
     assert [e["event"] for e in events if e["event"] in {"started", "finished"}] == ["started", "finished"]
     assert events[-1]["reason"] == "interrupted"
-    hint = "go on with: torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl"
+    hint = "resume with: torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl"
     assert err.decode().splitlines().count(hint) == 1
     assert "error: " not in err.decode()
     progress = Checkpoint.read(registry.find("sly-owl").last_path).progress
@@ -447,7 +447,7 @@ main()
             "raise torch.OutOfMemoryError",
             "the device is out of memory at update 5: lower --batch-size or --unroll",
         ),
-        ("raise RuntimeError('what')", "a bug of ours, RuntimeError: what: please report it at"),
+        ("raise RuntimeError('what')", "internal error, RuntimeError: what: please report it at"),
         ("os.kill(os.getpid(), signal.SIGKILL)", None),
     ],
 )

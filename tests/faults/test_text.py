@@ -126,7 +126,7 @@ def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: p
         raise MemoryError
 
     monkeypatch.setattr(Document, "pieces", full)
-    line = "error: the memory is full: give less text, or a smaller network\n"
+    line = "error: out of memory: give less text, or a smaller network\n"
     assert run("vocab", "--corpus", "sampler") == (1, "", line)
 
 

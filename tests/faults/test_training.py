@@ -87,7 +87,7 @@ def test_fault_33_a_signal_at_any_step_resumes_bit_equal(
         *_, saved, finished = map(json.loads, stopped.out.splitlines())
         assert (stopped.code, saved["event"], finished["reason"]) == (code, "saved", "interrupted")
         assert saved["step"] == step
-        hint = re.search(r"go on with: grimmgen (train --resume --run at-\d+)\n", stopped.err)
+        hint = re.search(r"resume with: grimmgen (train --resume --run at-\d+)\n", stopped.err)
         assert hint
         assert run(*hint[1].split(), "--quiet").code == 0
         assert results(registry.find(f"at-{step}")) == results(whole)
@@ -219,7 +219,7 @@ def test_fault_37_out_of_host_memory_is_one_line(
         )
 
     monkeypatch.setattr(LanguageModel, "loss_of", full)
-    message = "error: the memory is full: give less text, or a smaller network\n"
+    message = "error: out of memory: give less text, or a smaller network\n"
     assert run(*train, "sly-owl", "--quiet", "--epochs", "1") == (1, "", message)
 
 
