@@ -287,8 +287,8 @@ def test_closed_streams_are_no_internal_error() -> None:
     lost = shell("grimmgen runs path >&-")
     assert error(lost) == (1, "system error (Bad file descriptor): check the path and the disk")
     assert shell("grimmgen runs show sly-owl 2>&-") == (2, "", "")
-    told = shell("grimmgen generate --seed - --length 5 --random-seed 1 <&-")
-    assert (told.code, len(told.out), told.err) == (0, 6, "")
+    closed = shell("grimmgen generate --seed - --length 5 --random-seed 1 <&-")
+    assert (closed.code, len(closed.out), closed.err) == (0, 6, "")
     assert shell("grimmgen runs rm sly-fox <&-").code == 2
 
 
@@ -365,12 +365,12 @@ def test_eval_equals_the_evaluation_during_training(trained: Run, run: Program) 
     logged = [event for event in trained.log() if event["event"] == "evaluated" and event["best"]][-1]
     ran = run("eval", "--json")
     assert (ran.code, ran.err) == (0, "")
-    [judged] = json.loads(ran.out)
-    assert (judged["run"], judged["split"]) == ("sly-fox", "valid")
-    assert judged["perplexity"] == logged["perplexity"]
-    assert judged["bits_per_character"] == logged["bits_per_character"]
-    assert [story["name"] for story in judged["stories"]] == ["05", "06", "07", "18", "20"]
-    assert judged["characters"] == sum(story["characters"] for story in judged["stories"])
+    [scores] = json.loads(ran.out)
+    assert (scores["run"], scores["split"]) == ("sly-fox", "valid")
+    assert scores["perplexity"] == logged["perplexity"]
+    assert scores["bits_per_character"] == logged["bits_per_character"]
+    assert [story["name"] for story in scores["stories"]] == ["05", "06", "07", "18", "20"]
+    assert scores["characters"] == sum(story["characters"] for story in scores["stories"])
 
 
 @pytest.mark.usefixtures("trained")
@@ -504,10 +504,10 @@ def test_eval_reads_files_with_a_run_or_a_checkpoint(trained: Run, run: Program,
     text, copied = tmp_path / "a.txt", tmp_path / "copied.safetensors"
     text.write_text("The king went to a mill and found 2 geese.\r\n")
     shutil.copy(trained.best_path, copied)
-    judged = [json.loads(run("eval", str(text), "--json", *more).out)[0] for more in ([], ["--run", str(copied)])]
-    assert judged[0] == {**judged[1], "run": "sly-fox"}
-    assert judged[0]["split"] is None
-    assert [(s["name"], s["characters"], s["ngrams"]) for s in judged[0]["stories"]] == [(str(text), 43, 23)]
+    scores = [json.loads(run("eval", str(text), "--json", *more).out)[0] for more in ([], ["--run", str(copied)])]
+    assert scores[0] == {**scores[1], "run": "sly-fox"}
+    assert scores[0]["split"] is None
+    assert [(s["name"], s["characters"], s["ngrams"]) for s in scores[0]["stories"]] == [(str(text), 43, 23)]
     message = f"{copied} does not include its stories: give a FILE to read, or a run's name"
     assert error(run("eval", "--run", str(copied))) == (2, message)
 
