@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grimmgen.cli import help, options
+from grimmgen.cli import formatting, options
 
 if TYPE_CHECKING:
     from grimmgen.runs.registry import Run
 
 app = typer.Typer(
-    cls=help.Group,
+    cls=formatting.Group,
     help="List, show, find and remove trained runs.\n\nExample: grimmgen runs list",
-    no_args_is_help=True,
+    callback=formatting.help_without_command,
+    invoke_without_command=True,
 )
 
 _Name = Annotated[
@@ -26,7 +27,7 @@ _Name = Annotated[
 ]
 
 
-@app.command("list", cls=help.Command)
+@app.command("list", cls=formatting.Command)
 def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     """List the runs, the latest first.
 
@@ -67,7 +68,7 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     )
 
 
-@app.command("show", cls=help.Command)
+@app.command("show", cls=formatting.Command)
 def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Show what a run was made of and how it learnt: its evaluations, and its learning curve.
 
@@ -131,7 +132,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.drawing(chart.draw(curve, console.text_width(), glyphs), styles)
 
 
-@app.command("plot", cls=help.Command)
+@app.command("plot", cls=formatting.Command)
 def plot(
     names: Annotated[
         list[str] | None,
@@ -163,7 +164,7 @@ def plot(
         console.note(f"written to {output}")
 
 
-@app.command("path", cls=help.Command)
+@app.command("path", cls=formatting.Command)
 def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Print the directory of a run.
 
@@ -179,7 +180,7 @@ def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.write(f"{run.path}\n")
 
 
-@app.command("rm", cls=help.Command)
+@app.command("rm", cls=formatting.Command)
 def rm(
     names: Annotated[
         list[str], options.argument(metavar="RUN", help="The runs.", autocompletion=options.complete_runs)

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grimmgen.configuration import weight_shapes
 from grimmgen.errors import IntegrityError
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
@@ -203,12 +203,12 @@ def fuzz(path: Path, originals: list[bytes], count: int, stride: int) -> Fuzzed:
 
 
 @pytest.mark.slow
-def test_fault_25_thousands_of_mutants_are_refused_or_sound(path: Path, originals: list[bytes]) -> None:
+def test_fault_25_mutants_are_refused_or_valid(path: Path, originals: list[bytes]) -> None:
     fuzz(path, originals, 2500, 37)
 
 
 @pytest.mark.faults
-def test_fault_25_a_hundred_thousand_mutants_are_refused_or_sound(path: Path, originals: list[bytes]) -> None:
+def test_fault_25_a_hundred_thousand_mutants(path: Path, originals: list[bytes]) -> None:
     fuzzed = fuzz(path, originals, rounds(10_000, 100_000), 1)
     assert fuzzed.refused + fuzzed.sound > rounds(10_000, 100_000)
 
@@ -283,7 +283,7 @@ CRAFTED = {
 
 @pytest.mark.parametrize("name", ["x.safetensors", "./x.pt", "./model.bin"])
 @pytest.mark.parametrize("craft", [craft for crafts in CRAFTED.values() for craft in crafts])
-def test_faults_24_to_28_a_crafted_checkpoint_is_one_line_and_exit_3(
+def test_faults_24_to_28_a_crafted_checkpoint_is_exit_3(
     craft: Callable[[Path], None], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Program
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -298,7 +298,7 @@ def test_faults_24_to_28_a_crafted_checkpoint_is_one_line_and_exit_3(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
-def test_fault_24_a_pickle_in_the_place_of_a_runs_checkpoints_is_not_run(trained: Run, tales: Path) -> None:
+def test_fault_24_a_pickle_as_a_checkpoint_is_not_executed(trained: Run, tales: Path) -> None:
     for path in (trained.best_path, trained.last_path, trained.previous_path):
         pickled(path)
     for command in (
@@ -314,7 +314,7 @@ def test_fault_24_a_pickle_in_the_place_of_a_runs_checkpoints_is_not_run(trained
     assert not trained.best_path.with_name("mark").exists()
 
 
-def test_fault_25_a_pipe_in_the_place_of_a_checkpoint_is_not_waited_for(
+def test_fault_25_a_pipe_as_a_checkpoint_does_not_block(
     tmp_path: Path, trained: Run, run: Program
 ) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
@@ -356,12 +356,12 @@ def show_mutants(trained: Run, run: Program, count: int) -> None:
 
 
 @pytest.mark.slow
-def test_fault_44_a_run_from_a_stranger_is_shown_or_told_in_one_line(trained: Run, run: Program) -> None:
+def test_fault_44_an_untrusted_run_is_shown_or_one_line(trained: Run, run: Program) -> None:
     show_mutants(trained, run, 30)
 
 
 @pytest.mark.faults
-def test_fault_44_many_runs_from_strangers_are_shown_or_told_in_one_line(trained: Run, run: Program) -> None:
+def test_fault_44_many_untrusted_runs_are_shown_or_one_line(trained: Run, run: Program) -> None:
     show_mutants(trained, run, count := rounds(200, 5000))
     print(f"{count:,} runs from strangers")  # noqa: T201
 
@@ -396,7 +396,7 @@ def stopped(training: list[str], run: Program, home: Path) -> Run:
 
 
 @pytest.mark.parametrize("harm", [flipped, cut, weights_alone, no_place, pickled, Path.unlink])
-def test_fault_30_a_resume_warns_and_takes_the_checkpoint_before_a_damaged_one(
+def test_fault_30_a_resume_falls_back_to_the_previous_one(
     harm: Callable[[Path], None], stopped: Run, trained_weights: dict[str, bytes], run: Program
 ) -> None:
     previous = stopped.previous_path.read_bytes()
@@ -419,14 +419,14 @@ def trained_weights(_trained_home: Path) -> dict[str, bytes]:
     return {name: weight.tobytes() for name, weight in weights.items()}
 
 
-def test_fault_30_by_name_a_damaged_checkpoint_fails(stopped: Run, run: Program) -> None:
+def test_fault_30_a_damaged_checkpoint_by_name_is_an_error(stopped: Run, run: Program) -> None:
     flipped(stopped.last_path)
     assert run("generate", "--run", str(stopped.last_path)).code == 3
     flipped(stopped.best_path)
     assert run("generate", "--run", "sly-owl").code == 3
 
 
-def test_fault_30_two_damaged_checkpoints_are_one_line_and_nothing_is_lost(stopped: Run, run: Program) -> None:
+def test_fault_30_two_damaged_checkpoints_are_one_line(stopped: Run, run: Program) -> None:
     # A pair: the fault within the recovery.
     flipped(stopped.last_path)
     flipped(stopped.previous_path)
@@ -436,7 +436,7 @@ def test_fault_30_two_damaged_checkpoints_are_one_line_and_nothing_is_lost(stopp
     assert {path.name: path.read_bytes() for path in stopped.path.iterdir()} == before
 
 
-def test_a_recovery_is_an_event_too(stopped: Run, run: Program) -> None:
+def test_a_recovery_is_an_event(stopped: Run, run: Program) -> None:
     flipped(stopped.last_path)
     events = [json.loads(line) for line in run("train", "--json", "--resume").out.splitlines()]
     assert [event["event"] for event in events[:2]] == ["recovered", "started"]

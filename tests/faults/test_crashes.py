@@ -110,14 +110,14 @@ def note(record: Callable[[str, object], None], tally: crash.Tally) -> None:
     assert tally.cases > 8
 
 
-def test_fault_31_training_struck_at_each_of_its_writes(
+def test_fault_31_training_fails_at_each_write(
     victim: Victim, home: Path, beginning: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
     note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(37, 1)))
 
 
 @pytest.mark.parametrize("first", [crash.KILL, crash.ENOSPC])
-def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
+def test_faults_15_and_31_a_resume_fails_at_each_write(
     victim: Victim,
     home: Path,
     beginning: Scenario,
@@ -142,7 +142,7 @@ def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
     note(record_property, crash.strike(victim, home, again, EARLIER, rounds(37, 1)))
 
 
-def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(
+def test_fault_32_files_are_flushed_renamed_flushed(
     victim: Victim, home: Path, beginning: Scenario
 ) -> None:
     crash.fresh(beginning.template, home)
@@ -161,7 +161,7 @@ def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(
 # --- removing --------------------------------------------------------------------------------------------
 
 
-def test_fault_10_removing_struck_at_each_of_its_writes(
+def test_fault_10_a_removal_fails_at_each_write(
     victim: Victim, home: Path, earlier: Path, train: list[str], tmp_path: Path
 ) -> None:
     crash.fresh(earlier, home)
@@ -221,13 +221,13 @@ def fetching(victim: Victim, server: Server, tmp_path: Path) -> Scenario:
 GOOD = ["cache/corpora/grimm/001.txt", "cache/corpora/grimm/002.txt"]
 
 
-def test_fault_10_a_fetch_struck_at_each_of_its_writes(
+def test_fault_10_a_fetch_fails_at_each_write(
     victim: Victim, home: Path, fetching: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
     note(record_property, crash.strike(victim, home, fetching, GOOD, rounds(5, 1)))
 
 
-def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
+def test_faults_10_and_15_a_fetch_after_a_killed_one_fails(
     victim: Victim, home: Path, fetching: Scenario, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     crash.fresh(fetching.template, home)
@@ -257,7 +257,7 @@ def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
     ],
     ids=" ".join,
 )
-def test_fault_31_what_only_reads_writes_nothing_that_could_be_struck(
+def test_fault_31_read_only_commands_write_nothing(
     victim: Victim, home: Path, earlier: Path, command: list[str]
 ) -> None:
     crash.fresh(earlier, home)

@@ -32,7 +32,7 @@ def disk(home: Path) -> Iterator[Path]:
     subprocess.run(["umount", home], check=True)
 
 
-def test_fault_15_a_full_disk_ends_training_with_its_last_checkpoint_whole(
+def test_fault_15_a_full_disk_keeps_the_last_checkpoint(
     disk: Path, training: list[str], run: Program
 ) -> None:
     assert run("train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1").code == 0
@@ -54,7 +54,7 @@ def test_fault_15_a_full_disk_ends_training_with_its_last_checkpoint_whole(
     assert (Checkpoint.read(owl.last_path).progress or {})["epoch"] == 2
 
 
-def test_fault_15_a_full_disk_ends_a_fetch_and_the_next_one_goes_on(disk: Path, run: Program) -> None:
+def test_fault_15_a_fetch_after_a_full_disk_continues(disk: Path, run: Program) -> None:
     with Server() as server:
         for number in range(1, 101):
             server.on(f"/{number:03d}.txt", answer(TALE * 20))
@@ -71,7 +71,7 @@ def test_fault_15_a_full_disk_ends_a_fetch_and_the_next_one_goes_on(disk: Path, 
         assert run(*fetch, "100").code == 0
 
 
-def test_fault_17_who_has_neither_home_nor_entry_is_told_and_nothing_is_called_tilde(tmp_path: Path) -> None:
+def test_fault_17_a_user_without_a_home_is_one_line(tmp_path: Path) -> None:
     # A namespace in which we are a user that nobody has heard of.
     stranger = ["unshare", "--user", "--map-user=54321"]
     if subprocess.run([*stranger, "true"], capture_output=True, check=False).returncode:
@@ -92,7 +92,7 @@ def test_fault_17_who_has_neither_home_nor_entry_is_told_and_nothing_is_called_t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fault_19_a_clock_that_jumps_by_years_disturbs_nothing(
+def test_fault_19_a_jumping_clock_changes_nothing(
     training: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draw = random.Random(19)  # noqa: S311 - no secret
@@ -111,7 +111,7 @@ def test_fault_19_a_clock_that_jumps_by_years_disturbs_nothing(
 
 
 @pytest.mark.usefixtures("trained")
-def test_fault_18_a_narrow_dumb_terminal_in_the_c_locale_gets_the_same_bytes() -> None:
+def test_fault_18_the_terminal_does_not_change_the_output() -> None:
     told = [
         grimmgen("generate", "--random-seed", "1", variables=variables).out
         for variables in (

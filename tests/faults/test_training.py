@@ -54,7 +54,7 @@ def train(tales: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_fault_33_a_signal_at_any_step_saves_and_the_run_ends_bit_equal(
+def test_fault_33_a_signal_at_any_step_resumes_bit_equal(
     number: signal.Signals,
     code: int,
     train: list[str],
@@ -87,7 +87,7 @@ def test_fault_33_a_signal_at_any_step_saves_and_the_run_ends_bit_equal(
         *_, saved, finished = map(json.loads, stopped.out.splitlines())
         assert (stopped.code, saved["event"], finished["reason"]) == (code, "saved", "interrupted")
         assert saved["step"] == step
-        hint = re.search(r"go on with: grimmgen (train --resume --run at-\d+)\n", stopped.err)
+        hint = re.search(r"resume with: grimmgen (train --resume --run at-\d+)\n", stopped.err)
         assert hint
         assert run(*hint[1].split(), "--quiet").code == 0
         assert results(registry.find(f"at-{step}")) == results(whole)
@@ -100,7 +100,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 
 @pytest.mark.faults
-def test_fault_31_killed_at_any_moment_a_run_is_gone_on_with_to_the_bit(
+def test_fault_31_killed_at_any_moment_resumes_bit_equal(
     victim: Victim, train: list[str], home: Path
 ) -> None:
     draw = random.Random(31)  # noqa: S311 - no secret
@@ -144,12 +144,12 @@ def test_fault_31_killed_at_any_moment_a_run_is_gone_on_with_to_the_bit(
 # --- numbers that are none ---------------------------------------------------------------------------------
 
 
-def test_fault_35_a_rate_beyond_all_reason_is_refused(train: list[str], run: Program) -> None:
+def test_fault_35_a_rate_out_of_range_is_refused(train: list[str], run: Program) -> None:
     refused = run(*train, "wilder", "--quiet", "--lr", "1e30")
     assert refused == (2, "", "error: --lr 1e+30 is out of range: give 1e-12 to 1e+06\n")
 
 
-def test_fault_35_a_poisoned_batch_stops_before_the_update(
+def test_fault_35_a_loss_of_nan_stops_before_the_update(
     train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
@@ -172,7 +172,7 @@ def test_fault_35_a_poisoned_batch_stops_before_the_update(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_fault_35_products_that_overflow_stop_before_the_update(
+def test_fault_35_overflow_stops_before_the_update(
     precision: str, train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     initialise = LanguageModel.initialise
@@ -192,7 +192,7 @@ def test_fault_35_products_that_overflow_stop_before_the_update(
     assert not list(registry.find("sly-owl").path.glob("*.safetensors"))
 
 
-def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(
+def test_fault_37_out_of_memory_keeps_the_checkpoint(
     train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
@@ -210,7 +210,7 @@ def test_fault_37_a_device_without_memory_is_told_and_the_checkpoint_stays(
     assert owl.last_path.read_bytes() == before
 
 
-def test_fault_37_a_memory_that_is_full_is_told_whatever_pytorch_calls_it(
+def test_fault_37_out_of_host_memory_is_one_line(
     train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
@@ -219,12 +219,12 @@ def test_fault_37_a_memory_that_is_full_is_told_whatever_pytorch_calls_it(
         )
 
     monkeypatch.setattr(LanguageModel, "loss_of", full)
-    message = "error: the memory is full: give less text, or a smaller network\n"
+    message = "error: out of memory: give less text, or a smaller network\n"
     assert run(*train, "sly-owl", "--quiet", "--epochs", "1") == (1, "", message)
 
 
 @pytest.mark.parametrize("place", ["to", "losses"])
-def test_fault_37_so_it_is_where_the_network_itself_does_not_fit_or_its_judging(
+def test_fault_37_out_of_memory_outside_updates_is_one_line(
     place: str, train: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: Any) -> Any:
@@ -240,7 +240,7 @@ def test_fault_37_so_it_is_where_the_network_itself_does_not_fit_or_its_judging(
 
 
 @pytest.mark.slow
-def test_fault_36_a_run_that_is_trained_is_neither_trained_twice_nor_removed(tales: Path, run: Program) -> None:
+def test_fault_36_a_training_run_is_locked(tales: Path, run: Program) -> None:
     train = ["train", *SHORT, "--corpus", str(tales), "--run"]
     assert run(*train, "sly-owl", "--quiet", "--epochs", "1").code == 0
     with begin("train", "--resume", "--json", "--run", "sly-owl", "--epochs", "1000000") as process:
@@ -263,7 +263,7 @@ def test_fault_36_a_run_that_is_trained_is_neither_trained_twice_nor_removed(tal
 
 
 @pytest.mark.slow
-def test_fault_31_who_reads_while_checkpoints_are_replaced_sees_a_whole_one(home: Path, trained: Run) -> None:
+def test_fault_31_readers_see_complete_checkpoints_only(home: Path, trained: Run) -> None:
     written = {hidden: tiny_checkpoint(True, hidden=hidden) for hidden in (3, 9)}
     seen, failures, done = list[int](), list[BaseException](), threading.Event()
 

@@ -26,7 +26,7 @@ def main() -> None:
         importlib.import_module(name)
     # Every update is saved, so that a run of few updates has many writes.
     if "grimmgen.training.session" in sys.modules:
-        vars(sys.modules["grimmgen.training.session"])["_SAVE_SECONDS"] = 0.0
+        vars(sys.modules["grimmgen.training.session"])["SAVE_SECONDS"] = 0.0
     # A server that stalls is given up soon, and is not waited for.
     if downloads := sys.modules.get("grimmgen.io.http"):
         downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 1.0, 2.0, _no_wait)

@@ -28,8 +28,8 @@ from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Evaluated, Stepped
 from grimmgen.text.batches import Windows, epoch
 from grimmgen.text.corpus import open_corpus
-from grimmgen.training import distributed as ranks_module
-from grimmgen.training.distributed import ALONE, Ranks, joined
+from grimmgen.training import distributed
+from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup, process_group
 from grimmgen.training.session import Training
 from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
 from tests.program import Ran
@@ -43,14 +43,14 @@ def torchrun(*command: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*launcher, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-class Part(Ranks):
+class Part(ProcessGroup):
     """One of several, that hears nothing of the others."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
 
-def parts(size: int) -> list[Ranks]:
+def parts(size: int) -> list[ProcessGroup]:
     return [Part(rank, size) for rank in range(size)]
 
 
@@ -58,21 +58,21 @@ def parts(size: int) -> list[Ranks]:
 
 
 @pytest.mark.parametrize(("batch_size", "size"), [(1, 1), (9, 1), (8, 2), (9, 2), (9, 4), (7, 7)])
-def test_every_row_is_one_ranks_and_shares_differ_by_one_at_most(batch_size: int, size: int) -> None:
+def test_shares_of_rows_differ_by_one_at_most(batch_size: int, size: int) -> None:
     own = [part.rows(batch_size) for part in parts(size)]
     assert [row for rows in own for row in range(batch_size)[rows]] == list(range(batch_size))
     shares = [rows.stop - rows.start for rows in own]
     assert max(shares) - min(shares) <= 1
 
 
-def test_fewer_rows_than_ranks_are_refused() -> None:
+def test_fewer_rows_than_processes_are_refused() -> None:
     message = "--batch-size 3 is less than a row for each of 4 processes: give more rows, or start fewer"
     with pytest.raises(UsageError, match=message):
         Part(0, 4).rows(3)
 
 
 @pytest.mark.parametrize(("ngrams", "rows"), [(50, 7), (50, 4), (9, 8), (3, 7)])
-def test_the_ranks_windows_side_by_side_are_those_of_one(ngrams: int, rows: int) -> None:
+def test_windows_of_all_processes_are_those_of_one(ngrams: int, rows: int) -> None:
     # With rows that end early, and some that are empty.
     stories = [[np.arange(2, 2 + n, dtype=np.uint16)] for n in (ngrams, 1, 5)]
     whole = epoch(stories, rows, 4, 7, 0)
@@ -91,7 +91,7 @@ MODES += [(network, mode) for network in ("lstm1", "lstm2-tied") for mode in get
 
 
 @pytest.mark.parametrize(("network", "mode"), MODES)
-def test_the_weighted_mean_of_the_ranks_gradients_is_that_of_one(network: str, mode: DropoutMode) -> None:
+def test_the_weighted_mean_of_gradients_is_that_of_one_process(network: str, mode: DropoutMode) -> None:
     options: dict[str, Any] = {**NETWORKS[network], "dropout": 0.4, "dropout_mode": mode, "weight_drop": 0.3}
     options |= {"input_dropout": 0.3} if "embedding" in options else {}
     configuration = tiny_configuration(batch_size=5, **options)
@@ -132,7 +132,7 @@ def test_the_weighted_mean_of_the_ranks_gradients_is_that_of_one(network: str, m
     assert other == learnt_apart[0][0] != learnt_apart[1][0]
 
 
-def test_judging_is_shared_and_nothing_is_left_out() -> None:
+def test_each_document_is_evaluated_by_one_process() -> None:
     configuration = tiny_configuration()
     vocabulary = tiny_vocabulary(configuration)
     model = LanguageModel(configuration, len(vocabulary))
@@ -149,9 +149,9 @@ def test_judging_is_shared_and_nothing_is_left_out() -> None:
 # --- how they find each other ------------------------------------------------------------------------------
 
 
-def test_without_torchrun_there_is_one() -> None:
-    with joined() as ranks:
-        assert ranks is ALONE
+def test_without_torchrun_there_is_a_single_process() -> None:
+    with process_group() as group:
+        assert group is SINGLE_PROCESS
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_without_torchrun_there_is_one() -> None:
         ({"MASTER_PORT": "no"}, "process 0 of 2 does not reach the others ("),
     ],
 )
-def test_half_of_what_torchrun_sets_is_one_line(
+def test_incomplete_variables_of_torchrun_are_one_line(
     variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = {
@@ -191,7 +191,7 @@ def test_half_of_what_torchrun_sets_is_one_line(
     half = len(variables) > 1 or message.startswith("RANK is set")
     for name, value in (variables if half else whole | variables).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(ranks_module, "_joining", False)
+    monkeypatch.setattr(distributed, "_connecting", False)
     assert _run(["train", "--corpus", "sampler"]) == (1 if "reach" in message else 2)
     out, err = capsys.readouterr()
     assert out == ""
@@ -199,12 +199,12 @@ def test_half_of_what_torchrun_sets_is_one_line(
     assert err.count("\n") == 1
 
 
-def test_of_a_wrong_option_one_process_tells(
+def test_a_wrong_option_is_reported_by_one_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "2")
-    monkeypatch.setattr(ranks_module, "_joining", False)
+    monkeypatch.setattr(distributed, "_connecting", False)
     told = []
     for rank in "01":
         monkeypatch.setenv("RANK", rank)
@@ -219,15 +219,15 @@ def test_of_a_wrong_option_one_process_tells(
 
 _TOGETHER = """
 import sys, traceback
-from grimmgen.training.distributed import end, joined
+from grimmgen.training.distributed import exit_process, process_group
 try:
-    with joined() as ranks:
+    with process_group() as group:
 {code}
 except SystemExit as leaving:
-    end(leaving.code)
+    exit_process(leaving.code)
 except Exception:
     traceback.print_exc()
-    end(1)
+    exit_process(1)
 """
 
 
@@ -269,13 +269,13 @@ _TRAIN = """
     from grimmgen.training.session import Training
     corpus, options, name, begin, stop = json.loads(sys.argv[1])
     if begin:
-        training = Training.begin(open_corpus(corpus), Configuration(**options), run=name, ranks=ranks)
+        training = Training.begin(open_corpus(corpus), Configuration(**options), run=name, group=group)
     else:
-        training = Training.resume(registry.find(name), ranks=ranks)
+        training = Training.resume(registry.find(name), group=group)
     for event in training.events():
         print(json.dumps(event_to_json(event)))
         # Asked of one, all stop.
-        if isinstance(event, Stepped) and event.step == stop and ranks.rank == ranks.size - 1:
+        if isinstance(event, Stepped) and event.step == stop and group.rank == group.size - 1:
             training.stop()
 """
 
@@ -295,7 +295,7 @@ _LARGE = """
 def trained_together(
     tales: Path, name: str, begin: bool = True, stop: int = 0, before: str = ""
 ) -> list[list[dict[str, Any]]]:
-    """The events of each of two ranks."""
+    """The events of each of two group."""
     ran = together(before + _TRAIN, json.dumps([str(tales), OPTIONS, name, begin, stop]))
     assert [(one.code, one.err) for one in ran] == [(0, "")] * 2
     return [[json.loads(line) for line in one.out.splitlines()] for one in ran]
@@ -338,7 +338,7 @@ def two(tales: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, li
 
 
 @pytest.mark.slow
-def test_two_learn_what_one_learns_to_rounding(
+def test_two_processes_train_like_one_up_to_rounding(
     two: tuple[Path, list[dict[str, Any]]], tales: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, events = two
@@ -358,7 +358,7 @@ def test_two_learn_what_one_learns_to_rounding(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_as_many_to_the_bit_and_with_more_or_fewer_to_rounding(
+def test_a_resume_may_change_the_number_of_processes(
     two: tuple[Path, list[dict[str, Any]]], tales: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, events = two
@@ -384,7 +384,7 @@ def test_a_run_goes_on_with_as_many_to_the_bit_and_with_more_or_fewer_to_roundin
 
 
 @pytest.mark.slow
-def test_a_large_text_is_encoded_once_and_shared(
+def test_a_large_text_is_encoded_by_one_process(
     two: tuple[Path, list[dict[str, Any]]], tales: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory, _ = two
@@ -399,7 +399,7 @@ def test_a_large_text_is_encoded_once_and_shared(
 
 
 @pytest.mark.slow
-def test_torchrun_before_the_command_one_draws_and_a_signal_saves_once(training: list[str], home: Path) -> None:
+def test_torchrun_reports_and_saves_once(training: list[str], home: Path) -> None:
     command = ["-m", "--", "grimmgen", "train", "--run", "sly-owl", *training, "--epochs", "100000", "--json"]
     with torchrun(*command) as process:
         assert process.stdout is not None
@@ -413,7 +413,7 @@ def test_torchrun_before_the_command_one_draws_and_a_signal_saves_once(training:
     assert steps == list(range(1, len(steps) + 1))
     assert [e["event"] for e in events if e["event"] in {"started", "finished"}] == ["started", "finished"]
     assert events[-1]["reason"] == "interrupted"
-    hint = "go on with: torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl"
+    hint = "resume with: torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl"
     assert err.decode().splitlines().count(hint) == 1
     assert "error: " not in err.decode()
     progress = Checkpoint.read(registry.find("sly-owl").last_path).progress
@@ -447,11 +447,11 @@ main()
             "raise torch.OutOfMemoryError",
             "the device is out of memory at update 5: lower --batch-size or --unroll",
         ),
-        ("raise RuntimeError('what')", "a bug of ours, RuntimeError: what: please report it at"),
+        ("raise RuntimeError('what')", "internal error, RuntimeError: what: please report it at"),
         ("os.kill(os.getpid(), signal.SIGKILL)", None),
     ],
 )
-def test_an_error_on_one_rank_ends_all_and_is_told_once(
+def test_an_error_in_one_process_ends_all_and_is_reported_once(
     strike: str, message: str | None, training: list[str], tmp_path: Path
 ) -> None:
     program = tmp_path / "stricken.py"
@@ -472,7 +472,7 @@ def test_an_error_on_one_rank_ends_all_and_is_told_once(
 
 
 @pytest.mark.slow
-def test_what_all_ranks_find_wrong_is_told_once_and_what_only_one_has_been_given_is_refused(
+def test_an_error_in_all_processes_is_reported_once(
     tales: Path, home: Path
 ) -> None:
     options = {**OPTIONS, "batch_size": 1}
@@ -484,12 +484,12 @@ def test_what_all_ranks_find_wrong_is_told_once_and_what_only_one_has_been_given
     code = """
         from grimmgen.errors import UsageError
         import os
-        assert ranks.told(lambda: {"told": [ranks.rank, "ä", 0.1]}) == {"told": [0, "ä", 0.1]}
-        assert ranks.same(lambda: "this")
-        assert not ranks.same(lambda: ranks.rank)
-        assert ranks.most(ranks.rank) == 1
-        assert ranks.agree([7.5 - ranks.rank, -1.0], ranks.rank == 1) == ([7.5, -1.0], True)
-        assert ranks.agree([7.5 - ranks.rank, -1.0], False) == ([7.5, -1.0], False)
+        assert group.broadcast(lambda: {"told": [group.rank, "ä", 0.1]}) == {"told": [0, "ä", 0.1]}
+        assert group.all_equal(lambda: "this")
+        assert not group.all_equal(lambda: group.rank)
+        assert group.max(group.rank) == 1
+        assert group.agree([7.5 - group.rank, -1.0], group.rank == 1) == ([7.5, -1.0], True)
+        assert group.agree([7.5 - group.rank, -1.0], False) == ([7.5, -1.0], False)
     """
     assert [one.code for one in together(code)] == [0, 0]
     ran = together(code, "--epochs=RANK")
