@@ -128,7 +128,7 @@ def error(ran: Ran) -> tuple[int, str]:
 NO_TALES = "no tales have been fetched yet: run `grimmgen fetch`, or take the bundled ones with --corpus sampler"
 NO_RUN = "there is no run yet: train one with `grimmgen train`"
 NO_CORPUS = "there is no corpus 'gone.txt': give grimm, sampler, or the path of a text file or directory"
-BAD_NAME = "give letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first"
+BAD_NAME = "use at most 64 letters, digits, dots, dashes and underscores, starting with a letter or digit"
 
 
 @pytest.mark.parametrize(
@@ -587,7 +587,7 @@ def test_runs_path_is_for_other_programs(trained: Run, run: Program) -> None:
 
 
 def test_runs_rm_without_a_terminal_removes_nothing_unless_told(trained: Run, run: Program) -> None:
-    assert error(run("runs", "rm", "sly-fox")) == (2, "the run sly-fox stays: answer y, or give --yes")
+    assert error(run("runs", "rm", "sly-fox")) == (2, "the run sly-fox was not removed: answer y, or give --yes")
     assert trained.path.is_dir()
     # Named twice, removed once.
     assert run("runs", "rm", "sly-fox", "sly-fox", "--yes") == (0, "", "removed sly-fox\n")

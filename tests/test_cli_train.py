@@ -390,7 +390,7 @@ def test_cuda_where_there_is_none_is_refused(training: list[str], run: Program, 
 
 def test_a_name_that_is_taken_is_refused(training: list[str], trained: Run, run: Program) -> None:
     ran = run("train", "--run", "sly-fox", *training)
-    message = "there is a run sly-fox already: give another --run, or --resume to go on with it"
+    message = "the run sly-fox exists already: give another --run, or resume it with --resume"
     assert ran == (2, "", f"error: {message}\n")
     assert registry.all_runs() == [trained]
 

@@ -413,8 +413,8 @@ def test_torchrun_reports_and_saves_once(training: list[str], home: Path) -> Non
     assert steps == list(range(1, len(steps) + 1))
     assert [e["event"] for e in events if e["event"] in {"started", "finished"}] == ["started", "finished"]
     assert events[-1]["reason"] == "interrupted"
-    hint = "go on with: torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl"
-    assert err.decode().splitlines().count(hint) == 1
+    command = ": torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl\n"
+    assert err.decode().count(command) == 1
     assert "error: " not in err.decode()
     progress = Checkpoint.read(registry.find("sly-owl").last_path).progress
     assert progress is not None
