@@ -1,32 +1,40 @@
-"""The network: n-grams in, the next n-gram's losses out.
+"""The network: token ids in, the losses of the next tokens out.
 
-Layers of cells over a look-up of one-hot n-grams, and a softmax layer on top, as the tutorial builds them
-("Defining parameters", "Defining sequential calculations…"). Knows weights and windows, and nothing of
-stories, optimisers or files.
+Layers of cells over one-hot tokens or an embedding, and a softmax layer on top, as the tutorial builds them ("Defining
+parameters", "Defining sequential calculations…"). The forward and the backward pass are explicit: each line of
+`backward` reverses one of `forward`. Knows weights and windows, and nothing of documents, optimisers or files.
 
-    T  steps    B  rows    H  hidden units    L  layers    V  vocabulary size
+    T  time steps    B  batch rows    H  hidden units    L  layers    E  embedding size    V  vocabulary size
 """
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.configuration import GATES, Configuration, Products, layer_shapes, weight_shapes
+from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
-from grimmgen.network import backends
-from grimmgen.network.cells.mogrifier import MogrifierWindow
+from grimmgen.network.backends import choose_backend
+from grimmgen.network.cells import cells
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.batches import Window
+
+if TYPE_CHECKING:
+    from grimmgen.network.backends import Backend
+
+# What the network carries from one time step to the next: one tensor [L, B, H] for each state of its cell, in the
+# order of the cell's specification (LSTM: h and c).
+State: TypeAlias = tuple[Tensor, ...]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a CUDA GPU where there is one, else the CPU.
+    """The device of that name; `auto` is a CUDA GPU if there is one, else the CPU.
 
     Raises:
         UsageError: the name is not known, or there is no such device.
@@ -38,315 +46,340 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-# What the network carries from one time step to the next: one tensor [L, B, H] for each state of its cell, in the
-# order of the cell's specification (LSTM: h and c).
-State: TypeAlias = tuple[Tensor, ...]
+class Inputs(NamedTuple):
+    """A window on the device of the weights.
+
+    Attributes:
+        ids: [T, B] int64.
+        targets: the ids that follow, [T, B] int64; negative where there is none.
+        resets: where the state is reset before the time step, [T, B] bool; None is nowhere.
+    """
+
+    ids: Tensor
+    targets: Tensor
+    resets: Tensor | None
 
 
-class Layer(nn.Module):
-    """One layer of cells: its weights, named and shaped as `layer_shapes` says; the tutorial's ix, fx, cx, ox
-    stand side by side in `input_weight`, and so on.
-    """  # noqa: D205
-
-    input_weight: Tensor
-    recurrent_weight: Tensor
-    bias: Tensor
-
-    def __init__(self, configuration: Configuration, inputs: int) -> None:
-        super().__init__()
-        self.cell = configuration.cell
-        for name, shape in layer_shapes(configuration, inputs).items():
-            self.register_parameter(name, nn.Parameter(torch.empty(shape)))
-
-    def forward(
-        self,
-        below: Tensor,
-        recurrent_weight: Tensor,
-        h: Tensor,
-        c: Tensor,
-        mask: Tensor | None,
-        starts: Tensor | None,
-        table: Tensor | None = None,
-        precision: Products = "fp32",
-    ) -> tuple[Tensor, Tensor]:
-        """Run through a window.
-
-        Args:
-            below: ids [T, B], or what the layer below sends up, [T, B, inputs].
-            recurrent_weight: ours, or what weight drop has left of it.
-            h: hidden state before, [B, H].
-            c: cell state before, [B, H]; a GRU has none and hands it on.
-            mask: dropout mask of what the next step receives, [T, B, H].
-            starts: true where the state is put to zero, [T, B].
-            table: what each n-gram adds to the gates, [V, GH], for ids; None is the input weight.
-            precision: of the matrix products.
-
-        Returns:
-            The hidden states [T, B, H], and the cell state after, [B, H].
-        """
-        T, B = below.shape[:2]
-        if self.cell == "mogrifier":
-            q, r = self.get_parameter("q"), self.get_parameter("r")
-            mogrified: tuple[Tensor, Tensor] = MogrifierWindow.apply(  # type: ignore[no-untyped-call]
-                below, self.input_weight, self.bias, recurrent_weight, q, r, h, c, mask, starts, precision
-            )
-            return mogrified
-        table = self.input_weight if table is None else table
-        if below.dim() == 2:
-            # One-hot times a matrix is a look-up of its rows.
-            looked_up = (below, table, self.bias, recurrent_weight)
-            match self.cell:
-                case "gru":
-                    b_n = self.get_parameter("recurrent_bias")
-                    return backends.gru_look_up_window(*looked_up, b_n, h, mask, starts, precision), c
-                case "peephole":
-                    p = self.get_parameter("peephole")
-                    return backends.peephole_look_up_window(*looked_up, p, h, c, mask, starts, precision)
-                case _:
-                    return backends.lstm_look_up_window(*looked_up, h, c, mask, starts, precision)
-        x = backends.affine(below.reshape(T * B, -1), self.input_weight, self.bias, precision).view(T, B, -1)
-        match self.cell:
-            case "gru":
-                b_n = self.get_parameter("recurrent_bias")
-                return backends.gru_window(x, recurrent_weight, b_n, h, mask, starts, precision), c
-            case "peephole":
-                p = self.get_parameter("peephole")
-                return backends.peephole_window(x, recurrent_weight, p, h, c, mask, starts, precision)
-            case _:
-                return backends.lstm_window(x, recurrent_weight, h, c, mask, starts, precision)
-
-
-class Output(nn.Module):
-    """The weights of the softmax layer (tutorial: w and b); tied, it has a projection to the embedding instead."""
-
-    def __init__(self, hidden: int, vocabulary_size: int, tied_to: int = 0) -> None:
-        super().__init__()
-        if tied_to:
-            self.projection = nn.Parameter(torch.empty(hidden, tied_to))  # [H, E]
-        else:
-            self.weight = nn.Parameter(torch.empty(hidden, vocabulary_size))  # [H, V]
-        self.bias = nn.Parameter(torch.empty(vocabulary_size))  # [V]
-
-
-class LanguageModel(nn.Module):
-    """A recurrent language model over n-grams.
+class Dropout:
+    """The dropout masks of one training step, in the order in which they are drawn.
 
     Args:
-        configuration: units, layers, dropout, initialisation.
+        backend: draws them.
+        seeds: one for each mask, int64 [masks], on the device.
+        rows: the batch rows of this process, of masks for the rows of all of them; None is all.
+        batch_size: B, the rows of all processes.
+    """
+
+    def __init__(self, backend: Backend, seeds: Tensor, batch_size: int, rows: slice | None = None) -> None:
+        self._backend, self._seeds, self._batch_size, self._rows = backend, seeds, batch_size, rows
+        self._drawn = 0
+
+    def mask(self, shape: tuple[int, ...], dropout: float) -> Tensor | None:
+        """The next mask, the same for all batch rows; None for no dropout."""
+        if dropout == 0.0:
+            return None
+        self._drawn += 1
+        return self._backend.dropout_mask(shape, dropout, self._seeds[self._drawn - 1])
+
+    def mask_of_rows(self, steps: int, hidden: int, dropout: float) -> Tensor | None:
+        """The next mask, [steps, B, hidden], of the rows of this process."""
+        mask = self.mask((steps, self._batch_size, hidden), dropout)
+        return mask if mask is None or self._rows is None else mask[:, self._rows].contiguous()
+
+
+def mask_count(configuration: Configuration) -> int:
+    """How many masks a training step draws at most."""
+    return 1 + 3 * configuration.layers
+
+
+class Forward(NamedTuple):
+    """The forward pass of a window.
+
+    Attributes:
+        hidden: what the softmax layer reads, [T·B, H].
+        output_weight: its weight, [H, V].
+        state: after the window.
+        tape: what the backward pass needs, one entry for each layer.
+    """
+
+    hidden: Tensor
+    output_weight: Tensor
+    state: State
+    tape: list[_LayerTape]
+    input_mask: Tensor | None
+    embedding: Tensor | None
+
+
+class _LayerTape(NamedTuple):
+    saved: Any
+    recurrent_mask: Tensor | None  # weight drop
+    output_mask: Tensor | None  # dropout on the output alone
+
+
+class LanguageModel:
+    """A recurrent language model over tokens.
+
+    Args:
+        configuration: cell, units, layers, dropout, initialisation.
         vocabulary_size: V.
+
+    Attributes:
+        weights_by_name: the weights, named and shaped as `weight_shapes` says.
     """
 
     def __init__(self, configuration: Configuration, vocabulary_size: int) -> None:
-        super().__init__()
         self.configuration = configuration
         self.vocabulary_size = vocabulary_size
-        H, E = configuration.hidden, configuration.embedding
-        self.embedding = nn.Parameter(torch.empty(vocabulary_size, E)) if E else None  # [V, E]
-        self.layers = nn.ModuleList(
-            Layer(configuration, (E or vocabulary_size) if layer == 0 else H)
-            for layer in range(configuration.layers)
-        )
-        self.output = Output(H, vocabulary_size, E if configuration.tied else 0)
+        self.cell = cells()[configuration.cell]
+        self.weights_by_name = {
+            name: torch.empty(shape) for name, shape in weight_shapes(configuration, vocabulary_size).items()
+        }
+
+    def to(self, device: torch.device | str) -> LanguageModel:
+        """Move the weights to a device; returns the model itself."""
+        self.weights_by_name = {name: weight.to(device) for name, weight in self.weights_by_name.items()}
+        return self
+
+    def double(self) -> LanguageModel:
+        """Make the weights float64; returns the model itself."""
+        self.weights_by_name = {name: weight.double() for name, weight in self.weights_by_name.items()}
+        return self
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """The names of the weights, and the weights."""
+        return iter(self.weights_by_name.items())
+
+    def parameters(self) -> Iterator[Tensor]:
+        """The weights."""
+        return iter(self.weights_by_name.values())
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.weights_by_name["output.bias"].device
+
+    def backend(self, precision: Products = "fp32") -> Backend:
+        """The fastest backend for the weights."""
+        dtype = self.weights_by_name["output.bias"].dtype
+        return choose_backend(self.configuration.cell, self.device, dtype, precision)
 
     def initialise(self) -> None:
         """Draw the weights: the same ones for the same random seed.
 
-        The tutorial draws weights from a normal distribution with σ 0.02, cut off at 2σ, and advises Xavier's
+        The tutorial draws weights from a normal distribution with σ 0.02, truncated at 2σ, and advises Xavier's
         (Glorot and Bengio 2010: uniform in ±√(6 / (fan-in + fan-out)), here for each gate by itself) for more
-        than one layer. Biases are uniform in ±0.02. An embedding is uniform in ±0.1 where Xavier's is used.
+        than one layer. Biases are uniform in ±0.02. With Xavier's, an embedding is uniform in ±0.1.
         """
         generator = torch.Generator().manual_seed(self.configuration.random_seed)
         xavier = self.configuration.initialisation == "xavier" or (
             self.configuration.initialisation == "auto" and self.configuration.layers > 1
         )
-        with torch.no_grad():
-            for name, weight in self.named_parameters():
-                drawn = torch.empty(weight.shape)
-                if weight.dim() == 1:
-                    drawn.uniform_(-0.02, 0.02, generator=generator)
-                elif xavier:
-                    # The columns of a layer's weights are several gates, each of them a matrix of its own.
-                    gates = (
-                        GATES[self.configuration.cell]
-                        if name.endswith(("input_weight", "recurrent_weight"))
-                        else 1
-                    )
-                    fan_in, fan_out = weight.shape[-2], weight.shape[-1] // gates
-                    bound = 0.1 if name == "embedding" else math.sqrt(6.0 / (fan_in + fan_out))
-                    drawn.uniform_(-bound, bound, generator=generator)
-                else:
-                    nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
-                weight.copy_(drawn)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.output.bias.device
-
-    def kernel(self, precision: Products = "fp32") -> str:
-        """What computes the cells with products of that precision, in words."""
-        if self.configuration.cell in backends.COMPILED:
-            return backends.serving(self.device, self.output.bias.dtype, precision)
-        return "PyTorch bf16" if precision == "bf16" else "PyTorch"
-
-    def left_alone(self) -> AbstractContextManager[None]:
-        """A context for training steps: the compiled kernel gets all threads if it does all that is large."""
-        return backends.alone(self.device) if self.configuration.cell in backends.COMPILED else nullcontext()
+        for name, weight in self.named_parameters():
+            drawn = torch.empty(weight.shape)
+            if weight.dim() == 1:
+                drawn.uniform_(-0.02, 0.02, generator=generator)
+            elif xavier:
+                # The columns of these weights are several gates, each of them a matrix of its own.
+                gates = len(self.cell.gates) if name.endswith(("input_weight", "recurrent_weight")) else 1
+                fan_in, fan_out = weight.shape[-2], weight.shape[-1] // gates
+                bound = 0.1 if name == "embedding" else math.sqrt(6.0 / (fan_in + fan_out))
+                drawn.uniform_(-bound, bound, generator=generator)
+            else:
+                nn.init.trunc_normal_(drawn, std=0.02, a=-0.04, b=0.04, generator=generator)
+            weight.copy_(drawn)
 
     def zero_state(self, rows: int) -> State:
         """The state before anything was read."""
         shape = (self.configuration.layers, rows, self.configuration.hidden)
-        return torch.zeros(shape, device=self.device), torch.zeros(shape, device=self.device)
+        dtype = self.weights_by_name["output.bias"].dtype
+        return tuple(torch.zeros(shape, device=self.device, dtype=dtype) for _ in self.cell.states)
+
+    # --- forward and backward --------------------------------------------------------------------------------
 
     def forward(
         self,
-        inputs: Tensor,
+        backend: Backend,
+        ids: Tensor,
         state: State,
-        starts: Tensor | None,
-        generator: torch.Generator | None = None,
-        precision: Products = "fp32",
-        own: slice | None = None,
-    ) -> tuple[Tensor, State]:
+        resets: Tensor | None,
+        dropout: Dropout | None = None,
+    ) -> Forward:
         """Read a window.
 
         Args:
-            inputs: ids, [T, B] int64.
-            state: before the first step.
-            starts: true where the state is put to zero, [T, B] bool; None is nowhere.
-            generator: draws the dropout masks; None is no dropout.
-            precision: of the matrix products.
-            own: which rows of a whole batch these are, of which others are read elsewhere: they have the masks
-                that they would have there. None is all.
-
-        Returns:
-            The last layer's hidden states [T, B, H], and the state after the last step.
+            backend: computes.
+            ids: [T, B] int64.
+            state: before the first time step.
+            resets: where the state is reset before the time step, [T, B] bool; None is nowhere.
+            dropout: the masks; None is no dropout.
         """
-        T = len(inputs)
-        options = self.configuration
-        B = inputs.shape[1] if own is None else options.batch_size  # of the masks that are drawn
-        H = options.hidden
-        # What goes up to the first layer: [T, B], or [T, B, E]; to the others [T, B, H].
-        below, table = inputs, None
-        if self.embedding is not None:
-            embedding: Tensor = self.embedding
-            if (mask := self._mask(tuple(embedding.shape), options.input_dropout, generator)) is not None:
-                embedding = embedding * mask
-            if options.cell == "mogrifier":
-                below = nn.functional.embedding(inputs, embedding)
+        options, weights = self.configuration, self.weights_by_name
+        (T, B), H = ids.shape, options.hidden
+        embedding = weights.get("embedding")
+        table = input_mask = None
+        inputs = ids
+        if embedding is not None:
+            if dropout is not None:
+                input_mask = dropout.mask(tuple(embedding.shape), options.input_dropout)
+            if input_mask is not None:
+                embedding = backend.multiply(embedding, input_mask)  # (1)
+            if self.cell.pre_step:
+                inputs = nn.functional.embedding(ids, embedding)  # (2)
             else:
-                # The product of all n-grams' embeddings is smaller than that of all of the window's.
-                table = backends.affine(embedding, self.layers[0].get_parameter("input_weight"), None, precision)
-        last_h, last_c = [], []
-        for depth, layer in enumerate(self.layers):
-            recurrent_weight: Tensor = layer.get_parameter("recurrent_weight")
-            if (mask := self._mask(tuple(recurrent_weight.shape), options.weight_drop, generator)) is not None:
-                recurrent_weight = recurrent_weight * mask
-            fed_back = None
-            if options.dropout_mode == "tutorial":
-                fed_back = self._mask((T, B, H), options.dropout, generator, own)
-            entered = (state[0][depth], state[1][depth], fed_back, starts)
-            hidden, c = layer(below, recurrent_weight, *entered, table, precision)
-            table = None
-            last_h.append(hidden[-1])
-            last_c.append(c)
-            below = hidden
-            if options.dropout_mode != "tutorial":
-                shape = (1 if options.dropout_mode == "locked" else T, B, H)
-                if (mask := self._mask(shape, options.dropout, generator, own)) is not None:
-                    below = hidden * mask
-        return below, (torch.stack(last_h), torch.stack(last_c))
+                # The products of all embeddings are fewer than those of all tokens of the window.
+                table = backend.linear(embedding, weights["layers.0.input_weight"])  # (2)
+        tape, states = [], []
+        for depth in range(options.layers):
+            layer = self._layer(depth)
+            if depth == 0 and table is not None:
+                layer["input_weight"] = table
+            recurrent_mask = recurrent_dropout = output_mask = None
+            if dropout is not None:
+                if self.cell.recurrent_product:
+                    shape = tuple(layer["recurrent_weight"].shape)
+                    recurrent_mask = dropout.mask(shape, options.weight_drop)
+                if options.dropout_mode == "tutorial":
+                    recurrent_dropout = dropout.mask_of_rows(T, H, options.dropout)
+                else:
+                    steps = 1 if options.dropout_mode == "locked" else T
+                    output_mask = dropout.mask_of_rows(steps, H, options.dropout)
+            if recurrent_mask is not None:
+                layer["recurrent_weight"] = backend.multiply(layer["recurrent_weight"], recurrent_mask)  # (3)
+            entered = tuple(part[depth] for part in state)
+            done = backend.layer(self.cell, layer, inputs, entered, recurrent_dropout, resets)  # (4)
+            inputs = done.h
+            if output_mask is not None:
+                inputs = backend.multiply(inputs, output_mask)  # (5)
+            states.append(done.state)
+            tape.append(_LayerTape(done.saved, recurrent_mask, output_mask))
+        if options.tied:
+            output_weight = backend.linear(weights["output.projection"], weights["embedding"].t())  # (6)
+        else:
+            output_weight = weights["output.weight"]
+        after = tuple(_stack(backend, parts) for parts in zip(*states, strict=True))
+        return Forward(inputs.reshape(T * B, H), output_weight, after, tape, input_mask, embedding)
 
-    def loss(
+    def backward(
         self,
-        window: Window,
-        state: State,
-        generator: torch.Generator | None,
-        precision: Products = "fp32",
-        own: slice | None = None,
-    ) -> tuple[Tensor, State]:
-        """The training loss of a window: the mean over its T·B predictions, in nats, and the state after it.
-
-        The state returned is cut off from this window's gradients (truncated back-propagation through time).
+        backend: Backend,
+        done: Forward,
+        ids: Tensor,
+        d_hidden: Tensor,
+        d_output_weight: Tensor,
+        d_output_bias: Tensor,
+        ready: Callable[[Tensor], None] = lambda _: None,
+    ) -> dict[str, Tensor]:
+        """Back-propagate through the window (truncated: no further); the lines are numbered after `forward`'s.
 
         Args:
-            window: n-grams in, n-grams to foretell.
-            state: before the first step.
-            generator: draws the dropout masks; None is no dropout.
-            precision: of the matrix products, here and in the backward pass.
-            own: which rows of a whole batch these are; see `forward`.
+            backend: that computed the forward pass.
+            done: the forward pass; its tape is consumed.
+            ids: that were read, [T, B].
+            d_hidden: the gradient by what the softmax layer reads, [T·B, H].
+            d_output_weight: by its weight, [H, V].
+            d_output_bias: by its bias, [V].
+            ready: called with each weight's gradient as soon as it is complete.
+
+        Returns:
+            The gradients by the weights, by their names.
         """
-        return self.loss_of(*self._tensors(window), state, generator, precision, own)
+        weights, gradients = self.weights_by_name, dict[str, Tensor]()
 
-    def loss_of(
-        self,
-        inputs: Tensor,
-        targets: Tensor,
-        starts: Tensor | None,
-        state: State,
-        generator: torch.Generator | None,
-        precision: Products = "fp32",
-        own: slice | None = None,
-    ) -> tuple[Tensor, State]:
-        """The same of a window that is where the weights are: ids [T, B] int64, starts [T, B] bool or None."""
-        hidden, after = self(inputs, state, starts, generator, precision, own)
-        loss = backends.cross_entropy(*self._output(hidden, precision), targets.reshape(-1), precision)
-        return loss, tuple(part.detach() for part in after)
+        def complete(name: str, gradient: Tensor) -> None:
+            gradients[name] = gradient
+            ready(gradient)
 
-    @torch.no_grad()
+        d_embedding = None
+        complete("output.bias", d_output_bias)
+        if self.configuration.tied:
+            d_projection, d_transposed, _ = backend.linear_backward(
+                weights["output.projection"], weights["embedding"].t(), d_output_weight
+            )  # (6)
+            complete("output.projection", d_projection)
+            d_embedding = d_transposed.t()
+        else:
+            complete("output.weight", d_output_weight)
+        d_h = d_hidden.view(*ids.shape, -1)
+        for depth in reversed(range(self.configuration.layers)):
+            layer = done.tape.pop()
+            if layer.output_mask is not None:
+                d_h = backend.multiply(d_h, layer.output_mask)  # (5)
+            found = backend.layer_backward(self.cell, layer.saved, d_h)  # (4)
+            d_layer = found.weights
+            if layer.recurrent_mask is not None:
+                d_layer["recurrent_weight"] = backend.multiply(
+                    d_layer["recurrent_weight"], layer.recurrent_mask
+                )  # (3)
+            if depth == 0 and done.embedding is not None:
+                if self.cell.pre_step:
+                    assert found.inputs is not None
+                    d_looked_up = torch.zeros_like(done.embedding).index_add_(
+                        0, ids.flatten(), found.inputs.flatten(0, 1)
+                    )  # (2)
+                else:
+                    d_looked_up, d_layer["input_weight"], _ = backend.linear_backward(
+                        done.embedding, weights["layers.0.input_weight"], d_layer["input_weight"]
+                    )  # (2)
+                if done.input_mask is not None:
+                    d_looked_up = backend.multiply(d_looked_up, done.input_mask)  # (1)
+                d_embedding = d_looked_up if d_embedding is None else backend.add(d_looked_up, d_embedding)
+            elif depth > 0:
+                assert found.inputs is not None
+                d_h = found.inputs
+            for name, gradient in d_layer.items():
+                complete(f"layers.{depth}.{name}", gradient)
+        if d_embedding is not None:
+            complete("embedding", d_embedding)
+        return gradients
+
     def losses(self, window: Window, state: State) -> tuple[NDArray[np.float64], State]:
-        """The loss of each prediction of a window in nats, [T, B], zero where there is none.
+        """The loss of each prediction of a window in nats, [T, B], zero where there is no target; and the state after.
 
-        There is no dropout, and nothing is rounded to bfloat16, however the model was trained.
+        There is no dropout, and products are float32, however the model was trained.
         """
-        inputs, targets, starts = self._tensors(window)
-        hidden, after = self(inputs, state, starts)
-        losses = backends.negative_log_likelihood(*self._output(hidden), targets.reshape(-1))
-        return losses.view(inputs.shape).double().cpu().numpy(), after
+        inputs, backend = self.inputs(window), self.backend()
+        done = self.forward(backend, inputs.ids, state, inputs.resets)
+        bias = self.weights_by_name["output.bias"]
+        losses = backend.negative_log_likelihood(
+            done.hidden, done.output_weight, bias, inputs.targets.reshape(-1)
+        )
+        return losses.view(inputs.ids.shape).double().cpu().numpy(), done.state
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The logits of the next n-gram, [T, B, V], from the last layer's hidden states [T, B, H]."""
-        rows, weight, bias = self._output(hidden)
-        return (rows @ weight + bias).view(*hidden.shape[:2], -1)
+    def logits(self, ids: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
+        """The logits of the token after each of those read, [T, B, V], and the state after them."""
+        done = self.forward(self.backend(), ids, state, resets)
+        logits = done.hidden @ done.output_weight + self.weights_by_name["output.bias"]
+        return logits.view(*ids.shape, -1), done.state
+
+    def inputs(self, window: Window) -> Inputs:
+        """A window as tensors on the device of the weights."""
+        ids = torch.from_numpy(window.inputs.astype(np.int64)).to(self.device)
+        targets = torch.from_numpy(window.targets.astype(np.int64)).to(self.device)
+        resets = torch.from_numpy(window.starts).to(self.device) if self.configuration.reset_state else None
+        return Inputs(ids, targets, resets)
+
+    # --- the weights -----------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, NDArray[np.float32]]:
-        """A copy of the weights, named and shaped as `weight_shapes` says."""
-        return {name: weight.detach().cpu().numpy().copy() for name, weight in self.named_parameters()}
+        """A copy of the weights."""
+        return {name: weight.cpu().numpy().copy() for name, weight in self.named_parameters()}
 
     def load_weights(self, weights: dict[str, NDArray[np.float32]]) -> None:
-        """Take these weights, which must have the names and shapes that `weight_shapes` says."""
-        assert {name: w.shape for name, w in weights.items()} == weight_shapes(
-            self.configuration, self.vocabulary_size
-        )
-        with torch.no_grad():
-            for name, weight in self.named_parameters():
-                weight.copy_(torch.from_numpy(weights[name]))
+        """Take these weights, which have the names and shapes that `weight_shapes` says."""
+        shapes = weight_shapes(self.configuration, self.vocabulary_size)
+        assert {name: weight.shape for name, weight in weights.items()} == shapes
+        for name, weight in self.named_parameters():
+            weight.copy_(torch.from_numpy(weights[name]))
 
-    def _output(self, hidden: Tensor, precision: Products = "fp32") -> tuple[Tensor, Tensor, Tensor]:
-        """What the softmax layer multiplies: rows [T·B, H], its weight [H, V], its bias [V]."""
-        rows = hidden.reshape(-1, hidden.shape[2])
-        if self.embedding is not None and self.configuration.tied:
-            return (
-                rows,
-                backends.affine(self.output.projection, self.embedding.t(), None, precision),
-                self.output.bias,
-            )
-        return rows, self.output.weight, self.output.bias
+    def _layer(self, depth: int) -> dict[str, Tensor]:
+        prefix = f"layers.{depth}."
+        return {
+            name.removeprefix(prefix): weight
+            for name, weight in self.named_parameters()
+            if name.startswith(prefix)
+        }
 
-    def _mask(
-        self,
-        shape: tuple[int, ...],
-        dropped: float,
-        generator: torch.Generator | None,
-        own: slice | None = None,
-    ) -> Tensor | None:
-        if generator is None:
-            return None
-        mask = backends.dropout_mask(shape, dropped, self.device, generator)
-        return mask if mask is None or own is None else mask[:, own]
 
-    def _tensors(self, window: Window) -> tuple[Tensor, Tensor, Tensor | None]:
-        inputs = torch.from_numpy(window.inputs.astype(np.int64)).to(self.device)
-        targets = torch.from_numpy(window.targets.astype(np.int64)).to(self.device)
-        if not self.configuration.reset_state:
-            return inputs, targets, None
-        return inputs, targets, torch.from_numpy(window.starts).to(self.device)
+def _stack(backend: Backend, parts: tuple[Tensor, ...]) -> Tensor:
+    """Rows of several layers [B, H] side by side, [L, B, H]."""
+    return backend.stack(parts)

@@ -1,48 +1,65 @@
-"""One step of the network at a time: what telling a story needs, without importing PyTorch.
+"""Inference in NumPy: the network one time step at a time, without PyTorch.
 
-`Stepper` is NumPy, and can be read; `NativeStepper` is the same compiled (`native_steps.h`). The equations are
-those of `grimmgen.network.cells`, without dropout; tests hold the three against each other.
+`Stepper` runs the cells' own pointwise functions and can be read; `grimmgen.network.backends.cpu.stepper` is the
+compiled one, with the same interface.
 
-    B  stories told at once    H  hidden units    L  layers    V  vocabulary size    G  columns of a cell's gates
+    B  batch rows    H  hidden units    L  layers    S  states of the cell    V  vocabulary size
 """
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from grimmgen.configuration import Configuration, layer_shapes
-from grimmgen.network.backends.cpu.library import WIDTH, function
-from grimmgen.sampling import options
+from grimmgen.configuration import Configuration
+from grimmgen.network.cells import cells
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
-# States, logits, and which rows are over.
-Memory = tuple[Floats, Floats, Floats, NDArray[np.bool_]]
+
+
+class Snapshot(NamedTuple):
+    """Where a stepper stands: states, logits, and which rows have ended."""
+
+    state: Floats
+    logits: Floats
+    ended: NDArray[np.bool_]
+
+
+class _Ops:
+    """The operations of the cells' pointwise functions (`grimmgen.network.cells.Ops`)."""
+
+    tanh = staticmethod(np.tanh)
+    stack = staticmethod(np.stack)
+    matmul = staticmethod(np.matmul)
+
+    @staticmethod
+    def sigmoid(x: Floats) -> Floats:
+        # By tanh, which does not overflow.
+        half = np.float32(0.5)
+        result: Floats = half + half * np.tanh(half * x)
+        return result
 
 
 class Stepper:
-    """A network that reads one n-gram a row and tells what may come next.
+    """A network that reads one token per row and gives the logits of the next one.
 
     Args:
         configuration: of the model.
         weights: named and shaped as `weight_shapes` says.
-        h: hidden states to begin with, [L, B, H], without gaps; kept and changed.
-        c: cell states to begin with, likewise. A GRU has none.
+        state: the initial states, [S, L, B, H], contiguous; kept and changed.
 
     Attributes:
-        h: the hidden states; they may be changed in place between two calls.
-        c: the cell states, likewise.
-        logits: of what may follow the n-grams read last, [B, V]; zeros before there are any.
+        state: may be changed in place between two calls.
+        logits: of the token that follows the last one read, [B, V]; zeros before there is one.
     """
 
-    def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats) -> None:
-        self._cell = configuration.cell
-        self.h, self.c = h, c
+    def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], state: Floats) -> None:
+        self._cell = cells()[configuration.cell]
+        self.state = state
         embedding = weights.get("embedding")  # [V, E]
         if configuration.tied:
             assert embedding is not None
@@ -50,24 +67,25 @@ class Stepper:
         else:
             output_weight = weights["output.weight"]
         self._output = output_weight, weights["output.bias"]  # [H, V], [V]
+        prefixes = [f"layers.{layer}." for layer in range(configuration.layers)]
         self._layers = [
-            {name: weights[f"layers.{layer}.{name}"] for name in layer_shapes(configuration, 1)}
-            for layer in range(configuration.layers)
+            {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+            for prefix in prefixes
         ]
-        # What a token adds to the first layer: a row, of gates or, for a mogrifier, of its embedding.
+        # What a token adds to the first layer: a row of gates or, where a hook changes the input, of the embedding.
         first = self._layers[0]
-        if self._cell == "mogrifier":
+        if self._cell.pre_step:
             assert embedding is not None
             self._table = embedding
         else:
             gates = first["input_weight"] if embedding is None else embedding @ first["input_weight"]
             self._table = gates + first["bias"]
-        B, V = h.shape[1], len(self._table)
-        self.logits = np.zeros((B, V), np.float32)
+        B = state.shape[2]
+        self.logits = np.zeros((B, len(self._table)), np.float32)
         self._ended = np.zeros(B, np.bool_)
 
     def step(self, ids: ArrayLike) -> Floats:
-        """Read one n-gram a row, [B]; returns the logits of the next one, [B, V], the caller's to keep.
+        """Read one token per row, [B]; returns a copy of the logits of the next one, [B, V].
 
         Raises:
             IndexError: an id is not within the vocabulary.
@@ -75,7 +93,7 @@ class Stepper:
         return self.read(np.asarray(ids)[None])
 
     def read(self, ids: ArrayLike) -> Floats:
-        """Read several n-grams a row, [T, B], T at least 1; returns as `step` does after the last.
+        """Read tokens, [T, B] with T at least 1; returns as `step` does after the last.
 
         Raises:
             IndexError: an id is not within the vocabulary; nothing is read.
@@ -86,47 +104,13 @@ class Stepper:
             self._step(row)
         return self.logits.copy()
 
-    def tell(
-        self, numbers: NDArray[np.float64], *, top_k: int, temperature: float, never: Sequence[int], end: int
-    ) -> Ids:
-        """Draw several n-grams a row, one after the other, each read before the next is drawn.
+    def snapshot(self) -> Snapshot:
+        """Where all rows stand now, for `restore`."""
+        return Snapshot(self.state.copy(), self.logits.copy(), self._ended.copy())
 
-        Args:
-            numbers: random, from 0 to 1, one a draw, [N, B].
-            top_k: draw among this many best, and the end; 0 is all, 1 the best alone.
-            temperature: see `options.temper`.
-            never: ids that are not drawn.
-            end: the id that ends a story.
-
-        Returns:
-            What was drawn, [N, B]. A row that has drawn `end` has only that from there on, in further calls, too,
-            until it is made to read something.
-
-        Raises:
-            IndexError: `end`, or one of `never`, is not within the vocabulary.
-        """
-        self._check(np.array([*never, end]))
-        ids = np.full(numbers.shape, end)
-        for drawn, row in zip(ids, numbers, strict=True):
-            for b in np.flatnonzero(~self._ended):
-                logits = options.temper(options.forbid(self.logits[b], list(never)), temperature)
-                best = options.top_k(logits, top_k)
-                if top_k != 1 and temperature > 0.0:
-                    best = options.or_end(best, logits, end)
-                drawn[b] = options.draw(best, row[b])
-            self._ended = drawn == end
-            if self._ended.all():
-                break
-            self._step(drawn)
-        return ids
-
-    def remember(self) -> Memory:
-        """Where all rows are now, for `go_back`."""
-        return self.h.copy(), self.c.copy(), self.logits.copy(), self._ended.copy()
-
-    def go_back(self, memory: Memory) -> None:
-        """Let all rows be where they were."""
-        self.h[:], self.c[:], self.logits[:], self._ended[:] = memory
+    def restore(self, snapshot: Snapshot) -> None:
+        """Put all rows back to where they stood."""
+        self.state[:], self.logits[:], self._ended[:] = snapshot
 
     def _rows(self, ids: ArrayLike) -> Ids:
         rows = np.asarray(ids, np.int64)
@@ -139,181 +123,19 @@ class Stepper:
             raise IndexError(f"there is no id, or one that is not within the vocabulary of {len(self._table)}")
 
     def _step(self, ids: Ids) -> None:
+        cell, G = self._cell, len(self._cell.gates)
         x = self._table[ids]
-        for depth, layer in enumerate(self._layers):
-            if depth and self._cell != "mogrifier":
-                x = x @ layer["input_weight"] + layer["bias"]
-            h, c = self.h[depth], self.c[depth]
-            match self._cell:
-                case "lstm":
-                    h, c = _lstm(x + h @ layer["recurrent_weight"], c)
-                case "peephole":
-                    h, c = _peephole(x + h @ layer["recurrent_weight"], layer["peephole"], c)
-                case "gru":
-                    h = _gru(x, h @ layer["recurrent_weight"], layer["recurrent_bias"], h)
-                case "mogrifier":
-                    x, h = _mogrified(x, h, layer["q"], layer["r"])
-                    z = x @ layer["input_weight"] + layer["bias"] + h @ layer["recurrent_weight"]
-                    h, c = _lstm(z, c)
-            self.h[depth], self.c[depth] = h, c
-            x = h
+        for depth, weights in enumerate(self._layers):
+            h = self.state[0, depth]
+            if cell.pre_step:
+                x, h, _ = cell.pre_step.forward(_Ops, x, h, weights)
+            if depth or cell.pre_step:
+                x = x @ weights["input_weight"] + weights["bias"]
+            a = np.split(h @ weights["recurrent_weight"], G, axis=1) if cell.recurrent_product else None
+            state = (h, *self.state[1:, depth])
+            new_state, _ = cell.pointwise_forward(_Ops, np.split(x, G, axis=1), a, state, weights)
+            for target, part in zip(self.state[:, depth], new_state, strict=True):
+                target[:] = part
+            x = new_state[0]
         weight, output_bias = self._output
-        self.logits = x @ weight + output_bias
-
-
-class NativeStepper(Stepper):
-    """The same, compiled: for every cell but the mogrifier.
-
-    Args:
-        instructions: the instruction set.
-        configuration: of the model.
-        weights: named and shaped as `weight_shapes` says.
-        h: as for `Stepper`.
-        c: as for `Stepper`.
-    """
-
-    def __init__(
-        self, instructions: str, configuration: Configuration, weights: Mapping[str, Floats], h: Floats, c: Floats
-    ) -> None:
-        super().__init__(configuration, weights, h, c)
-        self._read = function(f"read_{instructions}", "pnp")
-        self._tell = function(f"tell_{instructions}", "pnpnppnnpp")
-        (L, B, H), V = h.shape, len(self._table)
-        G = self._table.shape[1]
-        assert h.flags.c_contiguous
-        assert c.flags.c_contiguous
-        # The library knows where arrays are, and does not keep them.
-        self._kept: list[NDArray[Any]] = [h, c, self.logits]
-        layers = np.zeros((L, 4), np.uintp)
-        for number, (place, layer) in enumerate(zip(layers, self._layers, strict=True)):
-            place[0] = self._keep(_packed(instructions, layer["recurrent_weight"]))
-            if number:
-                place[1] = self._keep(_packed(instructions, layer["input_weight"]))
-                place[2] = self._keep(layer["bias"])
-            if self._cell != "lstm":
-                place[3] = self._keep(layer["peephole" if self._cell == "peephole" else "recurrent_bias"])
-        output_weight, output_bias = self._output
-        self._network = _Network(
-            *(_CELLS.index(self._cell), L, B, H, V),
-            table=self._keep(self._table),
-            layers=self._keep(layers),
-            output_weight=self._keep(_packed(instructions, output_weight)),
-            output_bias=self._keep(output_bias),
-            h=h.ctypes.data,
-            c=c.ctypes.data,
-            logits=self.logits.ctypes.data,
-            gates=self._keep(np.empty((2, B, G), np.float32)),
-            best=self._keep(np.empty(V, np.float32)),
-            sums=self._keep(np.empty(V, np.float64)),
-            ids=self._keep(np.empty(V, np.int64)),
-        )
-
-    def _keep(self, array: NDArray[Any]) -> int:
-        array = np.ascontiguousarray(array)
-        self._kept.append(array)
-        return array.ctypes.data
-
-    def read(self, ids: ArrayLike) -> Floats:  # noqa: D102 - see Stepper
-        rows = self._rows(ids)
-        self._ended[:] = False
-        # A few at a time, so that Ctrl-C need not wait for the end of a prompt.
-        for begin in range(0, len(rows), _AT_ONCE):
-            part = np.ascontiguousarray(rows[begin : begin + _AT_ONCE])
-            self._read(ctypes.byref(self._network), len(part), part.ctypes.data)
-        return self.logits.copy()
-
-    def tell(  # noqa: D102 - see Stepper
-        self, numbers: NDArray[np.float64], *, top_k: int, temperature: float, never: Sequence[int], end: int
-    ) -> Ids:
-        self._check(np.array([*never, end]))
-        numbers = np.ascontiguousarray(numbers, np.float64)
-        forbidden = np.array(never, np.int64)
-        assert numbers.shape[1:] == self._ended.shape
-        degree = np.array(temperature, np.float64)
-        ids = np.empty(numbers.shape, np.int64)
-        self._tell(
-            ctypes.byref(self._network),
-            len(numbers),
-            numbers.ctypes.data,
-            top_k,
-            degree.ctypes.data,
-            forbidden.ctypes.data,
-            len(forbidden),
-            end,
-            self._ended.ctypes.data,
-            ids.ctypes.data,
-        )
-        return ids
-
-
-# As in native_steps.h.
-_CELLS = ["lstm", "peephole", "gru"]
-# Tokens of a prompt.
-_AT_ONCE = 1024
-
-
-class _Network(ctypes.Structure):
-    """`network` of native_steps.h."""
-
-    # So that a name that is not among the fields is an error.
-    __slots__ = ()
-    _fields_ = (
-        *((name, ctypes.c_int64) for name in "cell L B H V".split()),
-        *(
-            (n, ctypes.c_void_p)
-            for n in "table layers output_weight output_bias h c logits gates best sums ids".split()
-        ),
-    )
-
-
-def _packed(instructions: str, weight: Floats) -> Floats:
-    """A right factor [K, N], packed as native_kernels.h says; an instruction set has its own form."""
-    weight = np.ascontiguousarray(weight)
-    K, N = weight.shape
-    width = WIDTH[instructions]
-    packed = np.empty(K * -(-N // width) * width, np.float32)
-    panels = -(-N // (4 * width))
-    function(f"pack_{instructions}", "nnpnnpnn")(K, N, weight.ctypes.data, N, 1, packed.ctypes.data, 0, panels)
-    return packed
-
-
-def _sigmoid(z: Floats) -> Floats:
-    # By way of tanh, which does not overflow.
-    half = np.float32(0.5)
-    sigmoid: Floats = half + half * np.tanh(half * z)
-    return sigmoid
-
-
-def _lstm(z: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """`grimmgen.network.cells.lstm`, (3) to (5)."""
-    H = c.shape[1]
-    i_f_o = _sigmoid(z)
-    c = i_f_o[:, H : 2 * H] * c + i_f_o[:, :H] * np.tanh(z[:, 2 * H : 3 * H])
-    return i_f_o[:, 3 * H :] * np.tanh(c), c
-
-
-def _peephole(z: Floats, peephole: Floats, c: Floats) -> tuple[Floats, Floats]:
-    """`grimmgen.network.cells.peephole`: i and f see the old cell state, o the new one."""
-    z_i, z_f, z_c, z_o = np.split(z, 4, axis=1)
-    new = _sigmoid(z_f + peephole[1] * c) * c + _sigmoid(z_i + peephole[0] * c) * np.tanh(z_c)
-    return _sigmoid(z_o + peephole[2] * new) * np.tanh(new), new
-
-
-def _gru(x: Floats, a: Floats, recurrent_bias: Floats, h: Floats) -> Floats:
-    """`grimmgen.network.cells.gru`, (3) to (6)."""
-    H = h.shape[1]
-    r_z = _sigmoid(x[:, : 2 * H] + a[:, : 2 * H])
-    n = np.tanh(x[:, 2 * H :] + r_z[:, :H] * (a[:, 2 * H :] + recurrent_bias))
-    new: Floats = n + r_z[:, H:] * (h - n)
-    return new
-
-
-def _mogrified(x: Floats, h: Floats, q: Floats, r: Floats) -> tuple[Floats, Floats]:
-    """`grimmgen.network.cells.mogrifier`: input and state modulate each other, round by round."""
-    two = np.float32(2.0)
-    for number in range(len(q) + len(r)):
-        if number % 2 == 0:
-            x = two * _sigmoid(h @ q[number // 2]) * x
-        else:
-            h = two * _sigmoid(x @ r[number // 2]) * h
-    return x, h
+        self.logits[:] = x @ weight + output_bias

@@ -11,7 +11,7 @@ Everything else iterates over the registry: to add a cell is to add these files.
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -30,6 +30,9 @@ class Ops(Protocol):
 
     def tanh(self, x: Array, /) -> Array:
         """The hyperbolic tangent."""
+
+    def stack(self, arrays: Sequence[Array], /) -> Array:
+        """The arrays along a new first axis."""
 
     def matmul(self, a: Array, b: Array, /) -> Array:
         """The matrix product, in the precision that was asked for."""
@@ -50,7 +53,8 @@ class Gradients(NamedTuple):
         x: by each gate's input, in the order of the gates.
         recurrent: by each gate's recurrent product, likewise; None where the cell has no recurrent product.
         state: by each state that entered the time step, without what reaches h through the recurrent product.
-        weights: by the extra weights, each with the axis of the rows in front, [B, …].
+        weights: by the extra weights: for a weight [H] a sum over the rows yet to be made, [B, H]; for one [k, H]
+            [k, B, H].
     """
 
     x: Arrays

@@ -1,79 +1,175 @@
-"""The compiled library: where it is, why it is not, and its functions by name. Needs no PyTorch.
+"""The compiled library: where it is, why it is missing, and the kernels of each instruction set. Needs no PyTorch.
 
-The library (`native.c`) is part of the package where a C compiler was there to build it; where it is not, `load`
-says why, and the plain paths serve. It is called through ctypes, which releases the interpreter's lock.
+The library (`*.c`) is part of the package where a C compiler was there to build it. It is loaded by ctypes, which
+releases the interpreter's lock during a call. The names of the kernels' arguments are read from the library itself
+(`grimmgen.h` declares them once).
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-# As in native.c: of the functions' signatures.
-_VERSION = 8
-# The floats of a vector, by instruction set.
-WIDTH = {"avx512bf16": 16, "avx512": 16, "avx2": 8, "portable": 4, "scalar": 1}
+_SIZES = ("gates", "states", "width", "input_column", "recurrent_rotation", "extra")
+_FUNCTIONS = ("forward", "backward", "read", "sample")
+
+
+class _KernelEntry(ctypes.Structure):
+    _fields_ = (("name", ctypes.c_char_p), ("fields", ctypes.c_char_p), ("function", ctypes.c_void_p))
+
+
+class _CellEntry(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        *((name, ctypes.c_void_p) for name in _FUNCTIONS),
+    )
+
+
+class _InstructionSet(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("lanes", ctypes.c_int64),
+        ("word", ctypes.c_int64),
+        ("kernels", ctypes.POINTER(_KernelEntry)),
+        ("cells", ctypes.POINTER(_CellEntry)),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function of the library.
+
+    Attributes:
+        name: for people.
+        fields: the names of its arguments, in their order.
+        address: where it is in memory.
+    """
+
+    name: str
+    fields: tuple[str, ...]
+    address: int
+
+
+@dataclass(frozen=True)
+class CompiledCell:
+    """The kernels of a cell, and how it uses what is saved (`shape` in grimmgen.h)."""
+
+    gates: int
+    states: int
+    width: int
+    input_column: int
+    recurrent_rotation: int
+    extra: int
+    forward: Kernel
+    backward: Kernel
+    read: Kernel
+    sample: Kernel
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """The kernels for one instruction set.
+
+    Attributes:
+        name: `avx512`, `avx2`, `portable` or `scalar`, with `bf16` at its end where products are of bfloat16.
+        lanes: floats of a vector.
+        word: elements of a product's inner dimension in a word of 32 bits: 2 for bfloat16.
+        kernels: by name.
+        cells: the cells that have kernels, by name.
+        network_fields: of the structure that inference reads.
+    """
+
+    name: str
+    lanes: int
+    word: int
+    kernels: Mapping[str, Kernel]
+    cells: Mapping[str, CompiledCell]
+    network_fields: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Sizes that scratch buffers depend on, and the most threads of a program; see grimmgen.h and program.c."""
+
+    chunk: int
+    block: int
+    slice: int
+    most_threads: int
 
 
 @functools.cache
 def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
-    """The compiled library, and an empty reason; or None, and why there is none."""
+    """The compiled library and an empty reason; or None, and why it is missing."""
     if ctypes.sizeof(ctypes.c_void_p) != 8:
-        return None, "the compiled kernel is for processors of 64 bits"
-    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_native{suffix}").exists()]
+        return None, "the compiled kernels are for 64-bit processors"
+    paths = [path for suffix in EXTENSION_SUFFIXES if (path := folder / f"_kernels{suffix}").exists()]
     if not paths:
         return None, "the package was installed without a C compiler"
     try:
         library = ctypes.CDLL(str(paths[0]))
     except OSError as error:
-        return None, f"{paths[0]} cannot be loaded: {error}"
-    if not hasattr(library, "version") or library.version() != _VERSION:
-        return None, "the compiled kernel is of another version: install the package again"
+        return None, f"cannot load {paths[0]}: {error}"
+    library.instruction_sets.restype = library.within.restype = ctypes.c_int64
+    library.within.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+    library.run_program.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
+    library.run_program.restype = library.after_fork.restype = library.work.restype = None
+    library.work.argtypes = [ctypes.c_int64]
     return library, ""
 
 
-def instruction_sets(precision: str = "fp32") -> list[str]:
-    """Those that the library and this machine have, the fastest first; none where there is no library.
+@functools.cache
+def constants() -> Constants:
+    """Those of the library, which has to be there."""
+    values = (ctypes.c_int64 * 4)()
+    loaded().constants(values)
+    return Constants(*values)
 
-    Args:
-        precision: of their products. A set for bfloat16 is called as the one it adds to, with `bf16` at the end.
-    """
-    library, _ = load()
-    return [] if library is None else _instruction_sets(library)[precision == "bf16"]
+
+def loaded() -> ctypes.CDLL:
+    """The library, which has to be there."""
+    library, reason = load()
+    assert library is not None, reason
+    return library
 
 
 @functools.cache
-def _instruction_sets(library: ctypes.CDLL) -> tuple[list[str], list[str]]:
-    library.instruction_sets.restype = ctypes.c_char_p
-    names = library.instruction_sets().decode().split()
-    rounding = [name for name in names if name.endswith("bf16")]
-    return [name for name in names if name not in rounding], rounding
-
-
-@functools.cache
-def function(name: str, takes: str, gives: bool = False) -> Callable[..., Any]:
-    """A function of the library, which must be there.
-
-    Args:
-        name: its name, that of the instruction set included.
-        takes: its parameters, a letter each: `n` a number (int64), `p` a pointer.
-        gives: whether it returns a number.
-    """
+def instruction_sets() -> dict[str, InstructionSet]:
+    """Those that this machine can run, by name, the fastest first; the one for bfloat16 products is last."""
     library, _ = load()
-    found: Any = getattr(library, name)
-    found.argtypes = [ctypes.c_int64 if kind == "n" else ctypes.c_void_p for kind in takes]
-    found.restype = ctypes.c_int64 if gives else None
-    return found  # type: ignore[no-any-return]
+    if library is None:
+        return {}
+    found = (ctypes.POINTER(_InstructionSet) * 8)()
+    count = library.instruction_sets(found)
+    return {made.name: made for made in (_instruction_set(found[n].contents) for n in range(count))}
 
 
-@functools.cache
-def address(name: str) -> int:
-    """Where a function of the library is, which must be there."""
-    library, _ = load()
-    found = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-    assert found is not None
-    return found
+def _instruction_set(raw: Any) -> InstructionSet:
+    kernels = {
+        entry.name.decode(): Kernel(entry.name.decode(), tuple(entry.fields.decode().split()), entry.function or 0)
+        for entry in _entries(raw.kernels)
+    }
+    cells = {}
+    for entry in _entries(raw.cells):
+        name = entry.name.decode()
+        functions = {
+            function: Kernel(f"{name}_{function}", kernels[function].fields, getattr(entry, function) or 0)
+            for function in _FUNCTIONS
+        }
+        cells[name] = CompiledCell(*(getattr(entry, size) for size in _SIZES), **functions)
+    network = kernels["network"].fields
+    callable_kernels = {name: kernel for name, kernel in kernels.items() if kernel.address}
+    return InstructionSet(raw.name.decode(), raw.lanes, raw.word, callable_kernels, cells, network)
+
+
+def _entries(pointer: Any) -> Iterator[Any]:
+    """The entries of an array that ends with one without a name."""
+    number = 0
+    while pointer[number].name:
+        yield pointer[number]
+        number += 1
