@@ -20,9 +20,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.network.backends.numpy import Stepper
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, training_shapes
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 

@@ -22,9 +22,11 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
+from grimmgen.network.cells import cells
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
 FORMAT = 2
@@ -130,8 +132,7 @@ class Checkpoint:
 
 def state_names(configuration: Configuration) -> tuple[str, ...]:
     """Return the names of the cell's states; the first one is h."""
-    # TODO: cells()[configuration.cell].states, once the cells have specifications.
-    return ("h",) if configuration.cell == "gru" else ("h", "c")
+    return cells()[configuration.cell].states
 
 
 def training_shapes(

@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from grimmgen.configuration import Configuration, parameter_count
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.evaluation.static import evaluate
 from grimmgen.io import files
 from grimmgen.network import backends
 from grimmgen.network.model import LanguageModel, State, choose_device
 from grimmgen.network.optimiser import AdamW
+from grimmgen.network.shapes import parameter_count
 from grimmgen.network.train_step import TrainStep
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint, state_names
@@ -204,7 +205,7 @@ class Training:
         configuration, group, device = self._configuration, self._group, self._device
         text = self._text or prepare_text(configuration, self._split, device, group, self._notify)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
-        optimiser = AdamW(model.parameters(), configuration.weight_decay)
+        optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
         progress, state = self._start(model, optimiser, text.vocabulary)
         own = group.rows(configuration.batch_size)
         try:
@@ -215,7 +216,7 @@ class Training:
                 own,
                 group.reducer(configuration.batch_size, device),
                 # The only window of an epoch may be shorter than the others, and differ from epoch to epoch.
-                capture=text.updates > 1,
+                record=text.updates > 1,
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(progress.step) from error
@@ -259,7 +260,7 @@ class Training:
     def _start(self, model: LanguageModel, optimiser: AdamW, vocabulary: Vocabulary) -> tuple[Progress, State]:
         """Initialise the model, or restore it from the checkpoint; returns the state of all rows."""
         configuration, group = self._configuration, self._group
-        moments = _moments(model, optimiser)
+        moments = _moments(optimiser)
         state = model.zero_state(configuration.batch_size)
         progress = Progress(Plateau(configuration.learning_rate))
         if self._checkpoint is None:
@@ -271,7 +272,7 @@ class Training:
                 )
             model.load_weights(self._checkpoint.weights)
             tensors = self._checkpoint.training_tensors
-            for name, part in zip(state_names(configuration), state, strict=False):
+            for name, part in zip(state_names(configuration), state, strict=True):
                 part.copy_(torch.from_numpy(tensors[f"state.{name}"]))
             for name, moment in moments.items():
                 moment.copy_(torch.from_numpy(tensors[name]))
@@ -373,8 +374,8 @@ class _Recorder:
             if self.best is not None:
                 self.best.write(self.run.best_path)
             names = (f"state.{name}" for name in state_names(self.loop.configuration))
-            tensors = dict(zip(names, state, strict=False))
-            tensors |= {n: m.cpu().numpy() for n, m in _moments(self.model, self.optimiser).items()}
+            tensors = dict(zip(names, state, strict=True))
+            tensors |= {n: m.cpu().numpy() for n, m in _moments(self.optimiser).items()}
             if self.run.last_path.exists():
                 files.keep(self.run.last_path, self.run.previous_path)
             last = self._checkpoint(self.loop.progress.epoch)
@@ -394,15 +395,10 @@ class _Recorder:
         return Checkpoint(self.loop.configuration, self.vocabulary, provenance, self.model.weights())
 
 
-def _moments(model: LanguageModel, optimiser: AdamW) -> dict[str, torch.Tensor]:
-    """The moments of the optimiser, by their names in a checkpoint."""
-    names = [name for name, _ in model.named_parameters()]
+def _moments(optimiser: AdamW) -> dict[str, torch.Tensor]:
+    """Return the moments of the optimiser, by their names in a checkpoint."""
     kinds = {"exp_avg": optimiser.exp_avg, "exp_avg_sq": optimiser.exp_avg_sq}
-    return {
-        f"adam.{kind}.{name}": moment
-        for kind, moments in kinds.items()
-        for name, moment in zip(names, moments, strict=True)
-    }
+    return {f"adam.{kind}.{name}": m for kind, moments in kinds.items() for name, m in moments.items()}
 
 
 def _read_last(run: Run) -> tuple[Checkpoint, GrimmgenError | None]:

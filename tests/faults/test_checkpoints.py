@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grimmgen.configuration import weight_shapes
 from grimmgen.errors import IntegrityError
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import FORMAT, Checkpoint
 from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
