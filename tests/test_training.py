@@ -468,17 +468,16 @@ def test_evaluation_equals_one_document_at_a_time(corpus: Corpus) -> None:
     training, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "min_count": 12}))
     checkpoint = training.run.checkpoint()
     vocabulary = checkpoint.vocabulary
-    model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
+    model = LanguageModel(checkpoint.configuration, len(vocabulary))
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
-    result = evaluate(model.float(), encode_for_evaluation(texts, vocabulary))
+    result = evaluate(model, encode_for_evaluation(texts, vocabulary))
     for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]
-        hidden, _ = model(inputs, model.zero_state(1), None)
-        logits = hidden[:, 0] @ model.output.weight + model.output.bias
+        logits, _ = model.logits(inputs, model.zero_state(1))
         targets = torch.tensor([*ids.tolist(), 1])
-        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        nats = torch.nn.functional.cross_entropy(logits[:, 0].double(), targets, reduction="sum").item()
         unknown = [text.lower()[i * 2 : i * 2 + 2] for i in np.flatnonzero(ids == 0)]
         nats += sum(vocabulary.spelling_cost(c) for gram in unknown for c in gram)
         nats += sum(vocabulary.spelling_cost("") for gram in unknown if len(gram) < 2)
