@@ -36,7 +36,7 @@ def measure(arguments: list[str], report: Path) -> None:
         spans.append((began, time.perf_counter()))
         return result
 
-    TrainStep.__call__ = timed  # type: ignore[method-assign]
+    TrainStep.__call__ = timed  # type: ignore[method-assign, assignment]
     sys.argv[1:] = arguments
     with contextlib.suppress(SystemExit):
         cli.main()

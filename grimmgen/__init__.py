@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Configuration",
-    "SamplingOptions",
     "Evaluated",
     "Finished",
     "GrimmgenError",
     "IntegrityError",
     "RateDecayed",
     "Recovered",
+    "SamplingOptions",
     "Saved",
     "Started",
     "Stepped",
@@ -78,8 +78,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: `import grimmgen` imports neither PyTorch nor NumPy, nor importlib.metadata, which would
-    # take a fifth of the time of `grimmgen --help`.
+    # Imported on first use: `import grimmgen` imports neither PyTorch nor NumPy, nor importlib.metadata, which
+    # would take a fifth of the time of `grimmgen --help`.
     if name == "__version__":
         from importlib.metadata import version
 

@@ -28,7 +28,8 @@ from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, state_names, t
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 
 Json = dict[str, Any]
-# Changes a file: the entries of its header without the metadata, the metadata of grimmgen, the bytes of the tensors.
+# Changes a file: the entries of its header without the metadata, the metadata of grimmgen, the bytes of the
+# tensors.
 Damage = Callable[[Json, Json, bytearray], None]
 
 

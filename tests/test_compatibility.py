@@ -1,4 +1,4 @@
-"""Runs written by earlier versions: they load, evaluate, generate and resume as they did in the version that wrote them."""
+"""Runs written by earlier versions load, evaluate, generate and resume as in the version that wrote them."""
 
 from __future__ import annotations
 

@@ -144,7 +144,9 @@ def test_each_document_is_evaluated_by_one_process() -> None:
     documents = encode_for_evaluation([(str(n), TEXT[n:]) for n in range(5)], vocabulary)
     whole = evaluate(model, documents)
     spelling = [document.spelling for document in documents]
-    shares = [[score.nats for score in evaluate(model, documents, (part.rank, part.size)).documents] for part in parts(7)]
+    shares = [
+        [score.nats for score in evaluate(model, documents, (part.rank, part.size)).documents] for part in parts(7)
+    ]
     read = np.array(shares) - spelling
     assert (np.count_nonzero(read, axis=0) == 1).all()
     assert read.sum(axis=0) + spelling == pytest.approx([score.nats for score in whole.documents])
@@ -417,8 +419,8 @@ def test_torchrun_reports_and_saves_once(training: list[str], home: Path) -> Non
     assert steps == list(range(1, len(steps) + 1))
     assert [e["event"] for e in events if e["event"] in {"started", "finished"}] == ["started", "finished"]
     assert events[-1]["reason"] == "interrupted"
-    command = ": torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl\n"
-    assert err.decode().count(command) == 1
+    hint = ": torchrun --nproc-per-node 2 -m -- grimmgen train --resume --run sly-owl\n"
+    assert err.decode().count(hint) == 1
     assert "error: " not in err.decode()
     progress = Checkpoint.read(registry.find("sly-owl").last_path).progress
     assert progress is not None
@@ -476,9 +478,7 @@ def test_an_error_in_one_process_ends_all_and_is_reported_once(
 
 
 @pytest.mark.slow
-def test_an_error_in_all_processes_is_reported_once(
-    tales: Path, home: Path
-) -> None:
+def test_an_error_in_all_processes_is_reported_once(tales: Path, home: Path) -> None:
     options = {**OPTIONS, "batch_size": 1}
     ran = run_together(_TRAIN, json.dumps([str(tales), options, "few", True, 0]))
     assert sorted(one.code for one in ran) == [1, 2]

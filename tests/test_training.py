@@ -176,9 +176,7 @@ def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: Cell
     assert np.allclose(ours, theirs, rtol=0.01)
 
 
-def test_memory_mapped_ids_train_bit_equal(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_mapped_ids_train_bit_equal(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=True)
     expected, _ = trained(corpus, configuration)
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
@@ -210,9 +208,9 @@ def test_a_caller_may_stop_iterating_at_the_end_of_an_epoch(corpus: Corpus, phas
     edges = [one.step for one, other in itertools.pairwise(only(Stepped, events)) if one.epoch != other.epoch]
     for edge in edges:
         first = Training.begin(corpus, configuration)
-        events = first.events()
-        assert any(isinstance(event, Stepped) and event.step == edge for event in events)
-        events.close()  # type: ignore[attr-defined]
+        iterator = first.events()
+        assert any(isinstance(event, Stepped) and event.step == edge for event in iterator)
+        iterator.close()  # type: ignore[attr-defined]
         list(Training.resume(first.run).events())
         assert contents(first.run.last_path) == contents(whole.run.last_path)
     assert edges
@@ -271,9 +269,7 @@ def test_a_resume_of_a_finished_run_does_nothing(corpus: Corpus) -> None:
     assert without_times(training.run.log()) == without_times(before)
 
 
-def test_a_budget_ends_within_an_epoch_with_an_evaluation(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_ends_within_an_epoch_with_an_evaluation(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock on which one second passes with each call.
     monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 10.0}))
@@ -498,7 +494,7 @@ class FakeStep:
     def __init__(self) -> None:
         self.seeds: list[int] = []
 
-    def __call__(self, window: Window, state: State, learning_rate: float, random_seed: int) -> StepResult:
+    def __call__(self, _: Window, state: State, __: float, random_seed: int) -> StepResult:
         self.seeds.append(random_seed)
         return StepResult(float(len(self.seeds)), 1.0, (state[0] + len(self.seeds),))
 
@@ -566,7 +562,7 @@ def test_ranks_is_a_deprecated_name(corpus: Corpus) -> None:
         from grimmgen import ranks
     with ranks.joined() as group, pytest.warns(DeprecationWarning, match="use `group`"):
         training = Training.begin(corpus, SMALL, ranks=group)
+    training.stop()
+    list(training.events())
     with pytest.warns(DeprecationWarning, match="use `group`"):
-        training.stop()
-        list(training.events())
         Training.resume(training.run, ranks=group)

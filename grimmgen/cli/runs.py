@@ -22,7 +22,9 @@ app = typer.Typer(
 
 _Name = Annotated[
     str | None,
-    options.argument(metavar="RUN", help="Name of the run; the latest by default.", autocompletion=options.complete_runs),
+    options.argument(
+        metavar="RUN", help="Name of the run; the latest by default.", autocompletion=options.complete_runs
+    ),
 ]
 
 
@@ -139,9 +141,9 @@ def plot(
             metavar="RUN", help="Names of the runs; the latest by default.", autocompletion=options.complete_runs
         ),
     ] = None,
-    output: Annotated[
-        Path, options.option("--output", "-o", help="Picture file: .svg, .png or .pdf.")
-    ] = Path("curves.svg"),
+    output: Annotated[Path, options.option("--output", "-o", help="Picture file: .svg, .png or .pdf.")] = Path(
+        "curves.svg"
+    ),
     over: Annotated[
         Literal["steps", "seconds"], options.option(help="Horizontal axis: steps (updates) or seconds.")
     ] = "steps",

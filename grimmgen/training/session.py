@@ -3,8 +3,8 @@
 `Training.events` is a generator of what happens; it prints nothing. The run can be stopped after any update, and a
 run that was stopped and resumed ends bit-equal to one that never stopped.
 
-Several processes may train one run, each with its rows of every batch (`grimmgen.training.distributed`). All of them
-run the same loop and yield the same events; only the first one reads and writes the run.
+Several processes may train one run, each with its rows of every batch (`grimmgen.training.distributed`). All of
+them run the same loop and yield the same events; only the first one reads and writes the run.
 """
 
 from __future__ import annotations
@@ -268,7 +268,8 @@ class Training:
         else:
             if self._checkpoint.vocabulary != vocabulary:
                 raise IntegrityError(
-                    f"the vocabulary of {self.run.last_path} differs from that of the training set", "train a new run"
+                    f"the vocabulary of {self.run.last_path} differs from that of the training set",
+                    "train a new run",
                 )
             model.load_weights(self._checkpoint.weights)
             tensors = self._checkpoint.training_tensors

@@ -314,9 +314,7 @@ def test_fault_24_a_pickle_as_a_checkpoint_is_not_executed(trained: Run, tales: 
     assert not trained.best_path.with_name("mark").exists()
 
 
-def test_fault_25_a_pipe_as_a_checkpoint_does_not_block(
-    tmp_path: Path, trained: Run, run: Program
-) -> None:
+def test_fault_25_a_pipe_as_a_checkpoint_does_not_block(tmp_path: Path, trained: Run, run: Program) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
     ran = run("generate", "--run", str(tmp_path / "x.safetensors"))
     assert (ran.code, ran.out) == (1, "")

@@ -142,9 +142,7 @@ def test_faults_15_and_31_a_resume_fails_at_each_write(
     note(record_property, crash.fail_at_each_write(victim, home, again, EARLIER, rounds(37, 1)))
 
 
-def test_fault_32_files_are_flushed_renamed_flushed(
-    victim: Victim, home: Path, beginning: Scenario
-) -> None:
+def test_fault_32_files_are_flushed_renamed_flushed(victim: Victim, home: Path, beginning: Scenario) -> None:
     crash.fresh(beginning.template, home)
     done = crash.calls(victim.run(home, *beginning.command, inject=[]).trace, home)
     written = [
@@ -179,7 +177,9 @@ def test_fault_10_a_removal_fails_at_each_write(
     def runs_left(home: Path) -> object:
         return sorted(p.name for p in (home / "data/runs").iterdir() if not p.name.startswith(".lock"))
 
-    scenario = Scenario(template, ["runs", "rm", "--yes", "--quiet", "sly-owl"], recover, runs_are_complete, runs_left)
+    scenario = Scenario(
+        template, ["runs", "rm", "--yes", "--quiet", "sly-owl"], recover, runs_are_complete, runs_left
+    )
     tally = crash.fail_at_each_write(victim, home, scenario, EARLIER, rounds(5, 1))
     print(f"{tally.calls} system calls, {tally.cases} cases survived")  # noqa: T201
 

@@ -32,9 +32,7 @@ def disk(home: Path) -> Iterator[Path]:
     subprocess.run(["umount", home], check=True)
 
 
-def test_fault_15_a_full_disk_keeps_the_last_checkpoint(
-    disk: Path, training: list[str], run: Program
-) -> None:
+def test_fault_15_a_full_disk_keeps_the_last_checkpoint(disk: Path, training: list[str], run: Program) -> None:
     assert run("train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1").code == 0
     owl = Run(disk / "data" / "runs" / "sly-owl")
     # A slow training has saved twice; replacing the previous checkpoint would free space.

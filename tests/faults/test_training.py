@@ -101,9 +101,7 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 
 @pytest.mark.faults
-def test_fault_31_killed_at_any_moment_resumes_bit_equal(
-    victim: Victim, train: list[str], home: Path
-) -> None:
+def test_fault_31_killed_at_any_moment_resumes_bit_equal(victim: Victim, train: list[str], home: Path) -> None:
     draw = random.Random(31)  # noqa: S311 - not a secret
     began = time.monotonic()
     assert victim.run(home, *train, "undisturbed", "--quiet").code == 0

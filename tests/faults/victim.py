@@ -4,8 +4,8 @@
 
 Reads one JSON object per line, `{"arguments", "home", "place", "patient"}`; answers with `{"pid"}` and, when the
 child has ended, with `{"code", "peak"}`: its exit code (or minus its signal) and its peak memory in bytes. Its
-output goes to the files `out` and `err` in the directory `place`. A patient child waits for SIGUSR1, so that strace
-can be attached before.
+output goes to the files `out` and `err` in the directory `place`. A patient child waits for SIGUSR1, so that
+strace can be attached before.
 """
 
 from __future__ import annotations
