@@ -1,6 +1,6 @@
 """The runs on disk: one directory each, with its checkpoints, its log and its description.
 
-    run.json                configuration, corpus and split, versions, command; the latest run has the highest order
+    run.json                configuration, corpus, split, versions, command; the latest run has the largest `order`
     log.jsonl               one event per line
     best.safetensors        the weights with the lowest validation perplexity
     last.safetensors        everything that a bit-exact resume needs
