@@ -289,12 +289,12 @@ _TRAIN = """
 # Handles every text as a large one, and prints when it is encoded.
 _LARGE = """
     import json
-    from grimmgen.text import encoding
-    write, encoding.IN_MEMORY = encoding._write, 1
+    from grimmgen.text import encoding, id_cache
+    write, encoding.IN_MEMORY = id_cache.write, 1
     def printing(*arguments):
         print(json.dumps({"event": "encoded"}))
         write(*arguments)
-    encoding._write = printing
+    id_cache.write = printing
 """
 
 

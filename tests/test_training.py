@@ -393,7 +393,7 @@ def test_an_epoch_reads_one_phase_of_each_document(corpus: Corpus) -> None:
     assert started.ngrams == sum(math.ceil(len(text) / 2) for text in texts)
     # One epoch reads one phase of each document, as drawn by `epoch`.
     vocabulary = phased.run.checkpoint().vocabulary
-    documents = [vocabulary.encode_phases(text) for text in texts]
+    documents = [[vocabulary.encode(text, phase) for phase in range(2)] for text in texts]
     windows = epoch(documents, 9, 25, 0, 0)
     assert len(only(Stepped, events)) == len(windows)
     model = LanguageModel(configuration, len(vocabulary))

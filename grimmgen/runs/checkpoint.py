@@ -97,7 +97,7 @@ class Checkpoint:
             GrimmgenError: the file cannot be read.
             IntegrityError: the file is not a checkpoint, incomplete, of a newer format, or inconsistent.
         """
-        with files.explained(f"cannot read {path}"), files.opened(path) as file:
+        with files.wrap_os_errors(f"cannot read {path}"), files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size, _LARGEST_HEADER):

@@ -151,8 +151,8 @@ class Run:
         events = []
         try:
             with (
-                files.explained(f"cannot read {self.log_path}", missing_ok=True),
-                files.opened(self.log_path) as file,
+                files.wrap_os_errors(f"cannot read {self.log_path}", missing_ok=True),
+                files.open_regular(self.log_path) as file,
             ):
                 content = file.read(_LARGEST_LOG + 1)
         except FileNotFoundError:
@@ -170,7 +170,7 @@ class Run:
         """Append an event to the log."""
         line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
         # The name of a corpus may be a file name that is not valid Unicode.
-        with files.explained(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
+        with files.wrap_os_errors(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))
 
     def cut_log(self, step: int) -> None:
@@ -183,7 +183,7 @@ class Run:
     def size(self) -> int:
         """Return the size of the run's files in bytes."""
         total = 0
-        with files.explained(f"cannot read {self.path}"):
+        with files.wrap_os_errors(f"cannot read {self.path}"):
             for path in self.path.iterdir():
                 with contextlib.suppress(OSError):
                     total += path.stat().st_size
@@ -213,9 +213,9 @@ class Run:
             with self.locked():
                 # Renamed first, so that no incomplete run is ever visible.
                 doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
-                with files.explained(f"cannot remove {self.path}"):
+                with files.wrap_os_errors(f"cannot remove {self.path}"):
                     self.path.rename(doomed)
-            with files.explained(f"cannot remove {doomed}"):
+            with files.wrap_os_errors(f"cannot remove {doomed}"):
                 shutil.rmtree(doomed)
 
     @property
@@ -274,7 +274,7 @@ def create(
                     },
                 },
             )
-            with files.explained(f"cannot create the run {run.path}"):
+            with files.wrap_os_errors(f"cannot create the run {run.path}"):
                 draft.path.rename(run.path)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
@@ -349,7 +349,7 @@ def load_model(run_or_path: str | None = None) -> TrainedModel:
 def all_runs() -> list[Run]:
     """Return all runs, the latest last."""
     directory = paths.runs_directory()
-    with files.explained(f"cannot read {directory}"):
+    with files.wrap_os_errors(f"cannot read {directory}"):
         if not directory.is_dir():
             return []
         found = [
@@ -409,9 +409,3 @@ def _generate_name(directory: Path) -> str:
 
 def _integer(value: object) -> int:
     return value if type(value) is int else 0
-
-
-def find_checkpoint(run_or_path: str | None) -> tuple[str, Checkpoint]:
-    """Temporary, until all callers use `load_model`."""
-    model = load_model(run_or_path)
-    return model.name, model.checkpoint

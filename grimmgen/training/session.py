@@ -197,7 +197,7 @@ class Training:
                 registry.make_latest(self.run, self._configuration)
                 if self._damage is not None:
                     # Before the next save, which would keep the damaged checkpoint as the previous one.
-                    files.keep(self.run.previous_path, self.run.last_path)
+                    files.link_or_copy(self.run.previous_path, self.run.last_path)
                     yield Recovered(Progress.from_json(self._checkpoint.progress).step, self._damage.what)
             yield from self._train()
 
@@ -294,7 +294,7 @@ class Training:
             self._split.by_story,
             text.ngrams,
             size,
-            text.vocabulary.unknown,
+            text.vocabulary.unknown_share,
             parameter_count(self._configuration, size),
             f"{self._group.size} × {self._device.type}" if self._group.size > 1 else str(self._device),
             kernel,
@@ -378,7 +378,7 @@ class _Recorder:
             tensors = dict(zip(names, state, strict=True))
             tensors |= {n: m.cpu().numpy() for n, m in _moments(self.optimiser).items()}
             if self.run.last_path.exists():
-                files.keep(self.run.last_path, self.run.previous_path)
+                files.link_or_copy(self.run.last_path, self.run.previous_path)
             last = self._checkpoint(self.loop.progress.epoch)
             progress = self.loop.progress.to_json()
             dataclasses.replace(last, progress=progress, training_tensors=tensors).write(self.run.last_path)

@@ -274,7 +274,7 @@ def test_fault_31_readers_see_complete_checkpoints_only(home: Path, trained: Run
         try:
             while not done.is_set():
                 model = registry.load_model("sly-fox")
-                TextGenerator(model.name, model.checkpoint).generate("the ", length=4)
+                TextGenerator(model).generate("the ", length=4)
                 for found in (model.checkpoint, Checkpoint.read(trained.last_path)):
                     hidden = found.configuration.hidden
                     assert (
