@@ -24,11 +24,12 @@ from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.network.backends.numpy import Stepper
 from grimmgen.network.shapes import weight_shapes
-from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, training_shapes
+from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, state_names, training_shapes
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 
 Json = dict[str, Any]
-# Changes a file: the entries of its header without the metadata, the metadata of grimmgen, the bytes of the tensors.
+# Changes a file: the entries of its header without the metadata, the metadata of grimmgen, the bytes of the
+# tensors.
 Damage = Callable[[Json, Json, bytearray], None]
 
 
@@ -449,8 +450,8 @@ def test_the_largest_weights_give_finite_logits(path: Path, network: str) -> Non
     }
     Checkpoint(checkpoint.configuration, checkpoint.vocabulary, {}, weights).write(path)
     assert same(Checkpoint.read(path).weights, weights)
-    layers = checkpoint.configuration.layers
-    stepper = Stepper(checkpoint.configuration, weights, *np.ones((2, layers, 1, 64), np.float32))
+    shape = len(state_names(checkpoint.configuration)), checkpoint.configuration.layers, 1, 64
+    stepper = Stepper(checkpoint.configuration, weights, np.ones(shape, np.float32))
     for token in range(len(checkpoint.vocabulary)):
         assert np.isfinite(stepper.step([token])).all()
     # The largest sum of products: tied, with the largest embedding and the most units.

@@ -76,9 +76,7 @@ def test_a_curve_has_the_evaluations_of_the_log(trained: Run) -> None:
     ],
     ids=lambda change: str(change)[:40],
 )
-def test_a_damaged_log_is_an_error(
-    trained: Run, change: dict[str, object], run: Callable[..., Ran]
-) -> None:
+def test_a_damaged_log_is_an_error(trained: Run, change: dict[str, object], run: Callable[..., Ran]) -> None:
     [event] = [event for event in trained.log() if event["event"] == "evaluated"][:1]
     with trained.log_path.open("a") as file:
         file.write(json.dumps({**event, **change}) + "\n")

@@ -249,12 +249,13 @@ def test_an_unreadable_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         (b'{"format": true, "corpus": {}}', "is not the description of a run"),
         (b'{"format": "1", "corpus": {}}', "is not the description of a run"),
         (b'{"format": 1}', "is not the description of a run"),
-        (b'{"format": 2, "corpus": {}}', "run.json has format 2, which is newer than this grimmgen: upgrade grimmgen"),
+        (
+            b'{"format": 2, "corpus": {}}',
+            "run.json has format 2, which is newer than this grimmgen: upgrade grimmgen",
+        ),
     ],
 )
-def test_a_damaged_run_json_does_not_affect_other_runs(
-    content: bytes | None, message: str
-) -> None:
+def test_a_damaged_run_json_does_not_affect_other_runs(content: bytes | None, message: str) -> None:
     good, bad = create("good"), create("bad")
     (bad.path / "run.json").unlink()
     if content is not None:
@@ -444,9 +445,7 @@ def test_a_model_is_loaded_by_run_or_path(tmp_path: Path, monkeypatch: pytest.Mo
         ("bad name", UsageError, "cannot be the name of a run"),
     ],
 )
-def test_a_missing_model_is_one_line(
-    typed: str | None, error: type[GrimmgenError], message: str
-) -> None:
+def test_a_missing_model_is_one_line(typed: str | None, error: type[GrimmgenError], message: str) -> None:
     create("mine")
     with pytest.raises(GrimmgenError, match=re.escape(message)) as caught:
         registry.load_model(typed)
@@ -470,9 +469,7 @@ def test_a_dangling_best_checkpoint_is_an_error() -> None:  # fault 30
         registry.load_model("mine")
 
 
-def test_the_next_change_removes_incomplete_runs(
-    runs: Path, tmp_path: Path
-) -> None:  # fault 10
+def test_the_next_change_removes_incomplete_runs(runs: Path, tmp_path: Path) -> None:  # fault 10
     run = create("mine")
     (tmp_path / "elsewhere").write_text("stays")
     for name in (".draft-0123abcd", ".removed-0123abcd"):

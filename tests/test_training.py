@@ -15,10 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen.configuration import PRESETS, Configuration, DropoutMode
+from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
-from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.network.train_step import StepResult
 from grimmgen.runs import registry
@@ -157,17 +156,17 @@ def test_a_resume_is_bit_equal_for_each_preset(corpus: Corpus, preset: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("cell", "mode"), [*zip(cells(), itertools.cycle(get_args(DropoutMode)), strict=False)]
+    ("cell", "mode"), [*zip(get_args(Cell), itertools.cycle(get_args(DropoutMode)), strict=False)]
 )
-def test_a_resume_is_bit_equal_for_each_cell(corpus: Corpus, cell: str, mode: DropoutMode) -> None:
+def test_a_resume_is_bit_equal_for_each_cell(corpus: Corpus, cell: Cell, mode: DropoutMode) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "tied": True, "phases": True}
     options |= {"dropout": 0.3, "dropout_mode": mode, "input_dropout": 0.2, "weight_drop": 0.2, "epochs": 2}
     options |= {"schedule": "cosine", "weight_decay": 0.1, "newlines": "space"}
     resumed_is_bit_equal(corpus, Configuration(**options), (2,))
 
 
-@pytest.mark.parametrize("cell", cells())
-def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: str) -> None:
+@pytest.mark.parametrize("cell", get_args(Cell))
+def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: Cell) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "epochs": 2}
     resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (1, 3))
     _, exact = trained(corpus, Configuration(**options, precision="fp32"))
@@ -177,9 +176,7 @@ def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: str)
     assert np.allclose(ours, theirs, rtol=0.01)
 
 
-def test_memory_mapped_ids_train_bit_equal(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_mapped_ids_train_bit_equal(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=True)
     expected, _ = trained(corpus, configuration)
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
@@ -211,9 +208,9 @@ def test_a_caller_may_stop_iterating_at_the_end_of_an_epoch(corpus: Corpus, phas
     edges = [one.step for one, other in itertools.pairwise(only(Stepped, events)) if one.epoch != other.epoch]
     for edge in edges:
         first = Training.begin(corpus, configuration)
-        events = first.events()
-        assert any(isinstance(event, Stepped) and event.step == edge for event in events)
-        events.close()  # type: ignore[attr-defined]
+        iterator = first.events()
+        assert any(isinstance(event, Stepped) and event.step == edge for event in iterator)
+        iterator.close()  # type: ignore[attr-defined]
         list(Training.resume(first.run).events())
         assert contents(first.run.last_path) == contents(whole.run.last_path)
     assert edges
@@ -272,9 +269,7 @@ def test_a_resume_of_a_finished_run_does_nothing(corpus: Corpus) -> None:
     assert without_times(training.run.log()) == without_times(before)
 
 
-def test_a_budget_ends_within_an_epoch_with_an_evaluation(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_budget_ends_within_an_epoch_with_an_evaluation(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     # A clock on which one second passes with each call.
     monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 10.0}))
@@ -398,7 +393,7 @@ def test_an_epoch_reads_one_phase_of_each_document(corpus: Corpus) -> None:
     assert started.ngrams == sum(math.ceil(len(text) / 2) for text in texts)
     # One epoch reads one phase of each document, as drawn by `epoch`.
     vocabulary = phased.run.checkpoint().vocabulary
-    documents = [vocabulary.encode_phases(text) for text in texts]
+    documents = [[vocabulary.encode(text, phase) for phase in range(2)] for text in texts]
     windows = epoch(documents, 9, 25, 0, 0)
     assert len(only(Stepped, events)) == len(windows)
     model = LanguageModel(configuration, len(vocabulary))
@@ -469,17 +464,16 @@ def test_evaluation_equals_one_document_at_a_time(corpus: Corpus) -> None:
     training, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "min_count": 12}))
     checkpoint = training.run.checkpoint()
     vocabulary = checkpoint.vocabulary
-    model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
+    model = LanguageModel(checkpoint.configuration, len(vocabulary))
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
-    result = evaluate(model.float(), encode_for_evaluation(texts, vocabulary))
+    result = evaluate(model, encode_for_evaluation(texts, vocabulary))
     for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]
-        hidden, _ = model(inputs, model.zero_state(1), None)
-        logits = hidden[:, 0] @ model.output.weight + model.output.bias
+        logits, _ = model.logits(inputs, model.zero_state(1))
         targets = torch.tensor([*ids.tolist(), 1])
-        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
+        nats = torch.nn.functional.cross_entropy(logits[:, 0].double(), targets, reduction="sum").item()
         unknown = [text.lower()[i * 2 : i * 2 + 2] for i in np.flatnonzero(ids == 0)]
         nats += sum(vocabulary.spelling_cost(c) for gram in unknown for c in gram)
         nats += sum(vocabulary.spelling_cost("") for gram in unknown if len(gram) < 2)
@@ -500,7 +494,7 @@ class FakeStep:
     def __init__(self) -> None:
         self.seeds: list[int] = []
 
-    def __call__(self, window: Window, state: State, learning_rate: float, random_seed: int) -> StepResult:
+    def __call__(self, _: Window, state: State, __: float, random_seed: int) -> StepResult:
         self.seeds.append(random_seed)
         return StepResult(float(len(self.seeds)), 1.0, (state[0] + len(self.seeds),))
 
@@ -568,7 +562,7 @@ def test_ranks_is_a_deprecated_name(corpus: Corpus) -> None:
         from grimmgen import ranks
     with ranks.joined() as group, pytest.warns(DeprecationWarning, match="use `group`"):
         training = Training.begin(corpus, SMALL, ranks=group)
+    training.stop()
+    list(training.events())
     with pytest.warns(DeprecationWarning, match="use `group`"):
-        training.stop()
-        list(training.events())
         Training.resume(training.run, ranks=group)

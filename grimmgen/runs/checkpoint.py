@@ -1,8 +1,8 @@
 """A checkpoint: one safetensors file that can be copied, sent and loaded by itself.
 
 Its metadata has the format version, the configuration, the vocabulary and the provenance, as JSON. Files are not
-trusted: the header is checked against its own configuration before memory of its size is allocated, and nothing in a
-file is executed. Knows NumPy arrays, and neither PyTorch nor the registry.
+trusted: the header is checked against its own configuration before memory of its size is allocated, and nothing in
+a file is executed. Knows NumPy arrays, and neither PyTorch nor the registry.
 
 Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 has one for each state of the cell.
 """
@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
+from grimmgen.network.cells import cells
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
@@ -32,8 +33,8 @@ FORMAT = 2
 _KEY = "grimmgen"
 # In bytes. Parsed, JSON takes some thirty times as much memory.
 _LARGEST_HEADER = 16 << 20
-# No training reaches such weights. Their products, summed over the largest number of units, stay finite, and so does
-# every logit.
+# No training reaches such weights. Their products, summed over the largest number of units, stay finite, and so
+# does every logit.
 _LARGEST_WEIGHT = 1e12
 # Of the optimiser's moments, which include squares of gradients.
 _LARGEST_MOMENT = 1e30
@@ -68,7 +69,8 @@ class Checkpoint:
         """Write the file atomically.
 
         Raises:
-            GrimmgenError: the file cannot be written, or the vocabulary is too large; an existing file is unchanged.
+            GrimmgenError: the file cannot be written, or the vocabulary is too large; an existing file is
+            unchanged.
         """
         header = {
             "format": FORMAT,
@@ -131,8 +133,7 @@ class Checkpoint:
 
 def state_names(configuration: Configuration) -> tuple[str, ...]:
     """Return the names of the cell's states; the first one is h."""
-    # TODO: cells()[configuration.cell].states, once the cells have specifications.
-    return ("h",) if configuration.cell == "gru" else ("h", "c")
+    return cells()[configuration.cell].states
 
 
 def training_shapes(

@@ -98,7 +98,9 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
         raise UsageError(f"{path} has no extension of a known format", f"use one of .{', .'.join(FORMATS)}")
     target = files.output_path(path)
     if empty := [curve.run for curve in curves if not curve.steps]:
-        raise GrimmgenError(f"the run {empty[0]} has no evaluation yet", "wait for the first one, or leave the run out")
+        raise GrimmgenError(
+            f"the run {empty[0]} has no evaluation yet", "wait for the first one, or leave the run out"
+        )
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

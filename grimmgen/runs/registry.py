@@ -1,6 +1,6 @@
 """The runs on disk: one directory each, with its checkpoints, its log and its description.
 
-    run.json                configuration, corpus and split, versions, command; the latest run has the highest `order`
+    run.json                configuration, corpus, split, versions, command; the latest run has the largest `order`
     log.jsonl               one event per line
     best.safetensors        the weights with the lowest validation perplexity
     last.safetensors        everything that a bit-exact resume needs
@@ -409,9 +409,3 @@ def _generate_name(directory: Path) -> str:
 
 def _integer(value: object) -> int:
     return value if type(value) is int else 0
-
-
-def find_checkpoint(run_or_path: str | None) -> tuple[str, Checkpoint]:
-    """Temporary, until all callers use `load_model`."""
-    model = load_model(run_or_path)
-    return model.name, model.checkpoint

@@ -1,12 +1,12 @@
 """The processes that train one run together, as `torchrun` starts them.
 
-Each process reads its rows of every batch and holds all weights. Gradients are averaged over the processes during the
-backward pass, so that the weights stay equal everywhere. What depends on a clock, a signal or a file is determined by
-one process and broadcast to the others. Only the first process writes files and reports. An error in one process ends
-all of them and is reported once.
+Each process reads its rows of every batch and holds all weights. Gradients are averaged over the processes during
+the backward pass, so that the weights stay equal everywhere. What depends on a clock, a signal or a file is
+determined by one process and broadcast to the others. Only the first process writes files and reports. An error in
+one process ends all of them and is reported once.
 
-Gradients on GPUs go through NCCL, everything else through gloo. Knows tensors and processes, and nothing of models,
-text or files. For a single process everything here is trivial and imports no PyTorch.
+Gradients on GPUs go through NCCL, everything else through gloo. Knows tensors and processes, and nothing of
+models, text or files. For a single process everything here is trivial and imports no PyTorch.
 
     B  batch rows of all processes    b  batch rows of this process
 """
@@ -144,7 +144,9 @@ class _Torchrun(ProcessGroup):
         if not (self.rank < self.size and self._local < local_size <= self.size):
             raise UsageError("RANK and WORLD_SIZE contradict each other", "start with torchrun, or unset them")
         if not (dist.is_available() and dist.is_gloo_available()):
-            raise UsageError("this PyTorch has no gloo, which processes communicate by", "install another build of it")
+            raise UsageError(
+                "this PyTorch has no gloo, which processes communicate by", "install another build of it"
+            )
         # torchrun sets this variable to 1 on any machine, unless it is set already.
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":
             torch.set_num_threads(max(1, _cores() // local_size))
@@ -291,9 +293,9 @@ class _Torchrun(ProcessGroup):
 def process_group() -> Iterator[ProcessGroup]:
     """Connect to the processes that `torchrun` has started; `SINGLE_PROCESS` without it, and without PyTorch.
 
-    No process leaves this context before all do. An error in one process ends all of them: of the processes with an
-    error, the first one raises it, and the others exit silently with its exit code. A caller that catches the error
-    in order to exit does so with `exit_process`.
+    No process leaves this context before all do. An error in one process ends all of them: of the processes with
+    an error, the first one raises it, and the others exit silently with its exit code. A caller that catches the
+    error in order to exit does so with `exit_process`.
 
     Raises:
         UsageError: the variables of torchrun are missing or invalid, or the processes have different arguments.
@@ -321,8 +323,9 @@ def process_group() -> Iterator[ProcessGroup]:
 def exit_process(code: int) -> NoReturn:
     """Exit this process; at once if it is one of several that an error interrupts while it communicates.
 
-    The threads of gloo hold tensors, and with them Python objects. Releasing these while the interpreter exits would
-    abort the process with another exit code, and waiting for the threads may take as long as another process runs.
+    The threads of gloo hold tensors, and with them Python objects. Releasing these while the interpreter exits
+    would abort the process with another exit code, and waiting for the threads may take as long as another process
+    runs.
     """
     if not _connecting:
         sys.exit(code)

@@ -1,8 +1,8 @@
 """The training loop: windows in, events out.
 
 The loop is the tutorial's: windows of T time steps over B streams of documents, truncated back-propagation through
-time, an evaluation after each epoch. It receives the training step, the windows and the evaluation as callables, and
-knows no files, no runs and no corpus: its caller saves when the loop yields `SaveDue` or `Finished`.
+time, an evaluation after each epoch. It receives the training step, the windows and the evaluation as callables,
+and knows no files, no runs and no corpus: its caller saves when the loop yields `SaveDue` or `Finished`.
 
 Everything random in update k follows from (random seed, k), and everything the loop remembers is in `progress` and
 `state`: a loop that starts from a copy of them yields the same events.
@@ -223,9 +223,7 @@ class TrainingLoop:
         )
         if after.rate != before.rate:
             patience = configuration.decay_patience
-            yield RateDecayed(
-                progress.step, epoch, perplexity, before.minimum, patience, before.rate, after.rate
-            )
+            yield RateDecayed(progress.step, epoch, perplexity, before.minimum, patience, before.rate, after.rate)
         progress.schedule, progress.evaluated = after, progress.step
         if best:
             progress.best_epoch = epoch

@@ -3,8 +3,8 @@
 `Training.events` is a generator of what happens; it prints nothing. The run can be stopped after any update, and a
 run that was stopped and resumed ends bit-equal to one that never stopped.
 
-Several processes may train one run, each with its rows of every batch (`grimmgen.training.distributed`). All of them
-run the same loop and yield the same events; only the first one reads and writes the run.
+Several processes may train one run, each with its rows of every batch (`grimmgen.training.distributed`). All of
+them run the same loop and yield the same events; only the first one reads and writes the run.
 """
 
 from __future__ import annotations
@@ -260,7 +260,7 @@ class Training:
     def _start(self, model: LanguageModel, optimiser: AdamW, vocabulary: Vocabulary) -> tuple[Progress, State]:
         """Initialise the model, or restore it from the checkpoint; returns the state of all rows."""
         configuration, group = self._configuration, self._group
-        moments = _moments(model, optimiser)
+        moments = _moments(optimiser)
         state = model.zero_state(configuration.batch_size)
         progress = Progress(Plateau(configuration.learning_rate))
         if self._checkpoint is None:
@@ -268,11 +268,12 @@ class Training:
         else:
             if self._checkpoint.vocabulary != vocabulary:
                 raise IntegrityError(
-                    f"the vocabulary of {self.run.last_path} differs from that of the training set", "train a new run"
+                    f"the vocabulary of {self.run.last_path} differs from that of the training set",
+                    "train a new run",
                 )
             model.load_weights(self._checkpoint.weights)
             tensors = self._checkpoint.training_tensors
-            for name, part in zip(state_names(configuration), state, strict=False):
+            for name, part in zip(state_names(configuration), state, strict=True):
                 part.copy_(torch.from_numpy(tensors[f"state.{name}"]))
             for name, moment in moments.items():
                 moment.copy_(torch.from_numpy(tensors[name]))
@@ -293,7 +294,7 @@ class Training:
             self._split.by_story,
             text.ngrams,
             size,
-            text.vocabulary.unknown,
+            text.vocabulary.unknown_share,
             parameter_count(self._configuration, size),
             f"{self._group.size} × {self._device.type}" if self._group.size > 1 else str(self._device),
             kernel,
@@ -374,8 +375,8 @@ class _Recorder:
             if self.best is not None:
                 self.best.write(self.run.best_path)
             names = (f"state.{name}" for name in state_names(self.loop.configuration))
-            tensors = dict(zip(names, state, strict=False))
-            tensors |= {n: m.cpu().numpy() for n, m in _moments(self.model, self.optimiser).items()}
+            tensors = dict(zip(names, state, strict=True))
+            tensors |= {n: m.cpu().numpy() for n, m in _moments(self.optimiser).items()}
             if self.run.last_path.exists():
                 files.link_or_copy(self.run.last_path, self.run.previous_path)
             last = self._checkpoint(self.loop.progress.epoch)
@@ -395,12 +396,10 @@ class _Recorder:
         return Checkpoint(self.loop.configuration, self.vocabulary, provenance, self.model.weights())
 
 
-def _moments(model: LanguageModel, optimiser: AdamW) -> dict[str, torch.Tensor]:
-    """The moments of the optimiser, by their names in a checkpoint."""
+def _moments(optimiser: AdamW) -> dict[str, torch.Tensor]:
+    """Return the moments of the optimiser, by their names in a checkpoint."""
     kinds = {"exp_avg": optimiser.exp_avg, "exp_avg_sq": optimiser.exp_avg_sq}
-    return {
-        f"adam.{kind}.{name}": moments[name] for kind, moments in kinds.items() for name, _ in model.named_parameters()
-    }
+    return {f"adam.{kind}.{name}": m for kind, moments in kinds.items() for name, m in moments.items()}
 
 
 def _read_last(run: Run) -> tuple[Checkpoint, GrimmgenError | None]:
