@@ -41,7 +41,7 @@ import triton
 from torch import Tensor, nn
 from training import Rival, Update, interleaved
 
-from grimmgen.configuration import GATES, Configuration, Products
+from grimmgen.configuration import Configuration, Products
 from grimmgen.network.captured import capture
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from grimmgen.configuration import Cell, Configuration, weight_shapes
+from grimmgen.configuration import Configuration
+from grimmgen.network.cells import cells
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint, Tensors, training_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
@@ -20,7 +22,7 @@ TEXT = "the king and the thin hen; the king is the end.\n"
 # one-hot n-grams or an embedding, and the embedding may be tied to the output.
 NETWORKS: dict[str, dict[str, Any]] = {
     f"{cell}{layers}{name}": {"cell": cell, "layers": layers, **options}
-    for cell in get_args(Cell)
+    for cell in cells()
     for layers in (1, 2)
     for name, options in {
         "": {},

@@ -34,6 +34,7 @@ PACKAGES = [
     "evaluation",
     "sampling",
     "training",
+    "ranks",
     "api",
     "cli",
     "__main__",
