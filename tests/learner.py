@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from grimmgen.network.captured import CapturedUpdate, capture
 
 from grimmgen.configuration import Configuration, Products
-from grimmgen.network.captured import CapturedUpdate, capture
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW
 from grimmgen.text.batches import Window

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grimmgen.network.captured import RecordedUpdate
 from torch import Tensor
 
 from grimmgen.configuration import PRESETS, Configuration, Products
 from grimmgen.network.backends import COMPILED
 from grimmgen.network.backends.cpu import library, native, recording
-from grimmgen.network.captured import RecordedUpdate
 from tests.learner import Learner, V
 
 INSTRUCTIONS = library.instruction_sets()

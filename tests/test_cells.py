@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from grimmgen.network.loss import CrossEntropy, negative_log_likelihood
+from grimmgen.network.products import product
 from torch import Tensor
 
 from grimmgen.network.cells import gru, lstm, mogrifier, peephole
-from grimmgen.network.loss import CrossEntropy, negative_log_likelihood
-from grimmgen.network.products import product
 from tests.equations import Tensors, gru_step, lstm_step, mogrifier_step, peephole_step
 
 

@@ -8,15 +8,15 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from grimmgen.network.loss import CrossEntropy
+from grimmgen.network.products import Affine
 from torch import Tensor
 
 from grimmgen.configuration import Configuration, DropoutMode
 from grimmgen.errors import UsageError
 from grimmgen.network.backends.numpy import Stepper
 from grimmgen.network.cells import cells, gru, lstm, mogrifier, peephole
-from grimmgen.network.loss import CrossEntropy
 from grimmgen.network.model import LanguageModel, State, choose_device
-from grimmgen.network.products import Affine
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.batches import NO_TARGET, Window
 from tests.builders import NETWORKS
