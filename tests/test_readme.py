@@ -59,9 +59,11 @@ def test_map_names_every_package_and_module() -> None:
     modules = {path.relative_to(package) for path in package.rglob("*.py")}
     # The map has no names of single cells, commands and kernels.
     summarised = {Path("cli"), Path("network/cells"), Path("network/backends/cpu"), Path("network/backends/cuda")}
-    expected = {f"{path.parent}/" for path in modules if path.name == "__init__.py" and path.parent.name}
-    expected |= {str(path) for path in modules if path.name[0] != "_" and path.parent not in summarised}
+    expected = {f"{m.parent.as_posix()}/" for m in modules if m.name == "__init__.py" and m.parent.name}
+    expected |= {m.as_posix() for m in modules if m.name[0] != "_" and m.parent not in summarised}
     assert expected - named == set()
+    folders = {path.name for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert folders <= {name.split("/")[0] for name in named}
     assert {name for name in named if not (package / name).exists()} == set()
 
 
