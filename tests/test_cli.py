@@ -580,7 +580,7 @@ def test_runs_path_prints_only_the_path(trained: Run, run: Program) -> None:
 
 
 def test_runs_rm_without_a_terminal_requires_yes(trained: Run, run: Program) -> None:
-    assert error(run("runs", "rm", "sly-fox")) == (2, "the run sly-fox stays: answer y, or give --yes")
+    assert error(run("runs", "rm", "sly-fox")) == (2, "the run sly-fox was not removed: answer y, or give --yes")
     assert trained.path.is_dir()
     # Named twice, removed once.
     assert run("runs", "rm", "sly-fox", "sly-fox", "--yes") == (0, "", "removed sly-fox\n")

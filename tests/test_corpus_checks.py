@@ -59,7 +59,7 @@ def test_unreadable_file_is_found_with_its_remedy(
     split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = split()
-    monkeypatch.setattr(corpus, "_LARGEST_STORY", len(sound.parts["train"][0].content()) - 1)
+    monkeypatch.setattr(corpus, "_LARGEST_FETCHED", len(sound.parts["train"][0].content()) - 1)
     found = check_corpus(sound, CONFIGURATION)[0]
     assert (found.kind, found.remedy) == ("file", "cut it into several files")
 

@@ -11,7 +11,9 @@ import torch
 from grimmgen.evaluation.dynamic import evaluate_dynamically, gradient_rms, sample
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import evaluate
-from grimmgen.network.model import LanguageModel
+from grimmgen.network.backends.reference import ReferenceBackend
+from grimmgen.network.model import Inputs, LanguageModel
+from grimmgen.network.train_step import GradientStep, gradients
 from tests.builders import NETWORKS
 from tests.test_evaluation import TEXTS, model_and_documents
 
@@ -79,31 +81,31 @@ def test_repetition_is_adapted_to_after_it_is_scored() -> None:
     assert one_segment == pytest.approx(static, rel=1e-5)
 
 
+def gradient_step(model: LanguageModel, segment: int) -> GradientStep:
+    return GradientStep(model, model.backend(), (segment, 1), dropout=False)
+
+
 def test_update_follows_the_equation_of_krause() -> None:
     model, documents = model_and_documents(embedding=4)
     document, rate, decay, damping = documents[0], 0.01, 0.1, 0.5
     expected = 0.0
     twin = LanguageModel(model.configuration, model.vocabulary_size)
     twin.load_weights(model.weights())
-    rms = gradient_rms(model, 7)
+    rms = gradient_rms(model, gradient_step(model, 7), 7)
     mean = torch.cat([r.flatten() for r in rms.values()]).mean()
     trained = dict(model.named_parameters())
     state = twin.zero_state(1)
-    inputs, targets = [1, *document.ids.tolist()], [*document.ids.tolist(), 1]
-    for begin in range(0, len(inputs), 7):
-        hidden, after = twin(torch.tensor(inputs[begin : begin + 7])[:, None], state, None)
-        segment = torch.tensor(targets[begin : begin + 7])
-        loss = torch.nn.functional.cross_entropy(twin.logits(hidden)[:, 0], segment, reduction="sum")
-        expected += loss.item()
-        twin.zero_grad()
-        # The mean is over 7 steps also in the last segment, which is shorter.
-        (loss / 7).backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for name, weight in twin.named_parameters():
-                assert weight.grad is not None
-                weight.sub_(rate * weight.grad / (rms[name] + damping * mean))
-                weight.add_(decay * (trained[name] - weight))
-        state = tuple(tensor.detach() for tensor in after)
+    ids = [1, *document.ids.tolist(), 1]
+    for begin in range(0, len(ids) - 1, 7):
+        read = torch.tensor(ids[begin : begin + 8])[:, None]
+        inputs = Inputs(read[:-1], read[1:], None)
+        loss, found, state = gradients(twin, ReferenceBackend(), inputs, state)
+        # The mean is over 7 time steps also in the last segment, which is shorter.
+        steps = len(inputs.ids)
+        expected += steps * loss.item()
+        for name, weight in twin.named_parameters():
+            weight.sub_(rate * found[name] * steps / 7 / (rms[name] + damping * mean))
+            weight.add_(decay * (trained[name] - weight))
     score = evaluate_dynamically(model, [document], rate, decay, damping, segment=7).documents[0]
     assert score.nats == pytest.approx(expected + document.spelling, rel=1e-4)
     assert score.bits_per_character == pytest.approx(score.nats / math.log(2) / len(TEXTS["repetitive"]))
@@ -112,7 +114,7 @@ def test_update_follows_the_equation_of_krause() -> None:
 @pytest.mark.parametrize("network", SOME)
 def test_gradient_rms_is_finite_and_reproducible(network: str) -> None:
     model, _ = model_and_documents(**NETWORKS[network])
-    rms, again = gradient_rms(model, 3), gradient_rms(model, 3)
+    rms, again = (gradient_rms(model, gradient_step(model, 3), 3) for _ in range(2))
     assert {name: r.shape for name, r in rms.items()} == {n: w.shape for n, w in model.named_parameters()}
     assert all(torch.isfinite(r).all() for r in rms.values())
     assert sum(float(r.sum()) for r in rms.values()) > 0
@@ -121,10 +123,9 @@ def test_gradient_rms_is_finite_and_reproducible(network: str) -> None:
 
 def test_sample_follows_the_models_distribution() -> None:
     model, _ = model_and_documents()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.zero_()
-        model.output.bias[4] = 2.0
+    for weight in model.parameters():
+        weight.zero_()
+    model.weights_by_name["output.bias"][4] = 2.0
     window = sample(model, 30, 200)
     V = model.vocabulary_size
     probability = np.exp(2.0) / (V - 1 + np.exp(2.0))

@@ -47,10 +47,8 @@ def test_long_document_is_evaluated_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     targets, inputs = [*document.ids.tolist(), 1], [1, *document.ids.tolist()]
     nats = 0.0
     for begin, end in itertools.pairwise(len(targets) * k // count for k in range(count + 1)):
-        hidden, _ = model(torch.tensor(inputs[begin:end])[:, None], model.zero_state(1), None)
-        loss = torch.nn.functional.cross_entropy(
-            model.logits(hidden)[:, 0], torch.tensor(targets[begin:end]), reduction="sum"
-        )
+        logits, _ = model.logits(torch.tensor(inputs[begin:end])[:, None], model.zero_state(1))
+        loss = torch.nn.functional.cross_entropy(logits[:, 0], torch.tensor(targets[begin:end]), reduction="sum")
         nats += loss.item()
     assert in_parts.documents[0].nats == pytest.approx(nats + document.spelling, rel=1e-5)
 

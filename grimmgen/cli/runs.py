@@ -151,7 +151,7 @@ def plot(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Plot the learning curves of runs; needs matplotlib (pip install 'grimmgen[plot]').
+    """Plot the learning curves of runs; needs matplotlib (pip install matplotlib).
 
     Example: grimmgen runs plot sly-fox old-owl --over seconds --output curves.svg
     """
