@@ -149,7 +149,8 @@ class Case(NamedTuple):
         cls, cell: CellSpec, T: int, B: int, H: int, E: int, dropout: str, resets: bool, ids: bool, rounds: int = 0
     ) -> Case:
         """A case in float64 whose numbers float32 has, too; dropout is `none`, `fresh` or `locked`."""
-        generator = torch.Generator().manual_seed(1000 * T + 100 * B + 10 * H + E)
+        # With this seed no gradient is a sum that almost cancels: of such a sum float32 has no digits left.
+        generator = torch.Generator().manual_seed(7_000 + 1000 * T + 100 * B + 10 * H + E)
 
         def normal(*shape: int, scale: float = 1.0) -> Tensor:
             return (scale * torch.randn(shape, generator=generator)).double()
