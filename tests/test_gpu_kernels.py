@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from grimmgen.network.captured import GraphedUpdate
 from torch import Tensor
 
 from grimmgen.configuration import Configuration, Products
 from grimmgen.network import backends, loss
-from grimmgen.network.captured import GraphedUpdate
 from grimmgen.network.cells import gru, lstm, peephole
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW
