@@ -124,7 +124,11 @@ class GradientStep:
         try:
             self._record(backend, shape)  # type: ignore[arg-type]
         except RuntimeError as error:  # PyTorch's, where the memory does not suffice
-            self.program, self.note = None, f", not recorded ({str(error).partition(chr(10))[0]})"
+            self.give_up(error)
+
+    def give_up(self, error: RuntimeError) -> None:
+        """Compute eagerly from now on, and note why."""
+        self.program, self.note = None, f", not recorded ({str(error).partition(chr(10))[0]})"
 
     def _record(self, backend: CPUBackend, shape: tuple[int, int]) -> None:
         ids, targets = torch.zeros(2, *shape, dtype=torch.int64)
@@ -223,10 +227,13 @@ class TrainStep:
         self._gradients = GradientStep(model, self._backend, shape, True, rows, reducer)
         self._update: Any = None
         self._graph: Any = None
-        note = self._gradients.note
         if self._gradients.program is not None:
-            self._record_update(self._backend)  # type: ignore[arg-type]
-        elif shape is not None and model.device.type == "cuda":
+            try:
+                self._record_update(self._backend)  # type: ignore[arg-type]
+            except RuntimeError as error:  # PyTorch's, where the memory does not suffice
+                self._gradients.give_up(error)
+        note = self._gradients.note
+        if shape is not None and model.device.type == "cuda":
             from grimmgen.network.backends.cuda.graph import capture
 
             self._graph, note = capture(model, optimiser, self._backend, shape)

@@ -95,10 +95,12 @@ class CPUBackend:
         (T, B), H, S = inputs.shape[:2], state[0].shape[1], len(cell.states)
         ids, x, bias = None, inputs, None
         if inputs.dim() == 2:
-            ids, x, bias = inputs, weights["input_weight"], weights["bias"]
+            ids, x, bias = inputs, self._contiguous(weights["input_weight"]), self._contiguous(weights["bias"])
             self._check("an id", ids, 0, len(x))
         else:
+            inputs = self._contiguous(inputs)
             x = self.linear(inputs.view(T * B, -1), weights["input_weight"], weights["bias"])
+        assert resets is None or resets.is_contiguous()
         mask = None if mask is None else self._contiguous(mask.expand(T, B, H))
         states, columns = self._empty(S, T + 1, B, H), self._empty(T, B, compiled.width, H)
         for part, target in zip(state, states, strict=True):
@@ -217,6 +219,7 @@ class CPUBackend:
 
     def linear_backward(self, x: Tensor, weight: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # noqa: D102
         d_weight, d_bias = self._empty(*weight.shape), self._empty(weight.shape[1])
+        d_y = self._contiguous(d_y)
         self._weight_gradient(d_y, self._contiguous(x), d_weight, None, None, None, d_bias)
         return self.linear(d_y, weight.t()), d_weight, d_bias
 
@@ -382,11 +385,14 @@ class CPUBackend:
 
     def _fill(self, source: Tensor | None, target: Tensor) -> None:
         """Copy rows to a target whose rows are contiguous; None is zeros."""
+        if source is not None and source.dim() > 2 and not source.is_contiguous():
+            for part, place in zip(source, target, strict=True):
+                self._fill(part, place)
+            return
         matrix = target.view(1, -1) if target.dim() == 1 else target.flatten(0, -2) if target.dim() > 2 else target
         rows = None
         if source is not None:
             rows = source.reshape(matrix.shape) if source.dim() != 2 else source
-            assert rows.data_ptr() == source.data_ptr(), "a source of more than two axes is contiguous"
         R, C = matrix.shape
         assert C == 1 or matrix.stride(1) == 1
         strides = (0, 1) if rows is None else rows.stride()

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _SIZES = ("gates", "states", "width", "input_column", "recurrent_rotation", "extra")
+_EXPORTS = ("instruction_sets", "constants", "within", "run_program", "work", "after_fork")
 _FUNCTIONS = ("forward", "backward", "read", "sample")
 
 
@@ -115,6 +116,8 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
         library = ctypes.CDLL(str(paths[0]))
     except OSError as error:
         return None, f"cannot load {paths[0]}: {error}"
+    if missing := [name for name in _EXPORTS if not hasattr(library, name)]:
+        return None, f"{paths[0]} is of another build of grimmgen: it has no {missing[0]}"
     library.instruction_sets.restype = library.within.restype = ctypes.c_int64
     library.within.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.run_program.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
