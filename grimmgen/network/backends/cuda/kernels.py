@@ -51,7 +51,7 @@ def softmax(
             tl.store(gradient + row * V + at, d.to(gradient.dtype.element_ty), mask=at < V)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "threshold"])
 def dropout_mask(mask, seed, threshold, scale, count, BLOCK: tl.constexpr):
     """`ReferenceBackend.dropout_mask`, of `count` elements; `threshold` is a uint32, `seed` an int64 in memory."""
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)

@@ -147,19 +147,12 @@ class Recurrence:
     def _launch(
         self, kernel: Any, constants: dict[str, Any], arrays: tuple[Tensor | None, ...], first: int, last: int
     ) -> None:
-        names = kernel.arg_names[1:]
         numbers = (first, last, self.T, self.B, self._mask_stride)
-        kernel[self._grid](
-            **dict(zip(names, (*arrays, *numbers), strict=False)),
-            **constants,
-            num_warps=self.config.warps,
-            **LAUNCH_OPTIONS,
-        )
+        kernel[self._grid](*arrays, *numbers, **constants, num_warps=self.config.warps, **LAUNCH_OPTIONS)
 
 
 @triton.jit(do_not_specialize=["first", "last", "T"])
 def recurrence_forward(
-    pointwise_forward: tl.constexpr,  # of the cell
     x,  # [T, B, GH]: the input's share of the gates, with the bias
     u,  # [H, GH] in the product's type: the recurrent weight; None without a recurrent product
     product,  # [B, GH]: the recurrent product of the only time step; None to compute it here
@@ -174,6 +167,7 @@ def recurrence_forward(
     T,
     B,
     mask_stride,  # rows from one time step of the mask to the next: B, or 0 for the same mask
+    pointwise_forward: tl.constexpr,  # of the cell
     H: tl.constexpr,
     G: tl.constexpr,
     S: tl.constexpr,
@@ -230,7 +224,6 @@ def recurrence_forward(
 
 @triton.jit(do_not_specialize=["first", "last", "T"])
 def recurrence_backward(
-    pointwise_backward: tl.constexpr,  # of the cell
     u,  # [H, GH] in the product's type: the recurrent weight; None without a recurrent product
     product,  # [B, H]: d_a Uᵀ of the time step after the only one; None to compute it here
     extra,  # [EXTRA, H]: the extra weights, or None
@@ -249,6 +242,7 @@ def recurrence_backward(
     T,
     B,
     mask_stride,  # rows from one time step of the mask to the next: B, or 0 for the same mask
+    pointwise_backward: tl.constexpr,  # of the cell
     H: tl.constexpr,
     G: tl.constexpr,
     S: tl.constexpr,
