@@ -192,9 +192,6 @@ def recurrence_forward(
             tile_mask = row_mask[:, None] & unit_mask[None, :]
             at = row[:, None] * H + units[None, :]
             x_t = _load(x + row[:, None] * (G * H) + units[None, :], H, tile_mask, G)
-            weights = ()
-            if extra is not None:
-                weights = _load(extra + units[None, :], H, unit_mask[None, :], EXTRA)
             state = _load(states + at, state_stride, tile_mask, S)
             if resets is not None:
                 state = _zero_where(_is_reset(resets, row, row_mask), state, S)
@@ -204,6 +201,9 @@ def recurrence_forward(
                 a = _products(h_in, row, row_mask, u + units, unit_mask, H, G * H, H, G, ROWS, UNITS, DEPTH)
             else:
                 a = _load(product + rows[:, None] * (G * H) + units[None, :], H, tile_mask, G)
+            weights = ()
+            if extra is not None:
+                weights = _load(extra + units[None, :], H, unit_mask[None, :], EXTRA)
             new_state, saved_t = pointwise_forward(x_t, a, state, weights)
             h = new_state[0]
             if mask is not None:
@@ -271,9 +271,6 @@ def recurrence_backward(
             at_row = rows[:, None] * H + units[None, :]
             at_gates = row[:, None] * (G * H) + units[None, :]
             saved_t = _load(saved + row[:, None] * (SAVED * H) + units[None, :], H, tile_mask, SAVED)
-            weights = ()
-            if extra is not None:
-                weights = _load(extra + units[None, :], H, unit_mask[None, :], EXTRA)
             state = _load(states + at, state_stride, tile_mask, S)
             new_state = _load(states + at + B * H, state_stride, tile_mask, S)
             if u is None:
@@ -299,6 +296,9 @@ def recurrence_backward(
                 at_mask = (step * mask_stride + rows)[:, None] * H + units[None, :]
                 d_new_h *= tl.load(mask + at_mask, mask=tile_mask, other=0.0)
             d_state = (d_new_h,) + d_state[1:]  # noqa: RUF005
+            weights = ()
+            if extra is not None:
+                weights = _load(extra + units[None, :], H, unit_mask[None, :], EXTRA)
             d_x_t, d_a_t, d_state, d_weights = pointwise_backward(saved_t, state, new_state, weights, d_state)
             for k in tl.static_range(FIRST_CARRIED, S):
                 tl.store(d_states + k * d_state_stride + at_row, d_state[k], mask=tile_mask)
