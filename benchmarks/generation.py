@@ -1,25 +1,21 @@
-"""Bigrams told a second on one core, against eager PyTorch in the same run.
+"""Bigrams generated per second on one core, compared with eager PyTorch in the same run.
 
     python benchmarks/generation.py
 
-Ours is what `grimmgen.load(…).generate(…)` does, text and all: an LSTM of the tutorial's size, the best three
-drawn in proportion; it runs twice, on the compiled kernel and on NumPy. The rival is the loop as one would write
-it, without gradients: `nn.Embedding`, one step, `nn.Linear`, `topk`, `multinomial`. Its step is that of
-`nn.LSTMCell`, which for one story is several times as fast as `nn.LSTM`, shown too. All run in turn,
-so that a busy machine slows each; printed are medians, quartiles, and how many times as fast as `nn.LSTMCell` each
-is (the median, round by round).
+The figure of grimmgen includes everything that `grimmgen.load(…).generate(…)` does, text included: an LSTM of the
+tutorial's size with top-k 3, on the compiled kernels and on NumPy. The PyTorch loop is the usual one, without
+gradients: `nn.Embedding`, one step, `nn.Linear`, `topk`, `multinomial`. Its step is that of `nn.LSTMCell`, which
+for one text is several times as fast as `nn.LSTM`, also shown. All contenders take turns, so that a busy machine
+slows each equally. Printed are medians, quartiles, and the ratio to `nn.LSTMCell` (the median over rounds).
 
-The floor, for one story, is the time in which as many bytes as the weights that a step needs are moved by a copy.
+The floor, for one text, is the time to copy as many bytes as the weights that a step reads.
 """
 
 from __future__ import annotations
 
 import os
 
-from grimmgen.sampling.generator import TextGenerator
-from grimmgen.sampling.options import SamplingOptions
-
-# One core for NumPy, too, which reads this when it is imported.
+# One core for NumPy too, which reads this when it is imported.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import argparse
@@ -34,51 +30,54 @@ from torch import nn
 
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import TrainedModel
+from grimmgen.sampling.generator import TextGenerator
+from grimmgen.sampling.options import SamplingOptions
 from grimmgen.text.vocabulary import END, Vocabulary
 
-# Seconds that a contender takes in a round, about.
+# Approximate seconds of a contender in one round.
 _TURN = 0.05
 
 
-def ours(kernel: str, vocabulary_size: int, hidden: int, stories: int) -> Callable[[int], None]:
-    """Telling so many bigrams a story, on the path of that name (`grimmgen.network.backends`)."""
+def grimmgen(kernel: str, vocabulary_size: int, hidden: int, count: int) -> Callable[[int], None]:
+    """Generate `count` texts of a number of bigrams, with `GRIMMGEN_KERNEL` set to `kernel`."""
     letters = [chr(ord("a") + number) for number in range(40)]
     text = "".join(a + b for a in letters for b in letters)[: 2 * (vocabulary_size - 2)]
     vocabulary = Vocabulary.build([text], min_count=1)
     configuration = Configuration(hidden=hidden)
-    draw = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     weights = {
-        name: draw.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
+        name: random.normal(0, shape[0] ** -0.5, shape).astype(np.float32)
         for name, shape in weight_shapes(configuration, vocabulary_size).items()
     }
     weights["output.bias"][END] = -99.0
-    teller = TextGenerator("benchmark", Checkpoint(configuration, vocabulary, {}, weights))
+    generator = TextGenerator(TrainedModel("benchmark", Checkpoint(configuration, vocabulary, {}, weights)))
 
-    def tell(bigrams: int) -> None:
+    def generate(bigrams: int) -> None:
         os.environ["GRIMMGEN_KERNEL"] = kernel
-        decoding = SamplingOptions(length=2 * bigrams)
-        told = (
-            [story.text for story in teller.tell_several("", decoding, stories)]
-            if stories > 1
-            else ["".join(teller.tell("", decoding))]
+        options = SamplingOptions(length=2 * bigrams)
+        texts = (
+            [generation.text for generation in generator.generate_batch("", options, count)]
+            if count > 1
+            else ["".join(generator.stream("", options))]
         )
-        assert all(len(text) == 2 * bigrams for text in told)
+        assert all(len(text) == 2 * bigrams for text in texts)
 
-    return tell
+    return generate
 
 
-def rivals(vocabulary_size: int, hidden: int, stories: int, module: type[nn.Module]) -> Callable[[int], None]:
-    """The same by eager PyTorch, with `nn.LSTMCell` or `nn.LSTM`."""
+def pytorch(vocabulary_size: int, hidden: int, count: int, module: type[nn.Module]) -> Callable[[int], None]:
+    """The same in eager PyTorch, with `nn.LSTMCell` or `nn.LSTM`."""
     embedding, recurrent = nn.Embedding(vocabulary_size, hidden), module(hidden, hidden)
     linear = nn.Linear(hidden, vocabulary_size)
     window = module is nn.LSTM
 
     @torch.no_grad()
-    def tell(bigrams: int) -> None:
-        ids = torch.full((stories,), END)
-        shape = (1, stories, hidden) if window else (stories, hidden)
+    def generate(bigrams: int) -> None:
+        ids = torch.full((count,), END)
+        shape = (1, count, hidden) if window else (count, hidden)
         state = (torch.zeros(shape), torch.zeros(shape))
-        told = []
+        generated = []
         for _ in range(bigrams):
             if window:
                 out, state = recurrent(embedding(ids)[None], state)
@@ -86,16 +85,16 @@ def rivals(vocabulary_size: int, hidden: int, stories: int, module: type[nn.Modu
             else:
                 state = recurrent(embedding(ids), state)
                 hidden_state = state[0]
-            best, places = torch.topk(linear(hidden_state), 3)
-            ids = places.gather(1, torch.multinomial(torch.softmax(best, 1), 1))[:, 0]
-            told.append(ids.tolist())
+            best, candidates = torch.topk(linear(hidden_state), 3)
+            ids = candidates.gather(1, torch.multinomial(torch.softmax(best, 1), 1))[:, 0]
+            generated.append(ids.tolist())
 
-    return tell
+    return generate
 
 
-def moving(numbers: int) -> Callable[[int], None]:
-    """Moving so many numbers so many times: half of them are read, half are written."""
-    source, target = np.ones((2, numbers // 2), np.float32)
+def copy_floats(count: int) -> Callable[[int], None]:
+    """Move so many floats per step: half of them are read, half are written."""
+    source, target = np.ones((2, count // 2), np.float32)
 
     def copy(times: int) -> None:
         for _ in range(times):
@@ -104,20 +103,20 @@ def moving(numbers: int) -> Callable[[int], None]:
     return copy
 
 
-def interleaved(contenders: dict[str, Callable[[int], None]], rounds: int) -> dict[str, list[float]]:
-    """Steps a second of each contender, in turn; each takes as many steps as fit into its turn."""
+def measure(contenders: dict[str, Callable[[int], None]], rounds: int) -> dict[str, list[float]]:
+    """Measure the steps per second of each contender, in turn, with as many steps as fit into its time."""
     steps = {}
-    for name, tell in contenders.items():
-        tell(64)
-        began = time.perf_counter()
-        tell(64)
-        steps[name] = max(16, int(64 * _TURN / (time.perf_counter() - began)))
+    for name, run in contenders.items():
+        run(64)
+        started = time.perf_counter()
+        run(64)
+        steps[name] = max(16, int(64 * _TURN / (time.perf_counter() - started)))
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, tell in contenders.items():
-            began = time.perf_counter()
-            tell(steps[name])
-            rates[name].append(steps[name] / (time.perf_counter() - began))
+        for name, run in contenders.items():
+            started = time.perf_counter()
+            run(steps[name])
+            rates[name].append(steps[name] / (time.perf_counter() - started))
     return rates
 
 
@@ -127,35 +126,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--vocabulary-size", type=int, default=544)
-    parser.add_argument("--stories", type=int, default=1, help="told side by side")
+    parser.add_argument("--stories", type=int, default=1, help="texts generated side by side")
     parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    H, V, B = options.hidden, options.vocabulary_size, options.stories
+    H, V, B = arguments.hidden, arguments.vocabulary_size, arguments.stories
     contenders = {
-        "grimmgen": ours("native", V, H, B),
-        "NumPy": ours("plain", V, H, B),
-        "nn.LSTMCell": rivals(V, H, B, nn.LSTMCell),
-        "nn.LSTM": rivals(V, H, B, nn.LSTM),
+        "grimmgen": grimmgen("native", V, H, B),
+        "NumPy": grimmgen("plain", V, H, B),
+        "nn.LSTMCell": pytorch(V, H, B, nn.LSTMCell),
+        "nn.LSTM": pytorch(V, H, B, nn.LSTM),
     }
     if B == 1:
-        # The recurrent weight, the softmax layer's, and one row of the input's.
-        contenders["floor"] = moving(4 * H * H + H * V + 4 * H)
-    rates = {
-        name: [B * rate for rate in values] for name, values in interleaved(contenders, options.rounds).items()
-    }
+        # The recurrent weight, the softmax weight, and one row of the input weight.
+        contenders["floor"] = copy_floats(4 * H * H + H * V + 4 * H)
+    rates = {name: [B * rate for rate in values] for name, values in measure(contenders, arguments.rounds).items()}
     ratios = {
         name: statistics.median(a / b for a, b in zip(values, rates["nn.LSTMCell"], strict=True))
         for name, values in rates.items()
     }
     medians = {name: statistics.median(values) for name, values in rates.items()}
     share = medians["grimmgen"] / medians["floor"] if "floor" in medians else None
-    if options.json:
+    if arguments.json:
         document = {"B": B, "H": H, "V": V, "bigrams a second": medians, "times as fast": ratios}
         print(json.dumps(document | ({} if share is None else {"share of the floor": share})))
         return
-    stories = "one story" if B == 1 else f"{B} stories side by side"
-    print(f"{stories}, H = {H}, V = {V}, the best 3, one core, torch {torch.__version__}")
+    batch = "one text" if B == 1 else f"{B} texts side by side"
+    print(f"{batch}, H = {H}, V = {V}, top-k 3, one core, torch {torch.__version__}")
     for name, values in rates.items():
         low, middle, high = statistics.quantiles(values, n=4)
         print(

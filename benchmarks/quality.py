@@ -1,18 +1,19 @@
-"""Bits per character on held-out stories, for the time spent: presets, departures from them, and rivals.
+"""Bits per character on held-out stories for a given training time: presets, variants of them, and other models.
 
     grimmgen fetch --stories all
     python benchmarks/quality.py --split split.json --budget 11m --seeds 0 1 2 --dynamic strong nn.LSTM PPMd
     python benchmarks/quality.py --split split.json --epochs 60 --part valid tutorial tutorial,phases=true
 
-A contender is a preset, with options of `grimmgen.configuration.Configuration` after commas where it departs
-from it; or a rival: `nn.LSTM`, a plain script (512 units, an embedding of 256 tied to the output, dropout 0.5,
-Adam with a cosine) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's autocast; `PPMd` (`pip install
-pyppmd`), a classical compressor, primed with the training stories and given each story alone.
+A contender is a preset, optionally followed by options of `grimmgen.configuration.Configuration`, separated by
+commas; or one of the other models: `nn.LSTM`, a plain script (512 hidden units, an embedding of 256 tied to the
+output, dropout 0.5, Adam with a cosine schedule) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's
+autocast; `PPMd` (`pip install pyppmd`), a classical compressor, primed with the training set and applied to each
+story separately.
 
-All learn from the same training stories and are judged on the same whole stories: the validation stories
-(`--part valid`) while anything is still to be chosen, the test stories afterwards. `--out FILE` adds a line of
-JSON for each run; `--table FILE…` prints the table of such files and runs nothing. benchmarks/README.md is made
-of these tables.
+All are trained on the same training set and evaluated on the same whole stories: those of the validation set
+(`--part valid`) while options are being chosen, those of the test set afterwards. `--out FILE` appends a line of
+JSON for each run; `--table FILE…` prints the table of such files and runs nothing. The tables in
+benchmarks/README.md come from this script.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -36,19 +37,20 @@ from grimmgen.cli.options import duration
 from grimmgen.configuration import PRESETS, Configuration, Newlines
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs.events import Finished, Started
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
-from grimmgen.text.vocabulary import Vocabulary, normalise
+from grimmgen.text.normalisation import normalise
+from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.session import Training, cosine
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a contender is asked to do: `seconds` or `epochs` of training at most, None being no limit."""
+    """The task of all contenders; `seconds` and `epochs` limit the training, None is no limit."""
 
     corpus: Corpus
     split: Split
@@ -60,8 +62,8 @@ class Task:
     dynamic: bool
 
     def texts(self) -> list[tuple[str, str]]:
-        """The names and texts of the stories to be judged."""
-        return [(story.name, story.read()) for story in self.split.parts[self.part]]
+        """The names and texts of the stories to evaluate on."""
+        return [(document.name, document.read()) for document in self.split.parts[self.part]]
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,19 @@ class Result:
     """One line of the record.
 
     Attributes:
-        contender: as it was named.
+        contender: its name on the command line.
         part: of the split.
         limit: of the training, as in `660 s` or `60 epochs`.
-        newlines: how they were read.
+        newlines: how line ends were read.
         seed: random seed.
-        threads: that PyTorch and the kernels were given.
-        bits_per_character: of all the part's stories.
-        dynamic: the same under dynamic evaluation.
-        perplexity: per bigram; None for what has no bigrams.
-        epochs: trained.
-        updates: trained.
-        seconds: trained.
-        computed: by what, in words.
+        threads: of PyTorch and the kernels.
+        bits_per_character: over all stories of the part.
+        dynamic: bits per character under dynamic evaluation.
+        perplexity: per bigram; None for models without bigrams.
+        epochs: of training.
+        updates: of training.
+        seconds: of training.
+        computed: description of the backend.
     """
 
     contender: str
@@ -103,15 +105,15 @@ Figures = dict[str, Any]
 
 
 def ours(name: str, task: Task) -> Figures:
-    """A preset, trained by `grimmgen` itself; of its checkpoints the one that `grimmgen eval` would take."""
-    preset, *departures = name.split(",")
+    """Train a preset with `grimmgen`, and evaluate the checkpoint that `grimmgen eval` would use."""
+    preset, *changes = name.split(",")
     options: dict[str, Any] = {**PRESETS[preset], "random_seed": task.seed, "newlines": task.newlines}
     if task.epochs is not None:
         options["epochs"] = task.epochs
     if task.seconds is not None:
         options |= {"budget": task.seconds, "epochs": 1 << 20}
-    for departure in departures:
-        option, _, value = departure.partition("=")
+    for change in changes:
+        option, _, value = change.partition("=")
         try:
             options[option] = json.loads(value)
         except json.JSONDecodeError:
@@ -123,10 +125,10 @@ def ours(name: str, task: Task) -> Figures:
     checkpoint = training.run.checkpoint()
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
-    stories = encode_stories(task.texts(), checkpoint.vocabulary)
-    figures = _judged(evaluate(model, stories))
+    documents = encode_for_evaluation(task.texts(), checkpoint.vocabulary)
+    figures = _figures(evaluate(model, documents))
     if task.dynamic:
-        figures["dynamic"] = evaluate_dynamically(model, stories).total.bits_per_character
+        figures["dynamic"] = evaluate_dynamically(model, documents).total.bits_per_character
     return figures | {
         "epochs": finished.epoch,
         "updates": finished.step,
@@ -135,13 +137,13 @@ def ours(name: str, task: Task) -> Figures:
     }
 
 
-def _judged(evaluation: Evaluation) -> Figures:
+def _figures(evaluation: Evaluation) -> Figures:
     total = evaluation.total
     return {"bits_per_character": total.bits_per_character, "perplexity": total.perplexity}
 
 
 class Rival(nn.Module):
-    """What one writes in an afternoon: embedding, `nn.LSTM`, projection, the embedding once more."""
+    """A minimal PyTorch language model: embedding, `nn.LSTM`, projection, tied output."""
 
     def __init__(self, vocabulary_size: int, bf16: bool, hidden: int = 512, embedding: int = 256) -> None:
         super().__init__()
@@ -162,7 +164,7 @@ class Rival(nn.Module):
         return logits.float(), (after[0].float(), after[1].float())
 
     def zero_state(self, rows: int) -> State:
-        """The state before anything was read."""
+        """The initial state."""
         zeros = torch.zeros(1, rows, self.hidden)
         return (zeros, zeros)
 
@@ -179,9 +181,9 @@ class Rival(nn.Module):
 
 
 def nn_lstm(name: str, task: Task) -> Figures:
-    """The plain script: the same windows, no reset of the state, which `nn.LSTM` cannot do inside a window."""
+    """Train and evaluate `Rival` on the same windows; `nn.LSTM` cannot reset the state inside a window."""
     torch.manual_seed(task.seed)
-    texts = [story.read() for story in task.split.parts["train"]]
+    texts = [document.read() for document in task.split.parts["train"]]
     vocabulary = Vocabulary.build(texts, newlines=task.newlines)
     training = [[vocabulary.encode(text)] for text in texts]
     model = Rival(len(vocabulary), bf16=name.endswith("bf16"))
@@ -215,12 +217,12 @@ def nn_lstm(name: str, task: Task) -> Figures:
             updates += 1
         number += 1
     seconds = time.monotonic() - began
-    figures = _judged(evaluate(cast(LanguageModel, model), encode_stories(task.texts(), vocabulary)))
+    figures = _figures(evaluate(cast(LanguageModel, model), encode_for_evaluation(task.texts(), vocabulary)))
     return figures | {"epochs": number, "updates": updates, "seconds": seconds, "computed": "PyTorch"}
 
 
 def ppmd(_: str, task: Task) -> Figures:
-    """What each story adds to the compressed training stories, in bits per character."""
+    """The size that each story adds to the compressed training set, in bits per character."""
     import pyppmd
 
     order = 16
@@ -228,24 +230,24 @@ def ppmd(_: str, task: Task) -> Figures:
     def size(text: str) -> int:
         return len(pyppmd.compress(text.encode(), max_order=order, mem_size=1 << 28))
 
-    def read(texts: Sequence[str]) -> list[str]:
+    def normalised(texts: Iterable[str]) -> list[str]:
         return [normalise(text, True, task.newlines) for text in texts]
 
-    prime = "".join(read([story.read() for story in task.split.parts["train"]]))
-    alone = size(prime)
-    stories = read([text for _, text in task.texts()])
-    bits = 8 * sum(size(prime + story) - alone for story in stories)
-    return {"bits_per_character": bits / sum(map(len, stories)), "computed": f"order {order}"}
+    prime = "".join(normalised(document.read() for document in task.split.parts["train"]))
+    prime_size = size(prime)
+    texts = normalised(text for _, text in task.texts())
+    bits = 8 * sum(size(prime + text) - prime_size for text in texts)
+    return {"bits_per_character": bits / sum(map(len, texts)), "computed": f"order {order}"}
 
 
 RIVALS: dict[str, Callable[[str, Task], Figures]] = {"nn.LSTM": nn_lstm, "nn.LSTM-bf16": nn_lstm, "PPMd": ppmd}
 
 
 def table(results: Sequence[Result]) -> str:
-    """In Markdown: a row for each contender, the best one first, with the spread over its seeds."""
+    """A Markdown table of the contenders, the best first: mean and standard deviation over the seeds."""
     groups: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        # A limit in seconds means little without what they were spent on.
+        # A time limit depends on the number of threads.
         limit = result.limit + (
             f", {result.threads} thread{'s' * (result.threads > 1)}" if result.limit.endswith(" s") else ""
         )
@@ -261,7 +263,7 @@ def table(results: Sequence[Result]) -> str:
             _spread(runs, "dynamic", 4),
             _spread(runs, "perplexity", 2),
         ]
-        cells += [_spread(runs, "epochs", 0, told=False), str(len(runs))]
+        cells += [_spread(runs, "epochs", 0, deviation=False), str(len(runs))]
         lines.append(f"| `{contender}` | {limit} | {newlines} | {part} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -270,54 +272,58 @@ def _mean(runs: Sequence[Result], figure: str) -> float:
     return float(statistics.mean(getattr(run, figure) for run in runs))
 
 
-def _spread(runs: Sequence[Result], figure: str, digits: int, told: bool = True) -> str:
+def _spread(runs: Sequence[Result], figure: str, digits: int, deviation: bool = True) -> str:
     if any(getattr(run, figure) is None for run in runs):
         return ""
-    spread = statistics.stdev(getattr(run, figure) for run in runs) if told and len(runs) > 1 else None
+    spread = statistics.stdev(getattr(run, figure) for run in runs) if deviation and len(runs) > 1 else None
     return f"{_mean(runs, figure):.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
 
 
 def read_record(paths: Sequence[Path]) -> list[Result]:
-    """The results that `--out` wrote."""
+    """Read the results that `--out` wrote."""
     return [Result(**json.loads(line)) for path in paths for line in path.read_text("utf-8").splitlines()]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the contenders and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("contenders", nargs="*", default=["tutorial", "strong", "nn.LSTM", "PPMd"])
     parser.add_argument("--corpus", default="grimm")
     parser.add_argument("--split", type=Path)
     limit = parser.add_mutually_exclusive_group()
-    limit.add_argument("--budget", type=duration, help="of training, as in 11m")
-    limit.add_argument("--epochs", type=int, help="of training; without either, those of the preset")
+    limit.add_argument("--budget", type=duration, help="time limit of training, as in 11m")
+    limit.add_argument("--epochs", type=int, help="epochs of training; without either limit, those of the preset")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--part", choices=["valid", "test"], default="test")
     parser.add_argument("--newlines", choices=["keep", "space"], default="space")
-    parser.add_argument("--dynamic", action="store_true", help="evaluate our models dynamically, too")
+    parser.add_argument("--dynamic", action="store_true", help="also evaluate the presets dynamically")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="add a line of JSON for each run to this file")
+    parser.add_argument("--out", type=Path, help="append a line of JSON for each run to this file")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the table of these files")
-    given = parser.parse_args()
-    if given.table:
-        print(table(read_record(given.table)))
+    options = parser.parse_args()
+    if options.table:
+        print(table(read_record(options.table)))
         return
-    torch.set_num_threads(given.threads)
-    corpus = open_corpus(given.corpus)
-    split = split_by_file(corpus, given.split) if given.split else split_by_hash(corpus)
-    told = f"{given.budget:g} s" if given.budget else f"{given.epochs} epochs" if given.epochs else "its own"
+    torch.set_num_threads(options.threads)
+    corpus = open_corpus(options.corpus)
+    split = split_by_file(corpus, options.split) if options.split else split_by_hash(corpus)
+    limit_text = "its own"
+    if options.budget or options.epochs:
+        limit_text = f"{options.budget:g} s" if options.budget else f"{options.epochs} epochs"
     results = []
-    for seed in given.seeds:
-        task = Task(corpus, split, given.part, given.newlines, seed, given.budget, given.epochs, given.dynamic)
-        for name in given.contenders:
-            if name == "PPMd" and seed != given.seeds[0]:
-                continue  # it draws nothing
+    for seed in options.seeds:
+        task = Task(
+            corpus, split, options.part, options.newlines, seed, options.budget, options.epochs, options.dynamic
+        )
+        for name in options.contenders:
+            if name == "PPMd" and seed != options.seeds[0]:
+                continue  # it does not depend on the seed
             figures = RIVALS.get(name, ours)(name, task)
-            result = Result(name, given.part, told, given.newlines, seed, given.threads, **figures)
+            result = Result(name, options.part, limit_text, options.newlines, seed, options.threads, **figures)
             results.append(result)
             print(json.dumps(asdict(result)), file=sys.stderr, flush=True)
-            if given.out:
-                with given.out.open("a", encoding="utf-8") as record:
+            if options.out:
+                with options.out.open("a", encoding="utf-8") as record:
                     record.write(json.dumps(asdict(result)) + "\n")
     print(table(results))
 

@@ -1,10 +1,10 @@
-"""How long one waits for a command, from the shell to its end, against `import torch` and a bare interpreter.
+"""The time of whole commands, compared to `import torch` and to starting the Python interpreter.
 
     python benchmarks/startup.py
 
-`generate` tells 200 characters with a model that is made for it, of the tutorial's size, or with that of `--run`.
-All run in turn, each in a process of its own; printed are medians, quartiles, and the share of `import torch` (the
-median, round by round).
+`generate` writes 200 characters with a model of the tutorial's size and random weights, or with that of `--run`.
+The commands run in turn, each in a new process. Prints medians, quartiles, and the median ratio to `import torch`
+in the same round.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from grimmgen.text.vocabulary import END, Vocabulary
 
 
 def make_checkpoint(path: Path) -> None:
-    """A model of the tutorial's size over the bigrams of the bundled tales, as large as a trained one."""
-    texts = [story.read() for story in open_corpus("sampler").documents]
+    """Write a checkpoint of the tutorial's size, with random weights and the bigrams of the bundled tales."""
+    texts = [document.read() for document in open_corpus("sampler").documents]
     vocabulary = Vocabulary.build(texts, min_count=1)
     configuration = Configuration(min_count=1)
     draw = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def make_checkpoint(path: Path) -> None:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--run", help="a run, or the path of a checkpoint")
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         run = options.run
         if run is None:
-            run = str(Path(directory) / "made.safetensors")
+            run = str(Path(directory) / "random.safetensors")
             make_checkpoint(Path(run))
         program = ["-m", "grimmgen"]
         commands = {
@@ -60,7 +60,7 @@ def main() -> None:
             "python -c 'import torch'": ["-c", "import torch"],
         }
         times: dict[str, list[float]] = {name: [] for name in commands}
-        # The first round fills the caches of the disk.
+        # The first round warms the disk cache, and is not counted.
         for number in range(options.rounds + 1):
             for name, arguments in commands.items():
                 began = time.perf_counter()

@@ -1,17 +1,17 @@
-"""Counting and encoding a text, against `collections.Counter` over its bigrams in the same run; training on it.
+"""Speed of counting and encoding a text, beside `collections.Counter`; optionally of training on it.
 
     python benchmarks/text.py --size 1GB
     python benchmarks/text.py --size 1GB --train 10
 
-grimmgen reads, counts and encodes the whole text (bigrams, lower case), in one thread. The rival is what one would
-write in Python, on the first megabytes of the same text: lower case, slices of two characters, a Counter, and a
-dictionary from bigrams to ids. They run in turn, each in a process of its own, whose peak memory is told; printed
-are medians, the spread, how many times as fast as the rival grimmgen is (the median, round by round), and what it
-would be on a core of its own (by the processor's time: other programs take their share of the clock's).
+grimmgen reads, counts and encodes the whole text (bigrams, lower case) in one thread. The baseline is plain Python
+on the first megabytes of the same text: lower case, slices of two characters, a Counter, and a dictionary from
+bigrams to ids. They run alternately, each in a process of its own, whose peak memory is measured. The report has
+the median, the range, and the speed relative to the baseline (median of the rounds' ratios); "own core" uses
+processor time instead of wall time, so that other programs do not count.
 
-`--train` adds `grimmgen train --budget` on the text: its peak memory, and the time until the first update is done,
-with the ids still to be encoded and with them in the cache. Without `--text` the text is made up, the same each
-time: the words of the bundled tales, shuffled.
+`--train` adds `grimmgen train --budget` on the text: its peak memory, and the time to the first update, once with
+the ids still to be encoded and once with the ids in the cache. Without `--text` the text consists of the words of
+the bundled tales, shuffled with a fixed seed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ import numpy as np
 
 from grimmgen.text import encoding
 from grimmgen.text.corpus import Document, open_corpus
+from grimmgen.text.vocabulary import Vocabulary
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def size(text: str) -> int:
-    """Bytes of a size as typed: 1GB, 100MB."""
+    """Parse a size like 1GB or 100MB."""
     match = re.fullmatch(r"(\d+)(|KB|MB|GB)", text)
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 1GB")
@@ -47,48 +48,48 @@ def size(text: str) -> int:
 
 
 def make(path: Path, length: int) -> None:
-    """Write a text of this many bytes: the words of the bundled tales in an order drawn anew again and again."""
-    words = " ".join(story.read() for story in open_corpus("sampler").documents).split(" ")
-    draw = np.random.default_rng(0)
+    """Write a text of `length` bytes: the words of the bundled tales, shuffled repeatedly."""
+    words = " ".join(document.read() for document in open_corpus("sampler").documents).split(" ")
+    generator = np.random.default_rng(0)
     with path.open("wb") as file:
         while length:
-            order = draw.permutation(len(words))
+            order = generator.permutation(len(words))
             length -= file.write(
                 " ".join([words[i] for i in order]).encode("ascii", "replace")[: length - 1] + b"\n"
             )
 
 
-# --- the contenders ------------------------------------------------------------------------------------------
+# --- measurements ------------------------------------------------------------------------------------------
 
 
 class Stopwatch:
-    """Seconds by the clock, and by the processor, since the last time it was asked."""
+    """Measures wall time and processor time, in seconds, since its previous call."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter(), time.process_time()
 
     def __call__(self) -> tuple[float, float]:
-        """Both times, in this order."""
+        """Return (wall time, processor time)."""
         before, self._last = self._last, (time.perf_counter(), time.process_time())
         return self._last[0] - before[0], self._last[1] - before[1]
 
 
-def ours(path: Path) -> dict[str, tuple[float, float]]:
-    """What each stage takes of the whole text; counting and encoding read it anew."""
-    story = Document(path.stem, path)
+def measure_grimmgen(path: Path) -> dict[str, tuple[float, float]]:
+    """Time each stage on the whole text; counting and encoding read it again."""
+    document = Document(path.stem, path)
     watch = Stopwatch()
-    for _ in story.pieces():
+    for _ in document.pieces():
         pass
     read = watch()
-    vocabulary = encoding.count([story])
+    vocabulary = Vocabulary.build([document])
     counted = watch()
-    for _ in encoding.encode(story, vocabulary):
+    for _ in encoding.encode(document, vocabulary):
         pass
     return {"read": read, "count": counted, "encode": watch()}
 
 
-def rivals(path: Path, length: int) -> dict[str, tuple[float, float]]:
-    """What each stage takes of the first `length` bytes in plain Python."""
+def measure_counter(path: Path, length: int) -> dict[str, tuple[float, float]]:
+    """Time each stage on the first `length` bytes in plain Python."""
     watch = Stopwatch()
     with path.open("rb") as file:
         text = file.read(length).decode("utf-8", "ignore")
@@ -101,11 +102,11 @@ def rivals(path: Path, length: int) -> dict[str, tuple[float, float]]:
     return {"read": read, "count": counted, "encode": watch()}
 
 
-def measured(command: list[str], told: Callable[[IO[bytes]], Any]) -> tuple[Any, float | None]:
-    """What `told` makes of a command's lines, and the peak of its memory in MB (None on Windows)."""
+def run_measured(command: list[str], parse: Callable[[IO[bytes]], Any]) -> tuple[Any, float | None]:
+    """Run a command; return its output as `parse` reads it, and its peak memory in MB (None on Windows)."""
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
-        result = told(process.stdout)
+        result = parse(process.stdout)
         if sys.platform == "win32":
             return result, None
         _, status, usage = os.wait4(process.pid, 0)
@@ -117,7 +118,7 @@ def measured(command: list[str], told: Callable[[IO[bytes]], Any]) -> tuple[Any,
 
 
 def train(path: Path, seconds: int) -> list[dict[str, float | None]]:
-    """Peak memory and seconds to the first update of `grimmgen train`: from the text, then from the cache."""
+    """Measure peak memory and seconds to the first update of `grimmgen train`, without and with cached ids."""
 
     def first_update(lines: IO[bytes]) -> float | None:
         found = None
@@ -140,35 +141,38 @@ def train(path: Path, seconds: int) -> list[dict[str, float | None]]:
     runs: list[dict[str, float | None]] = []
     for _ in range(2):
         began = time.perf_counter()
-        first, peak = measured(command, first_update)
+        first, peak = run_measured(command, first_update)
         runs.append({"first update, s": first, "peak, MB": peak})
     return runs
 
 
-# --- the table -----------------------------------------------------------------------------------------------
+# --- the report -----------------------------------------------------------------------------------------------
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=size, default=size("1GB"), help="of the text that is made up")
-    parser.add_argument("--text", type=Path, help="a text of yours instead")
-    parser.add_argument("--slice", type=size, default=size("16MB"), help="what the rival reads")
+    parser.add_argument("--size", type=size, default=size("1GB"), help="of the generated text")
+    parser.add_argument("--text", type=Path, help="a file to use instead")
+    parser.add_argument("--slice", type=size, default=size("16MB"), help="bytes that the baseline reads")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--train", type=int, metavar="SECONDS", help="train on it, too")
+    parser.add_argument("--train", type=int, metavar="SECONDS", help="also train on it for so long")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--only", choices=["grimmgen", "Counter"], help=argparse.SUPPRESS)  # what is measured
+    parser.add_argument("--only", choices=["grimmgen", "Counter"], help=argparse.SUPPRESS)  # one process
     options = parser.parse_args()
     if options.only:
+        only_grimmgen = options.only == "grimmgen"
         print(
-            json.dumps(ours(options.text) if options.only == "grimmgen" else rivals(options.text, options.slice))
+            json.dumps(
+                measure_grimmgen(options.text) if only_grimmgen else measure_counter(options.text, options.slice)
+            )
         )
         return
     with tempfile.TemporaryDirectory() as directory:
         path = options.text or Path(directory) / "text.txt"
         if not options.text:
             make(path, options.size)
-        # What is trained, and encoded for it, goes with the directory.
+        # The runs and the encoded text are removed with the directory.
         os.environ["GRIMMGEN_HOME"] = directory
         report = measure(path, options.slice, options.rounds)
         if options.train:
@@ -177,7 +181,7 @@ def main() -> None:
 
 
 def measure(path: Path, part: int, rounds: int) -> dict[str, Any]:
-    """Both contenders in turn: megabytes a second of each stage, peak memory, ratios."""
+    """Run grimmgen and the baseline alternately; return MB/s of each stage, peak memory and ratios."""
     whole = path.stat().st_size
     lengths = {"grimmgen": whole, "Counter": min(part, whole)}
     speeds: dict[str, dict[str, list[float]]] = {name: {} for name in lengths}
@@ -185,7 +189,7 @@ def measure(path: Path, part: int, rounds: int) -> dict[str, Any]:
     for _ in range(rounds):
         for name, length in lengths.items():
             command = [sys.executable, __file__, "--only", name, "--text", str(path), "--slice", str(part)]
-            stages, peaks[name] = measured(command, lambda lines: json.loads(next(lines)))
+            stages, peaks[name] = run_measured(command, lambda lines: json.loads(next(lines)))
             both = [a + b for a, b in zip(stages["count"], stages["encode"], strict=True)]
             stages |= {"both": both, "both, own core": both[::-1]}
             for stage, (seconds, _) in stages.items():
@@ -198,7 +202,7 @@ def measure(path: Path, part: int, rounds: int) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report for people."""
+    """Format the report as a table."""
     lines = [f"{name}: {length / 1e6:,.0f} MB of text" for name, length in report["bytes"].items()]
     for name, stages in report["MB a second"].items():
         for stage, speeds in stages.items():

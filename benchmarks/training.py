@@ -34,40 +34,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from grimmgen.configuration import GATES, Configuration
-from grimmgen.network import backends
-from grimmgen.network.backends.cpu.programs import Program
-from grimmgen.network.captured import capture
+from grimmgen.configuration import Configuration
+from grimmgen.network.backends import resolve_precision
+from grimmgen.network.backends.cpu.program import Program
+from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW
-from grimmgen.network.products import product
+from grimmgen.network.train_step import TrainStep
 from grimmgen.text.batches import Window
 
 Update = Callable[[], float]
 
 
 def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
-    """An update of grimmgen's, as `grimmgen.training.session` does it."""
+    """A training step of grimmgen's, as `grimmgen train` does it."""
     model = LanguageModel(configuration, vocabulary_size)
     model.initialise()
-    optimiser = AdamW(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    precision = backends.resolve_precision(configuration, model.device)
-    state = model.zero_state(window.inputs.shape[1])
-    captured, _ = capture(model, optimiser, generator, precision)
+    optimiser = AdamW(model.named_parameters())
+    step = TrainStep(model, optimiser, resolve_precision(configuration, model.device))
+    state, number = model.zero_state(window.inputs.shape[1]), 0
 
     def update() -> float:
-        nonlocal state
-        if captured is not None:
-            told, _, state = captured.update(window, state, configuration.learning_rate)
-            return told
-        optimiser.zero_gradient()
-        with model.left_alone():
-            loss, state = model.loss(window, state, generator, precision)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = optimiser.norm()
-        optimiser.step(configuration.learning_rate, configuration.clip, norm)
-        return loss.item()
+        nonlocal state, number
+        result = step(window, state, configuration.learning_rate, number)
+        state, number = result.state, number + 1
+        return result.loss
 
     return update
 
@@ -164,7 +155,7 @@ def profile(update: Update, rounds: int) -> dict[str, float]:
         before = time.time_ns()
         replay(program)
         for name, done in zip(program.names, program.times, strict=True):
-            spent[name.rpartition("_")[0]] += (done - before) / 1e6
+            spent[name] += (done - before) / 1e6
             before = done
 
     Program.__call__ = noted  # type: ignore[assignment, method-assign]
@@ -185,17 +176,16 @@ def floor(T: int, B: int, V: int, configuration: Configuration, clock: Callable[
     H = configuration.hidden
     # The recurrent products, and the input products of all layers but the first, which looks rows up; each once
     # forward, and twice backward.
-    recurrent = (2 * configuration.layers - 1) * H * GATES[configuration.cell] * H
+    recurrent = (2 * configuration.layers - 1) * H * len(cells()[configuration.cell].gates) * H
     operations = 3 * 2 * T * B * (recurrent + H * V)
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
     rates = []
-    for multiply in (product, torch.mm):
-        if configuration.precision == "bf16":
-            a, b, multiply = a.bfloat16(), b.bfloat16(), torch.mm
-        for _ in range(10):
-            began = clock()
-            multiply(a, b)
-            rates.append(2 * 1024**3 / (clock() - began))
+    if configuration.precision == "bf16":
+        a, b = a.bfloat16(), b.bfloat16()
+    for _ in range(20):
+        began = clock()
+        torch.mm(a, b)
+        rates.append(2 * 1024**3 / (clock() - began))
     return 1000 * operations / max(rates)
 
 
@@ -212,7 +202,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--unroll", type=int, default=50)
-    parser.add_argument("--cell", choices=["lstm", "peephole", "gru"], default="lstm")
+    parser.add_argument("--cell", choices=list(cells()), default="lstm")
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=1)
     parser.add_argument("--vocabulary-size", type=int, default=544)

@@ -1,10 +1,10 @@
-"""Make the pictures of docs: a terminal while grimmgen trains, and when it judges, at 80 and at 40 columns.
+"""Make the screenshots of docs: a terminal during training, and during evaluation, at 80 and at 40 columns.
 
     python docs/picture.py training
     python docs/picture.py judging --run quiet-donkey --text story.txt
     python docs/picture.py judging --run quiet-donkey --text story.txt --columns 40
 
-The real program runs in a tmux; its screen is read as it stands after some seconds, and drawn by Rich.
+Runs the program in tmux, captures the screen after some seconds, and renders it with Rich.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ TRAIN = ["grimmgen", "train", "--corpus", "sampler", "--batch-size", "16", "--lr
 
 
 def screen(commands: Sequence[Sequence[str]], columns: int, lines: int, seconds: float, home: str) -> str:
-    """The screen of a terminal in which these commands have been at work for a while, with its colours."""
+    """Run commands in a terminal, and return its screen after some seconds, with colour codes."""
     tmux = ["tmux", "-L", f"picture-{os.getpid()}"]
     program = shlex.quote(str(Path(sys.executable).with_name("grimmgen")))
-    said = [f"printf '$ %s\\n' {shlex.quote(shlex.join(command))}" for command in commands]
-    done = [f"{program} {shlex.join(command[1:])}" for command in commands]
-    shell = "; ".join(f"{say}; {do}" for say, do in zip(said, done, strict=True))
+    prompts = [f"printf '$ %s\\n' {shlex.quote(shlex.join(command))}" for command in commands]
+    runs = [f"{program} {shlex.join(command[1:])}" for command in commands]
+    shell = "; ".join(f"{prompt}; {run}" for prompt, run in zip(prompts, runs, strict=True))
     environment = ["-e", f"GRIMMGEN_HOME={home}", "-e", "COLORTERM=truecolor"]
     size = ["-x", str(columns), "-y", str(lines)]
     subprocess.run([*tmux, "new-session", "-d", *size, *environment, f"{shell}; sleep 60"], check=True)
     try:
         time.sleep(seconds)
-        shown = subprocess.run([*tmux, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True)
+        captured = subprocess.run([*tmux, "capture-pane", "-p", "-e"], check=True, capture_output=True, text=True)
     finally:
         subprocess.run([*tmux, "kill-server"], check=True)
-    return shown.stdout.rstrip("\n")
+    return captured.stdout.rstrip("\n")
 
 
 def draw(shown: str, columns: int, name: str) -> None:
-    """Write the picture of a screen beside this file."""
+    """Write a screen as an SVG file beside this file."""
     with Path(os.devnull).open("w") as nowhere:
         console = Console(file=nowhere, record=True, width=columns, force_terminal=True, color_system="truecolor")
         console.print(Text.from_ansi(shown))
@@ -52,11 +52,11 @@ def draw(shown: str, columns: int, name: str) -> None:
 
 
 def main() -> None:
-    """Draw the one that is asked for."""
+    """Make one screenshot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("which", choices=["training", "judging"])
-    parser.add_argument("--run", help="for judging: a run of yours")
-    parser.add_argument("--text", type=Path, help="for judging: the file to be coloured, of a few lines")
+    parser.add_argument("--run", help="for judging: the run")
+    parser.add_argument("--text", type=Path, help="for judging: the text of the heat-map, a few lines")
     parser.add_argument("--columns", type=int, default=80)
     options = parser.parse_args()
     if options.which == "training":
@@ -64,7 +64,7 @@ def main() -> None:
             draw(screen([TRAIN], 92, 22, 16, home), 92, "training.svg")
         return
     if options.run is None or options.text is None:
-        parser.error("judging takes --run and --text")
+        parser.error("judging needs --run and --text")
     os.chdir(options.text.parent)
     commands = [
         ["grimmgen", "runs", "show", options.run],

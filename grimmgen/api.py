@@ -51,7 +51,7 @@ def evaluate(teller: TextGenerator, texts: Iterable[str], device: str = "auto") 
     Raises:
         GrimmgenError: there is no text, or no such device.
     """
-    from grimmgen.evaluation.static import encode_stories
+    from grimmgen.evaluation.static import encode_for_evaluation
     from grimmgen.evaluation.static import evaluate as score
     from grimmgen.network.model import LanguageModel, choose_device
 
@@ -59,4 +59,4 @@ def evaluate(teller: TextGenerator, texts: Iterable[str], device: str = "auto") 
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(choose_device(device))
     model.load_weights(checkpoint.weights)
     named = ((f"text {number}", text) for number, text in enumerate(texts, 1))
-    return score(model, encode_stories(named, checkpoint.vocabulary))
+    return score(model, encode_for_evaluation(named, checkpoint.vocabulary))

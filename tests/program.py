@@ -60,17 +60,13 @@ def shell(command: str) -> Ran:
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
-def on_terminal(
-    *command: str, typed: Sequence[tuple[bytes, bytes]] = (), insists: bool = False, columns: int = 80
-) -> Ran:
+def on_terminal(*command: str, typed: Sequence[tuple[bytes, bytes]] = (), columns: int = 80) -> Ran:
     """Run a command with all its streams on a terminal; what the terminal shows is its `out`.
 
     Args:
         command: and its arguments.
         typed: what is waited for, and the keys then pressed, one pair after the other; what has appeared before
             the last keys counts no more.
-        insists: press the last keys again while nothing comes of them, as a person would: Python overlooks a
-            Ctrl-C that comes just before it begins to wait for a line.
         columns: the terminal's width.
     """
     ours, its = pty.openpty()
@@ -86,17 +82,14 @@ def on_terminal(
     )
     os.close(its)
     began = time.monotonic()
-    shown, seen, waiting, pressed = b"", 0, list(typed), b""
+    shown, seen, waiting = b"", 0, list(typed)
     try:
         while True:
             if waiting and waiting[0][0] in shown[seen:]:
-                _, pressed = waiting.pop(0)
-                os.write(ours, pressed)
+                os.write(ours, waiting.pop(0)[1])
                 seen = len(shown)
             elif not select.select([ours], [], [], 2.0)[0]:
                 assert time.monotonic() < began + _PATIENCE, shown
-                if insists and not waiting:
-                    os.write(ours, pressed)
             else:
                 shown += os.read(ours, 1 << 16)
     except OSError:

@@ -1,4 +1,4 @@
-"""A server that does to a client what servers out there do: each path misbehaves as the test says (faults 1-8)."""
+"""An HTTP server whose responses are scripted for each path, for tests of misbehaving servers (faults 1-8)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeAlias
 
-# What a path does: bytes are sent as they are, a function is given the connection. Then it is closed.
+# The response of a path: bytes are sent as they are, a function is called with the connection; then it is closed.
 Script: TypeAlias = "bytes | Callable[[socket.socket, Server], None]"
 
-# For 127.0.0.1, signed by itself, good until 2120; its key is no secret, and no one else's certificate.
+# For 127.0.0.1, self-signed, valid until 2120; its key is used for nothing else.
 CERTIFICATE = """\
 -----BEGIN PRIVATE KEY-----
 MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgNqr/JrFXyqwslWkj
@@ -35,26 +35,26 @@ AwIChDAKBggqhkjOPQQDAgNIADBFAiACn0J9iqR3TcmP/KgEXeuJjgObTfgmOXMh
 
 
 def answer(body: bytes = b"", status: int = 200, **headers: str | None) -> bytes:
-    """An answer of HTTP. `Content_Length="7"` lies about the length, None leaves a header out."""
-    given = {"Content_Length": str(len(body)), "Connection": "close", **headers}
-    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in given.items() if value is not None]
+    """Return an HTTP response; keywords are headers (`Content_Length="7"`), None leaves a header out."""
+    fields = {"Content_Length": str(len(body)), "Connection": "close", **headers}
+    lines = [f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items() if value is not None]
     return f"HTTP/1.1 {status} So\r\n{''.join(lines)}\r\n".encode("latin-1") + body
 
 
 def chunked(*chunks: bytes) -> bytes:
-    """An answer in chunks, without the last one that ends it."""
+    """Return a chunked response without the last chunk, which would end it."""
     body = b"".join(b"%x\r\n%s\r\n" % (len(chunk), chunk) for chunk in chunks)
     return answer(Content_Length=None, Transfer_Encoding="chunked") + body
 
 
 def reset(connection: socket.socket, _: Server) -> None:
-    """Break off as a crashed server does: with RST."""
+    """Reset the connection, as a crashed server does."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
 
 def dripping(start: bytes, rest: bytes, pause: float = 0.01) -> Script:
-    """Send the start of an answer, and of the rest one byte at a time."""
+    """Send the start of a response, and the rest byte by byte, with a pause in seconds."""
 
     def drip(connection: socket.socket, server: Server) -> None:
         connection.sendall(start)
@@ -67,12 +67,12 @@ def dripping(start: bytes, rest: bytes, pause: float = 0.01) -> Script:
 
 
 def stalling(start: bytes = b"") -> Script:
-    """Send the start of an answer, then nothing."""
+    """Send the start of a response, then nothing for a minute."""
     return dripping(start, b".", 60.0)
 
 
 def endless(start: bytes, rest: bytes) -> Script:
-    """Send the start of an answer, and the rest for ever."""
+    """Send the start of a response, then `rest` again and again."""
 
     def flood(connection: socket.socket, server: Server) -> None:
         connection.sendall(start)
@@ -84,13 +84,13 @@ def endless(start: bytes, rest: bytes) -> Script:
 
 
 class Server(socketserver.ThreadingTCPServer):
-    """To be used in a `with`; speaks TLS if it is given a context.
+    """A context manager that serves on 127.0.0.1; with a TLS context over https.
 
     Attributes:
-        url: of the server, with a slash at the end.
-        requests: the paths asked for, in the order of arrival.
-        heads: the requests as they came.
-        sent: how many bytes `endless` got rid of.
+        url: of the server, with a trailing slash.
+        requests: requested paths, in the order of arrival.
+        heads: the requests with their headers.
+        sent: number of bytes that `endless` has sent.
     """
 
     daemon_threads = True
@@ -110,12 +110,12 @@ class Server(socketserver.ThreadingTCPServer):
         self._thread = threading.Thread(target=self.serve_forever, args=(0.01,))
 
     def on(self, path: str, *scripts: Script) -> str:
-        """Let `path` do these, one a request, the last one again and again; returns its URL."""
+        """Set the responses of a path, one for each request, the last one repeatedly; return its URL."""
         self._scripts[path] = list(scripts)
         return self.url + path.removeprefix("/")
 
     def script(self, head: str) -> Script:
-        """Record a request; what to do about it."""
+        """Record a request; return its response."""
         path = head.split(" ")[1]
         with self._recording:
             self.requests.append(path)
@@ -149,8 +149,8 @@ class _Handler(socketserver.BaseRequestHandler):
                 while b"\r\n\r\n" not in head:
                     head += (piece := connection.recv(4096))
                     if not piece or head.startswith(b"\x16"):
-                        return  # Nothing, or TLS where none is spoken.
+                        return  # no request, or a TLS handshake without a context
                 script = self.server.script(head.decode("latin-1"))
                 connection.sendall(script) if isinstance(script, bytes) else script(connection, self.server)
         except OSError:
-            pass  # The client has left, as it may.
+            pass  # the client closed the connection

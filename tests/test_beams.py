@@ -1,4 +1,4 @@
-"""Beam search: against all there is, what is merged, and how one of its beams is chosen."""
+"""Beam search: compared with exhaustive search, merging of equal texts, and the choice of a beam."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.network import backends
 from grimmgen.network.backends.numpy import Floats, Stepper
 from grimmgen.sampling import beams
-from grimmgen.sampling.beams import Beam, BeamSearch, grow, next_words
-from grimmgen.sampling.options import SamplingOptions, log_probabilities
+from grimmgen.sampling.beams import Beam, BeamSearch, grow
+from grimmgen.sampling.logits import log_probabilities
+from grimmgen.sampling.options import SamplingOptions
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
 
-# Three bigrams, and a last letter of a story: five ids but <unk>.
+# Three bigrams and a single last letter: five ids besides <unk>.
 VOCABULARY = Vocabulary.build(["abcdefg"], min_count=1)
 CONFIGURATION = Configuration(hidden=6)
 V = len(VOCABULARY)
@@ -31,62 +32,61 @@ def weights_of(random_seed: int) -> dict[str, Floats]:
 
 
 def stepper_of(weights: dict[str, Floats], B: int = 1) -> Stepper:
-    stepper = backends.stepper(CONFIGURATION, weights, *np.zeros((2, 1, B, 6), np.float32))
+    stepper = backends.stepper(CONFIGURATION, weights, np.zeros((2, 1, B, 6), np.float32))
     stepper.step([END] * B)
     return stepper
 
 
-def every_way(weights: dict[str, Floats]) -> dict[tuple[int, ...], float]:
-    """All sequences of that depth, and what each costs, read one by one; after the end there is only the end."""
-    found = {}
+def all_sequences(weights: dict[str, Floats]) -> dict[tuple[int, ...], float]:
+    """All sequences of that depth and their log-probabilities, read one by one; only `<end>` follows `<end>`."""
+    scores = {}
     for ids in itertools.product(range(1, V), repeat=DEPTH):
         stepper, score = stepper_of(weights), 0.0
-        for before, token in zip((None, *ids), ids, strict=False):
-            if before != END:
+        for previous, token in zip((None, *ids), ids, strict=False):
+            if previous != END:
                 score += float(log_probabilities(stepper.logits)[0, token])
             elif token != END:
                 break
             stepper.step([token])
         else:
-            found[ids] = score
-    return found
+            scores[ids] = score
+    return scores
 
 
 @pytest.mark.parametrize("kernel", ["plain", ""])
 @pytest.mark.parametrize("random_seed", range(4))
-def test_beams_as_wide_as_all_there_is_find_the_best_of_all(
+def test_an_exhaustive_beam_finds_the_most_probable_sequence(
     random_seed: int, kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
     weights = weights_of(random_seed)
-    ways = every_way(weights)
-    best = max(ways, key=lambda ids: ways[ids])
-    width = V**DEPTH
+    scores = all_sequences(weights)
+    best = max(scores, key=lambda ids: scores[ids])
     options = SamplingOptions(beam_width=256, beam_depth=DEPTH, greedy=True)
-    assert width <= 256
+    assert V**DEPTH <= 256
     search = BeamSearch(stepper_of(weights, 256), VOCABULARY, options, [np.random.default_rng(0)], [])
-    assert tuple(search.tell(1)[:, 0].tolist()) == best
+    assert tuple(search.sample(1)[:, 0].tolist()) == best
 
 
 @pytest.mark.parametrize("random_seed", range(4))
-def test_beams_carry_their_own_state_and_stand_in_the_order_of_all_there_is(random_seed: int) -> None:
+def test_beams_carry_their_own_state_in_order_of_their_score(random_seed: int) -> None:
     weights = weights_of(random_seed)
     width = 200
-    stepper, found = stepper_of(weights, width), [Beam()]
+    stepper, grown = stepper_of(weights, width), [Beam()]
     for _ in range(DEPTH):
-        log_p = log_probabilities(stepper.logits[: len(found)])
+        log_p = log_probabilities(stepper.logits[: len(grown)])
         log_p[:, UNKNOWN] = -np.inf
-        found = grow(found, log_p, width, VOCABULARY)
-        rows = found + found[:1] * (width - len(found))
-        beams._go_on(stepper, np.array([beam.parent for beam in rows]))
+        grown = grow(grown, log_p, width, VOCABULARY)
+        rows = grown + grown[:1] * (width - len(grown))
+        beams._select_rows(stepper, np.array([beam.parent for beam in rows]))
         stepper.step([beam.ids[-1] for beam in rows])
-    ways = every_way(weights)
-    assert {beam.ids for beam in found} == set(ways)
-    assert [beam.score for beam in found] == pytest.approx(sorted(ways.values(), reverse=True), abs=1e-4)
-    assert all(ways[beam.ids] == pytest.approx(beam.score, abs=1e-4) for beam in found)
+    scores = all_sequences(weights)
+    assert {beam.ids for beam in grown} == set(scores)
+    assert [beam.score for beam in grown] == pytest.approx(sorted(scores.values(), reverse=True), abs=1e-4)
+    assert all(scores[beam.ids] == pytest.approx(beam.score, abs=1e-4) for beam in grown)
 
 
-def test_a_narrow_beam_keeps_the_best_of_each_step_and_no_more() -> None:
+def test_a_narrow_beam_keeps_the_best_of_each_step() -> None:
     log_p = np.log(np.array([[0.1, 0.1, 0.2, 0.3, 0.2, 0.1], [0.1, 0.1, 0.5, 0.1, 0.1, 0.1]]))
     log_p[:, UNKNOWN] = -np.inf
     grown = grow([Beam(math.log(0.7), (2,), "ab"), Beam(math.log(0.3), (3,), "cd")], log_p, 2, VOCABULARY)
@@ -94,8 +94,8 @@ def test_a_narrow_beam_keeps_the_best_of_each_step_and_no_more() -> None:
     assert [math.exp(beam.score) for beam in grown] == pytest.approx([0.21, 0.15])
 
 
-def test_what_spells_the_same_is_one_beam_with_both_probabilities_and_the_likelier_state() -> None:
-    # "a", "bc" and "ab", "c" spell the same; an end parts what has ended from what has not.
+def test_beams_with_equal_text_are_merged() -> None:
+    # "a" + "bc" and "ab" + "c" have the same text; an ended beam is distinct from one that has not ended.
     vocabulary = Vocabulary.build(["ab", "bc", "a", "c"], min_count=1)
     a, ab, bc, c = (vocabulary.ngrams.index(gram) + 2 for gram in ("a", "ab", "bc", "c"))
     log_p = np.full((2, len(vocabulary)), -np.inf)
@@ -105,12 +105,12 @@ def test_what_spells_the_same_is_one_beam_with_both_probabilities_and_the_likeli
     assert [math.exp(beam.score) for beam in grown] == pytest.approx([0.54 + 0.15, 0.15])
 
 
-def test_a_beam_that_has_ended_stays_as_it_is() -> None:
+def test_an_ended_beam_keeps_its_score_and_text() -> None:
     [beam] = grow([Beam(-1.5, (2, END), "ab")], np.zeros((1, V)), 3, VOCABULARY)
     assert (beam.score, beam.ids, beam.text) == (-1.5, (2, END, END), "ab")
 
 
-def test_beams_are_drawn_in_proportion_to_their_probability_and_temperature() -> None:
+def test_beams_are_sampled_by_probability_and_temperature() -> None:
     weights = {name: np.zeros_like(tensor) for name, tensor in weights_of(0).items()}
     weights["output.bias"][:] = -99.0
     weights["output.bias"][[2, 3, 4]] = np.log([0.6, 0.3, 0.1])
@@ -118,24 +118,5 @@ def test_beams_are_drawn_in_proportion_to_their_probability_and_temperature() ->
         options = SamplingOptions(beam_width=2, beam_depth=1, temperature=temperature)
         generators = [np.random.default_rng(seed) for seed in range(500)]
         search = BeamSearch(stepper_of(weights, 1000), VOCABULARY, options, generators, [])
-        told = np.bincount(search.tell(1)[0], minlength=5)[2:5] / 500
-        assert told.tolist() == pytest.approx(expected, abs=0.07)
-
-
-@pytest.mark.parametrize("random_seed", range(3))
-def test_next_words_have_the_probability_of_all_ways_to_them(random_seed: int) -> None:
-    vocabulary = Vocabulary.build(["a b c, "], 1, min_count=1)
-    size = len(vocabulary)
-    weights = random_tensors(weight_shapes(CONFIGURATION, size), random_seed)
-    weights["output.bias"][END] = -99.0
-    words = dict(next_words(stepper_of(weights, 64), vocabulary))
-    # A word of one letter that a space or a comma follows, read by itself.
-    for letter in "abc":
-        stepper = stepper_of(weights)
-        ids = {gram: vocabulary.ngrams.index(gram) + 2 for gram in vocabulary.ngrams}
-        p = float(np.exp(log_probabilities(stepper.logits)[0, ids[letter]]))
-        stepper.step([ids[letter]])
-        p *= float(np.exp(log_probabilities(stepper.logits)[0, [ids[" "], ids[","]]]).sum())
-        assert words[letter] == pytest.approx(p, rel=1e-4)
-    assert sum(words.values()) <= 1.0001
-    assert list(words.values()) == sorted(words.values(), reverse=True)
+        frequencies = np.bincount(search.sample(1)[0], minlength=5)[2:5] / 500
+        assert frequencies.tolist() == pytest.approx(expected, abs=0.07)

@@ -39,7 +39,7 @@ OPTIONS = {
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
     "generate": "--run --seed --seed-file --length --until --top-k --top-p --min-p --temperature --greedy"
     " --repetition-penalty --beam-width --beam-depth --max-copy --random-seed --stories --state --lines"
-    " --interactive -i --novelty",
+    " --novelty",
     "runs": "",
     "runs list": "",
     "runs show": "",
@@ -426,14 +426,14 @@ def test_eval_compares_runs_story_by_story_and_says_which_difference_is_real(
     assert stories["all"] == [f"{s['bits_per_character']:.4f}" for s in (best, other)]
     assert ran.out.splitlines()[-1] == (
         f"sly-fox needs {found['bits_per_character']:.4f} bits per character less than sly-owl"
-        f" (95 % interval {found['low']:.4f} to {found['high']:.4f}): a real difference"
+        f" (95 % interval {found['low']:.4f} to {found['high']:.4f}): significant at 95 %"
     )
     # The same model under two names: nothing lies between; and of five stories nothing can be said.
     shutil.copytree(trained.path, trained.path.with_name("old-owl"))
     twice = run("eval", "--run", "sly-fox", "--run", "old-owl", *files).out
-    assert twice.endswith(" (95 % interval 0.0000 to 0.0000): that may be chance\n")
+    assert twice.endswith(" (95 % interval 0.0000 to 0.0000): not significant at 95 %\n")
     few = run("eval", *runs).out
-    assert few.endswith("less than sly-owl; of fewer than 6 stories nobody can say whether that is chance\n")
+    assert few.endswith("less than sly-owl; too few stories to test significance (at least 6)\n")
 
 
 def test_eval_says_what_counting_characters_would_do(
@@ -450,7 +450,7 @@ def test_eval_says_what_counting_characters_would_do(
     assert ["Kneser-Ney", "–"] in [row[:2] for row in rows]
     monkeypatch.chdir(trained.path)
     shutil.copy(trained.best_path, "x.safetensors")
-    message = "./x.safetensors does not bring the stories it has learnt from: give a run's name first"
+    message = "./x.safetensors does not include its training stories: give a run's name first"
     text = str(trained.path / "run.json")
     code, said = (
         (ran := run("eval", "--baseline", "--run", "./x.safetensors", text)).code,
@@ -479,7 +479,7 @@ def test_runs_that_fold_text_in_different_ways_are_ranked_but_not_compared(
     options = [*training, "--run", "sly-owl", "--epochs", "1", "--newlines", "space", "--quiet"]
     assert run("train", *options).code == 0
     ran = run("eval", "--run", trained.name, "--run", "sly-owl")
-    assert "the runs fold text in different ways (--keep-case, --newlines)" in ran.err
+    assert "the runs normalise text differently (--keep-case, --newlines)" in ran.err
     assert "needs" not in ran.out
 
 
@@ -487,9 +487,15 @@ def test_runs_that_fold_text_in_different_ways_are_ranked_but_not_compared(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("eval --split test {}", "--split has no say where FILEs are given: leave out one of them"),
-        ("eval --heatmap {} --device cpu", "--device has no say in that: it is done on the CPU: leave it out"),
-        ("eval --novelty --device cpu", "--device has no say in that: it is done on the CPU: leave it out"),
+        ("eval --split test {}", "--split has no effect with FILEs: leave out one of them"),
+        (
+            "eval --heatmap {} --device cpu",
+            "--device has no effect with --heatmap, which runs on the CPU: leave it out",
+        ),
+        (
+            "eval --novelty --device cpu",
+            "--device has no effect with --novelty, which runs on the CPU: leave it out",
+        ),
     ],
 )
 def test_what_is_typed_in_vain_is_refused(
@@ -513,7 +519,7 @@ def test_eval_reads_files_with_a_run_or_with_a_checkpoint_that_was_copied(
     assert judged[0] == {**judged[1], "run": "sly-fox"}
     assert judged[0]["split"] is None
     assert [(s["name"], s["characters"], s["ngrams"]) for s in judged[0]["stories"]] == [(str(text), 43, 23)]
-    message = f"{copied} does not bring its stories: give a FILE to read, or a run's name"
+    message = f"{copied} does not include its stories: give a FILE to read, or a run's name"
     assert error(run("eval", "--run", str(copied))) == (2, message)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from grimmgen.io.paths import tokens_directory
+from grimmgen.io.paths import id_cache_directory
 from grimmgen.runs import registry
 from grimmgen.runs.registry import Run
 from grimmgen.text import encoding
@@ -162,7 +162,7 @@ def test_a_large_text_is_announced_and_trains_the_same_run(
     assert ran.err.startswith("encoding 0.0 GB of text, for this run and the next ones on it\nrun sly-owl begun: ")
     owl = registry.find("sly-owl")
     assert without_times(owl.log()) == without_times(trained.log())
-    assert [path.suffix for path in sorted(tokens_directory().iterdir())] == ["", ".ids"]
+    assert [path.suffix for path in sorted(id_cache_directory().iterdir())] == ["", ".ids"]
 
 
 # --- signals (fault 33) ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Opening a corpus, reading its stories, splitting it."""
+"""Opening a corpus, reading its documents, splitting it, and the numbers of the tales."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from grimmgen.text.corpus import Corpus, Document, open_corpus
 from grimmgen.text.fetch import story_numbers
 from grimmgen.text.split import PARTS, Part, Split, split_by_file, split_by_hash
 
-PLACES = "give grimm, sampler, or the path of a text file or directory"
+SOURCES = "give grimm, sampler, or the path of a text file or directory"
 FORM = 'give a JSON file like {"train": ["001"], "valid": ["002"], "test": ["003"]}'
 
 
@@ -33,70 +33,70 @@ def write(path: Path, content: bytes = b"Once upon a time.\n") -> Path:
 
 
 def named(*names: str) -> Corpus:
-    """A corpus whose stories are never read."""
+    """Return a corpus whose documents are never read."""
     return Corpus("tales", "/tales", tuple(Document(name, Path("/nowhere")) for name in names))
 
 
 def names(split: Split) -> dict[Part, list[str]]:
-    return {part: [story.name for story in stories] for part, stories in split.parts.items()}
+    return {part: [document.name for document in documents] for part, documents in split.parts.items()}
 
 
 # --- opening -------------------------------------------------------------------------------------------------
 
 
-def test_the_sampler_is_bundled() -> None:
+def test_sampler_is_bundled() -> None:
     corpus = open_corpus("sampler")
     assert (corpus.name, corpus.source, len(corpus.documents)) == ("sampler", "sampler", 21)
-    assert [story.name for story in corpus.documents] == sorted(story.name for story in corpus.documents)
-    assert all(len(story.read()) > 1000 for story in corpus.documents)
-    assert split_by_hash(corpus).by_story, "there are enough tales for a part each"
+    assert [document.name for document in corpus.documents] == sorted(d.name for d in corpus.documents)
+    assert all(len(document.read()) > 1000 for document in corpus.documents)
+    assert split_by_hash(corpus).by_story, "there are enough tales for each part to have some"
 
 
-def test_a_file_is_a_corpus_of_one_story(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_corpus_of_one_document(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "alice.md")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     for source in str(path), "alice.md", "./alice.md", "~/alice.md":
         corpus = open_corpus(source)
-        assert (corpus.name, corpus.source) == ("alice", str(path)), "the source opens it from anywhere"
-        assert [(story.name, story.read()) for story in corpus.documents] == [("alice", "Once upon a time.\n")]
+        assert (corpus.name, corpus.source) == ("alice", str(path)), "the source is an absolute path"
+        assert [(document.name, document.read()) for document in corpus.documents] == [
+            ("alice", "Once upon a time.\n")
+        ]
 
 
-def test_a_directory_is_a_corpus_of_all_visible_texts_below_it(tmp_path: Path) -> None:
+def test_directory_is_corpus_of_its_visible_texts(tmp_path: Path) -> None:
     for name in "b.txt", "a.txt", "more/c.txt", ".hidden.txt", ".git/d.txt", "e.md", "more/.txt":
         write(tmp_path / "tales" / name)
     (tmp_path / "tales" / "directory.txt").mkdir()
     corpus = open_corpus(str(tmp_path / "tales"))
-    assert [story.name for story in corpus.documents] == ["a", "b", "more/c"]
+    assert [document.name for document in corpus.documents] == ["a", "b", "more/c"]
     assert (corpus.name, corpus.source) == ("tales", str(tmp_path / "tales"))
 
 
-def test_nothing_fetched_yet_is_told(home: Path) -> None:
+def test_error_if_nothing_was_fetched(home: Path) -> None:
     with pytest.raises(GrimmgenError) as caught:
         open_corpus("grimm")
     remedy = "run `grimmgen fetch`, or take the bundled ones with --corpus sampler"
     assert str(caught.value) == f"no tales have been fetched yet: {remedy}"
     assert caught.value.exit_code == 1
-    assert not home.exists(), "to look makes no directory"
+    assert not home.exists(), "opening creates no directory"
 
 
 @pytest.mark.parametrize("source", ["gone.txt", "~no such user/tales", "a\0b", "file.txt/below"])
-def test_what_is_not_there_is_a_mistake_in_use(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
-) -> None:
+def test_missing_corpus_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     write(tmp_path / "file.txt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError) as caught:
         open_corpus(source)
-    assert str(caught.value) == f"there is no corpus {source!r}: {PLACES}"
+    assert str(caught.value) == f"there is no corpus {source!r}: {SOURCES}"
 
 
-def test_no_path_at_all_is_a_mistake_in_use() -> None:
-    with pytest.raises(UsageError, match=f"^--corpus is empty: {PLACES}$"):
+def test_empty_corpus_path_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match=f"^--corpus is empty: {SOURCES}$"):
         open_corpus("")
 
 
-def test_a_corpus_that_may_not_be_looked_into_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_corpus_without_permission_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -105,7 +105,7 @@ def test_a_corpus_that_may_not_be_looked_into_is_told(monkeypatch: pytest.Monkey
         open_corpus("tales")
 
 
-def test_a_directory_without_texts_is_told(tmp_path: Path) -> None:
+def test_directory_without_texts_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "readme.md")
     with pytest.raises(GrimmgenError) as caught:
         open_corpus(str(tmp_path))
@@ -113,14 +113,14 @@ def test_a_directory_without_texts_is_told(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path} has no .txt file in it: {remedy}"
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_cyclic_links_do_not_hang(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
     with pytest.raises(GrimmgenError, match=f"{tmp_path}/a"):
         open_corpus(str(tmp_path / "a"))
     (tmp_path / "loop").symlink_to(tmp_path)
     write(tmp_path / "tale.txt")
-    assert [story.name for story in open_corpus(str(tmp_path)).documents] == ["tale"]
+    assert [document.name for document in open_corpus(str(tmp_path)).documents] == ["tale"]
 
 
 # --- reading -------------------------------------------------------------------------------------------------
@@ -134,18 +134,18 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
         (b"a\xef\xbb\xbfb", "a\ufeffb"),
         (b"one\r\ntwo\0\xe2\x80\xa8three u\xcc\x88", "one\r\ntwo\0\u2028three u\u0308"),
     ],
-    ids=["empty", "byte order mark", "mark within", "not folded"],
+    ids=["empty", "byte order mark", "mark inside", "not normalised"],
 )
-def test_a_story_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> None:
+def test_document_is_read_as_utf8(tmp_path: Path, content: bytes, text: str) -> None:
     assert Document("tale", write(tmp_path / "tale.txt", content)).read() == text  # fault 20
 
 
 @pytest.mark.parametrize(
     ("content", "offset"),
     [(b"Gr\xfc\xdfe", 2), (b"\xef\xbb\xbfGr\xfc\xdfe", 5), ("Grüße".encode("utf-16"), 0), (b"cut \xc3", 4)],
-    ids=["Latin-1", "after a byte order mark", "UTF-16", "cut within a letter"],
+    ids=["Latin-1", "after a byte order mark", "UTF-16", "truncated character"],
 )
-def test_what_is_not_utf8_is_told_with_its_place(tmp_path: Path, content: bytes, offset: int) -> None:
+def test_invalid_utf8_error_names_the_byte(tmp_path: Path, content: bytes, offset: int) -> None:
     path = write(tmp_path / "tale.txt", content)
     with pytest.raises(GrimmgenError) as caught:
         Document("tale", path).read()  # fault 20
@@ -153,46 +153,44 @@ def test_what_is_not_utf8_is_told_with_its_place(tmp_path: Path, content: bytes,
     assert caught.value.exit_code == 1
 
 
-def test_a_fetched_story_may_be_latin1_or_utf8(tmp_path: Path) -> None:
+def test_fetched_document_may_be_latin1_or_utf8(tmp_path: Path) -> None:
     for encoding in "latin-1", "utf-8":
         path = write(tmp_path / "001.txt", "Rotkäppchen".encode(encoding))
         assert Document("001", path, latin1=True).read() == "Rotkäppchen"
 
 
-def test_a_story_that_is_gone_or_no_file_is_told(tmp_path: Path) -> None:
-    with pytest.raises(IntegrityError, match=r"tale\.txt is gone: put it back as it was, or train anew"):
+def test_missing_document_or_directory_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(IntegrityError, match=r"tale\.txt is gone: restore it, or train again"):
         Document("tale", tmp_path / "tale.txt").read()
     with pytest.raises(GrimmgenError, match=r"cannot read .* \(Is a directory\)"):
         Document("tale", tmp_path).read()
 
 
-def test_a_text_comes_in_pieces_that_end_where_a_word_does(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pieces_of_a_text_end_at_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "_PIECE", 7)
     text = "\ufeffthe kïng, the old king und die böööööösen Geißlein\n"
-    story = Document("tale", write(tmp_path / "tale.txt", text.encode()))
-    assert "".join(story.pieces()) == story.read() == text[1:]
-    assert list(story.pieces())[:2] == ["the ", "kïng, "]
-    whole = split_by_hash(open_corpus(str(story.path)))
-    assert "".join(s.read() for part in PARTS for s in whole.parts[part]) == text[1:]
+    document = Document("tale", write(tmp_path / "tale.txt", text.encode()))
+    assert "".join(document.pieces()) == document.read() == text[1:]
+    assert list(document.pieces())[:2] == ["the ", "kïng, "]
+    split = split_by_hash(open_corpus(str(document.path)))
+    assert "".join(d.read() for part in PARTS for d in split.parts[part]) == text[1:]
     bad = Document("tale", write(tmp_path / "bad.txt", b"the king \xff"))
     with pytest.raises(GrimmgenError, match=r"is not UTF-8 \(byte 9\)"):
         list(bad.pieces())
 
 
-def test_a_text_that_shrinks_while_it_is_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_that_shrinks_while_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpora, "_PIECE", 7)
-    # More than the file's buffer holds.
+    # Larger than the buffer of the file object.
     path = write(tmp_path / "tale.txt", b"the king " * 100_000)
     pieces = Document("tale", path).pieces()
     next(pieces)
     os.truncate(path, 9)
-    with pytest.raises(IntegrityError, match=r"tale\.txt has changed: put it back as it was, or train anew"):
+    with pytest.raises(IntegrityError, match=r"tale\.txt has changed: restore it, or train again"):
         list(pieces)
 
 
-def test_a_large_text_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_file_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[object] = []
 
     def digest(file: io.BufferedIOBase) -> str:
@@ -201,28 +199,28 @@ def test_a_large_text_is_hashed_once_until_it_changes(tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(corpora, "_digest", digest)
     path = write(tmp_path / "tale.txt", b"the king")
-    story = Document("tale", path)
-    assert [story.digest() for _ in range(2)] == [files.sha256(b"the king")] * 2
-    assert len(hashed) == 2, "a small one is no work"
+    document = Document("tale", path)
+    assert [document.digest() for _ in range(2)] == [files.sha256(b"the king")] * 2
+    assert len(hashed) == 2, "small files are hashed each time"
     monkeypatch.setattr(corpora, "_LARGE", 8)
-    assert [story.digest() for _ in range(3)] == [files.sha256(b"the king")] * 3
+    assert [document.digest() for _ in range(3)] == [files.sha256(b"the king")] * 3
     assert len(hashed) == 3
     write(path, b"the queen")
-    assert story.digest() == files.sha256(b"the queen")
+    assert document.digest() == files.sha256(b"the queen")
 
 
-def test_a_fetched_story_that_has_become_vast_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "_LARGEST_STORY", 1 << 20)
+def test_fetched_document_over_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpora, "_LARGEST_FETCHED", 1 << 20)
     path = write(tmp_path / "001.txt", bytes(2 << 20))
     with pytest.raises(GrimmgenError, match=r"001\.txt is larger than 1 MB: cut it into several files"):
         Document("001", path, files.sha256(b""), latin1=True).read()
 
 
-def test_the_size_of_a_story_is_that_of_its_share(tmp_path: Path) -> None:
+def test_size_of_a_document_is_that_of_its_span(tmp_path: Path) -> None:
     path = write(tmp_path / "tale.txt", bytes(1000))
-    assert Document("tale", path, part=(0.8, 0.9)).size == 100
+    assert Document("tale", path, span=(0.8, 0.9)).size == 100
     assert Document("tale", tmp_path / "gone.txt").size == 0
-    # Of a package that was not unpacked.
+    # A file of a package that is imported from a zip archive.
     with zipfile.ZipFile(tmp_path / "tales.zip", "w") as archive:
         archive.writestr("tale.txt", "the king")
     zipped = Document("tale", zipfile.Path(tmp_path / "tales.zip", "tale.txt"))
@@ -234,7 +232,7 @@ def test_the_size_of_a_story_is_that_of_its_share(tmp_path: Path) -> None:
 GRIMM = [f"{number:03d}" for number in range(1, 210)]
 
 
-def test_the_split_of_the_grimm_tales_is_frozen() -> None:
+def test_split_of_the_grimm_tales_is_frozen() -> None:
     split = names(split_by_hash(named(*GRIMM)))
     valid = (
         "011 013 016 025 048 049 071 081 086 089 094 099 101 106 107 113 124 128 129 132 136 143 157 158 164 169"
@@ -247,44 +245,44 @@ def test_the_split_of_the_grimm_tales_is_frozen() -> None:
     assert sorted([*split["train"], *split["valid"], *split["test"]]) == GRIMM
 
 
-def test_adding_stories_moves_none() -> None:
+def test_adding_documents_moves_none() -> None:
     few, many = (names(split_by_hash(named(*GRIMM[:count]))) for count in (60, 209))
     assert {part: [name for name in many[part] if name in GRIMM[:60]] for part in PARTS} == few
 
 
-def test_of_many_stories_80_10_10_percent_are_in_the_parts() -> None:
+def test_split_of_many_documents_is_80_10_10() -> None:
     split = names(split_by_hash(named(*(f"story {number}" for number in range(5000)))))
     assert [round(len(split[part]) / 50) for part in PARTS] == [80, 10, 10]
 
 
-# --- too few stories to split: each is cut -------------------------------------------------------------------
+# --- few documents: each is cut into the parts ---------------------------------------------------------------
 
 TEXTS = {
     "empty": "",
-    "one letter": "x",
+    "one character": "x",
     "one word": "x" * 5000,
     "one line": "once upon a time " * 500,
-    "one line that ends": "x" * 99 + "\n",
+    "one line with its end": "x" * 99 + "\n",
     "lines": "Once upon a time,\nthere was a king.\n" * 100,
-    "lines of Windows": "Once upon a time,\r\nthere was a king.\r\n" * 100,
-    "far lines": ("word " * 500 + "\n") * 9,
-    "a far line, then near ones": "x" * 900 + " " + "y" * 1500 + "\nz" * 80,
-    "letters of several bytes": "Ein König 👑 u\u0308ber alles\n" * 100,
+    "lines with CR LF": "Once upon a time,\r\nthere was a king.\r\n" * 100,
+    "long lines": ("word " * 500 + "\n") * 9,
+    "a long line, then short ones": "x" * 900 + " " + "y" * 1500 + "\nz" * 80,
+    "characters of several bytes": "Ein König 👑 u\u0308ber alles\n" * 100,
 }
 
 
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
-def test_the_cuts_of_a_story_cover_it_exactly(tmp_path: Path, text: str) -> None:
+def test_spans_of_a_document_cover_it_exactly(tmp_path: Path, text: str) -> None:
     path = write(tmp_path / "tale.txt", b"\xef\xbb\xbf" + text.encode())
     split = split_by_hash(open_corpus(str(path)))
     assert not split.by_story
     pieces = [split.parts[part][0].read() for part in PARTS]
     assert "".join(pieces) == text
     if "\n" in text or " " in text:
-        assert all(piece[-1] in "\n " for piece in pieces[:-1] if piece), "a cut is between lines, or words"
+        assert all(piece[-1] in "\n " for piece in pieces[:-1] if piece), "cuts are between lines, or words"
 
 
-def test_the_cuts_are_of_80_10_10_percent(tmp_path: Path) -> None:
+def test_spans_of_a_document_are_80_10_10(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", TEXTS["lines"].encode())
     write(tmp_path / "b.txt", TEXTS["one line"].encode())
     split = split_by_hash(open_corpus(str(tmp_path)))
@@ -292,7 +290,7 @@ def test_the_cuts_are_of_80_10_10_percent(tmp_path: Path) -> None:
         assert [round(100 * len(piece.read()) / len(whole.read())) for piece in pieces] == [80, 10, 10]
 
 
-# --- a split of the user's own -------------------------------------------------------------------------------
+# --- splits of the user --------------------------------------------------------------------------------------
 
 
 def split_of(tmp_path: Path, value: object) -> Split:
@@ -301,7 +299,7 @@ def split_of(tmp_path: Path, value: object) -> Split:
     return split_by_file(named("a", "b", "c", "d"), path)
 
 
-def test_a_split_file_names_the_stories_of_each_part(tmp_path: Path) -> None:
+def test_split_file_names_documents_of_each_part(tmp_path: Path) -> None:
     split = split_of(tmp_path, {"test": ["a"], "valid": ["b"], "train": ["d"]})
     assert names(split) == {"train": ["d"], "valid": ["b"], "test": ["a"]}, "c is left out"
     assert list(split.parts) == list(PARTS)
@@ -333,25 +331,25 @@ def test_a_split_file_names_the_stories_of_each_part(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_split_file_that_cannot_be_used_is_told(tmp_path: Path, value: object, message: str) -> None:
+def test_invalid_split_file_is_a_usage_error(tmp_path: Path, value: object, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         split_of(tmp_path, value)
     assert str(caught.value).endswith(message.replace("{path}", str(tmp_path / "split.json")))
 
 
-def test_a_split_file_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_split_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError) as caught:
         split_by_file(named("a"), tmp_path / "split.json")
     assert str(caught.value) == f"there is no split file {tmp_path / 'split.json'}: {FORM}"
 
 
-def test_a_tale_to_split_by_may_have_to_be_fetched_first(tmp_path: Path) -> None:
+def test_split_file_may_name_a_tale_not_fetched_yet(tmp_path: Path) -> None:
     path = write(tmp_path / "split.json", b'{"train": ["001"], "valid": ["002"], "test": ["003"]}')
     with pytest.raises(UsageError, match=r"the corpus grimm does not have the story '003': fetch it first"):
         split_by_file(replace(named("001", "002"), name="grimm", source="grimm"), path)
 
 
-# --- the split that is stored with a run ---------------------------------------------------------------------
+# --- splits that are stored with a run -----------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -361,56 +359,56 @@ def corpus(tmp_path: Path) -> Corpus:
     return open_corpus(str(tmp_path / "tales"))
 
 
-def by_story(corpus: Corpus) -> Split:
-    return Split({part: (story,) for part, story in zip(PARTS, corpus.documents, strict=True)})
+def by_document(corpus: Corpus) -> Split:
+    return Split({part: (document,) for part, document in zip(PARTS, corpus.documents, strict=True)})
 
 
 def stored(split: Split) -> Any:
     return json.loads(json.dumps(split.to_json()))
 
 
-@pytest.mark.parametrize("split", [by_story, split_by_hash], ids=["by story", "by cuts"])
-def test_a_stored_split_is_the_same_split(corpus: Corpus, split: Callable[[Corpus], Split]) -> None:
+@pytest.mark.parametrize("split", [by_document, split_by_hash], ids=["by document", "by span"])
+def test_split_survives_json(corpus: Corpus, split: Callable[[Corpus], Split]) -> None:
     before = split(corpus)
     after = Split.from_json(stored(before), corpus)
     assert (after.by_story, after.sha256, stored(after)) == (before.by_story, before.sha256, stored(before))
     for part in PARTS:
-        assert [story.read() for story in after.parts[part]] == [story.read() for story in before.parts[part]]
+        assert [d.read() for d in after.parts[part]] == [d.read() for d in before.parts[part]]
 
 
-def test_the_hash_of_a_split_tells_what_is_in_which_part(corpus: Corpus) -> None:
+def test_split_hash_depends_on_contents_and_parts(corpus: Corpus) -> None:
     a, b, c = corpus.documents
-    splits = by_story(corpus), Split({"train": (b,), "valid": (a,), "test": (c,)}), split_by_hash(corpus)
+    splits = by_document(corpus), Split({"train": (b,), "valid": (a,), "test": (c,)}), split_by_hash(corpus)
     hashes = {split.sha256 for split in splits}
     write(corpus.documents[0].path, b"Another tale.")  # type: ignore[arg-type]
-    assert len(hashes | {by_story(corpus).sha256}) == 4
+    assert len(hashes | {by_document(corpus).sha256}) == 4
 
 
-def test_a_story_that_has_changed_since_is_noticed_when_it_is_read(corpus: Corpus) -> None:
-    value = stored(by_story(corpus))
+def test_changed_document_is_noticed_when_read(corpus: Corpus) -> None:
+    value = stored(by_document(corpus))
     path = corpus.documents[0].path
     assert isinstance(path, Path)
     path.write_bytes(path.read_bytes() + b"\n")
     split = Split.from_json(value, open_corpus(corpus.source))
     with pytest.raises(IntegrityError) as caught:
         split.parts["train"][0].read()  # fault 12
-    assert str(caught.value) == f"{path} has changed: put it back as it was, or train anew"
+    assert str(caught.value) == f"{path} has changed: restore it, or train again"
     assert caught.value.exit_code == 3
     assert split.parts["valid"][0].read().startswith("The tale of b.")
 
 
-def test_a_story_that_is_gone_since_is_told(corpus: Corpus) -> None:
-    value = stored(by_story(corpus))
+def test_stored_split_with_a_missing_document_is_an_error(corpus: Corpus) -> None:
+    value = stored(by_document(corpus))
     with pytest.raises(IntegrityError) as caught:
         Split.from_json(value, replace(corpus, documents=corpus.documents[:1]))
-    assert str(caught.value) == "the corpus tales no longer has the story 'b': put it back, or train anew"
+    assert str(caught.value) == "the corpus tales no longer has the story 'b': restore it, or train again"
 
 
-UNREADABLE = "the split stored with the run cannot be read: train anew"
+UNREADABLE = "the split stored with the run cannot be read: train again"
 
 
 @pytest.mark.parametrize("entries", [None, 7, "a", [{}], [{"name": ["a"]}]])
-def test_a_stored_split_that_is_none_is_told(corpus: Corpus, entries: object) -> None:
+def test_damaged_stored_split_is_an_error(corpus: Corpus, entries: object) -> None:
     for value in entries, {"parts": entries}, {"parts": dict.fromkeys(PARTS, entries)}:
         with pytest.raises(IntegrityError) as caught:
             Split.from_json(value, corpus)
@@ -418,18 +416,18 @@ def test_a_stored_split_that_is_none_is_told(corpus: Corpus, entries: object) ->
 
 
 @pytest.mark.parametrize(
-    "share", [[0], [0, 0.5, 1], [-0.1, 1], [0, 1.1], [0.9, 0.8], [0, float("nan")], [0, 10**400], "01x", 1]
+    "span", [[0], [0, 0.5, 1], [-0.1, 1], [0, 1.1], [0.9, 0.8], [0, float("nan")], [0, 10**400], "01x", 1]
 )
-def test_a_stored_share_that_is_none_is_told(corpus: Corpus, share: object) -> None:
-    value = stored(by_story(corpus))
-    value["parts"]["test"][0]["part"] = share
+def test_damaged_stored_span_is_an_error(corpus: Corpus, span: object) -> None:
+    value = stored(by_document(corpus))
+    value["parts"]["test"][0]["part"] = span
     with pytest.raises(IntegrityError) as caught:
         Split.from_json(value, corpus)
     assert str(caught.value) == UNREADABLE
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are text there")
-def test_a_story_named_in_latin1_is_stored_too(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode there")
+def test_split_with_a_latin1_file_name_survives_json(tmp_path: Path) -> None:
     write(tmp_path / "tales" / os.fsdecode(b"K\xf6nig.txt"))
     corpus = open_corpus(str(tmp_path / "tales"))
     split = split_by_hash(corpus)
@@ -437,11 +435,11 @@ def test_a_story_named_in_latin1_is_stored_too(tmp_path: Path) -> None:
     assert Split.from_json(files.read_json(tmp_path / "split.json"), corpus).sha256 == split.sha256
 
 
-# --- which stories are asked for -----------------------------------------------------------------------------
+# --- the numbers of the tales --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("asked", "numbers"),
+    ("stories", "numbers"),
     [
         ("1", [1]),
         ("3", [1, 2, 3]),
@@ -453,14 +451,14 @@ def test_a_story_named_in_latin1_is_stored_too(tmp_path: Path) -> None:
         ("209-209,001", [1, 209]),
     ],
 )
-def test_the_numbers_of_stories(asked: str, numbers: Iterable[int]) -> None:
-    assert story_numbers(asked) == list(numbers)
+def test_story_numbers_are_parsed(stories: str, numbers: Iterable[int]) -> None:
+    assert story_numbers(stories) == list(numbers)
 
 
 @pytest.mark.parametrize(
-    "asked", ["", "7,", "0", "210", "1-210", "0-3", "3-1", "-3", "1-2-3", "1.5", "ALL", "٣", "99999"]
+    "stories", ["", "7,", "0", "210", "1-210", "0-3", "3-1", "-3", "1-2-3", "1.5", "ALL", "٣", "99999"]
 )
-def test_what_is_no_number_of_a_story_is_told(asked: str) -> None:
+def test_invalid_story_numbers_are_a_usage_error(stories: str) -> None:
     with pytest.raises(UsageError) as caught:
-        story_numbers(asked)
-    assert str(caught.value) == f"--stories {asked!r} is not clear: give 1 to 209, all, or a list like 1-20,35"
+        story_numbers(stories)
+    assert str(caught.value) == f"--stories {stories!r} is not clear: give 1 to 209, all, or a list like 1-20,35"

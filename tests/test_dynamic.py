@@ -1,33 +1,22 @@
-"""Dynamic evaluation: a story's own past helps, and nothing else changes."""
+"""Dynamic evaluation: the update rule, the gradient statistics, and weights that are restored afterwards."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 
-from grimmgen.configuration import Cell
-from grimmgen.evaluation.dynamic import evaluate_dynamically, sample, usual_gradients
+from grimmgen.evaluation.dynamic import evaluate_dynamically, gradient_rms, sample
 from grimmgen.evaluation.scores import Evaluation
-from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
+from grimmgen.evaluation.static import evaluate
 from grimmgen.network.model import LanguageModel
-from tests.builders import NETWORKS, TEXT, tiny_configuration, tiny_vocabulary
+from tests.builders import NETWORKS
+from tests.test_evaluation import TEXTS, model_and_documents
 
-STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}
-# What differs between networks here is what there is to learn and to put back.
-SOME = ["lstm1", *(f"{cell}2-tied" for cell in get_args(Cell)), "mogrifier1-1-round"]
-
-
-def given(**options: Any) -> tuple[LanguageModel, list[EncodedDocument]]:
-    """A model of random weights, and stories that it may read."""
-    configuration = tiny_configuration(hidden=12, initialisation="xavier", **options)
-    vocabulary = tiny_vocabulary(configuration)
-    model = LanguageModel(configuration, len(vocabulary))
-    model.initialise()
-    return model, encode_stories(STORIES.items(), vocabulary)
+# One network with each set of weights.
+SOME = [name for name in NETWORKS if name == "lstm1" or name.endswith(("2-tied", "1-1-round"))]
 
 
 def nats(evaluation: Evaluation) -> dict[str, float]:
@@ -36,120 +25,118 @@ def nats(evaluation: Evaluation) -> dict[str, float]:
 
 @pytest.mark.parametrize("network", SOME)
 @pytest.mark.parametrize("segment", [5, 40])
-def test_at_a_rate_of_zero_it_is_the_static_figure(network: str, segment: int) -> None:
-    wet = {"dropout": 0.9, "weight_drop": 0.5}  # of which nobody who evaluates knows
-    model, stories = given(**NETWORKS[network], **wet)
-    still, moving = evaluate(model, stories), evaluate_dynamically(model, stories, 0.0, segment=segment)
-    for static, dynamic in zip(still.documents, moving.documents, strict=True):
-        assert dynamic.nats == pytest.approx(static.nats, rel=1e-5)
+def test_rate_zero_gives_the_static_scores(network: str, segment: int) -> None:
+    regularised = {"dropout": 0.9, "weight_drop": 0.5}  # must have no effect on evaluation
+    model, documents = model_and_documents(**NETWORKS[network], **regularised)
+    static = evaluate(model, documents)
+    dynamic = evaluate_dynamically(model, documents, 0.0, segment=segment)
+    for expected, score in zip(static.documents, dynamic.documents, strict=True):
+        assert score.nats == pytest.approx(expected.nats, rel=1e-5)
         for name in ("name", "predictions", "characters", "unknown"):
-            assert getattr(dynamic, name) == getattr(static, name)
+            assert getattr(score, name) == getattr(expected, name)
 
 
 @pytest.mark.parametrize("network", SOME)
-def test_the_weights_are_as_they_were_to_the_bit(network: str) -> None:
-    model, stories = given(**NETWORKS[network])
+def test_weights_are_restored_bit_for_bit(network: str) -> None:
+    model, documents = model_and_documents(**NETWORKS[network])
     before = model.weights()
-    evaluate_dynamically(model, stories, 0.01, segment=5)
-    assert {name: w.tobytes() for name, w in model.weights().items()} == {
-        name: w.tobytes() for name, w in before.items()
-    }
+    evaluate_dynamically(model, documents, 0.01, segment=5)
+    after = model.weights()
+    assert {name: w.tobytes() for name, w in after.items()} == {name: w.tobytes() for name, w in before.items()}
 
 
-def test_each_story_is_read_as_if_it_were_the_only_one() -> None:
-    model, stories = given(embedding=4, tied=True)
-    together = nats(evaluate_dynamically(model, stories, 0.01, segment=5))
-    backwards = nats(evaluate_dynamically(model, stories[::-1], 0.01, segment=5))
-    alone = {
-        story.name: nats(evaluate_dynamically(model, [story], 0.01, segment=5))[story.name] for story in stories
-    }
-    assert together == backwards == alone
-
-
-def test_what_repeats_itself_costs_less_and_each_segment_is_scored_before_it_is_learnt() -> None:
-    model, stories = given(min_count=1)
-    assert not stories[0].spelling
-    static, dynamic = nats(evaluate(model, stories)), nats(evaluate_dynamically(model, stories, 0.05, segment=4))
-    assert dynamic["repetitive"] < 0.8 * static["repetitive"]
-    # A story of a single segment gives nothing to learn from before its end.
-    assert dynamic["short"] == pytest.approx(static["short"], rel=1e-6)
-    whole = nats(evaluate_dynamically(model, stories, 0.01, segment=70))
-    assert whole == pytest.approx(static, rel=1e-5)
-
-
-def test_it_is_krause_s_step_on_the_segments_of_a_story_one_after_the_other() -> None:
-    model, stories = given(embedding=4)
-    story, rate, decay, damping = stories[0], 0.01, 0.1, 0.5
-    right = 0.0
-    twin = LanguageModel(model.configuration, model.vocabulary_size)
-    twin.load_weights(model.weights())
-    sizes = usual_gradients(model, 7)
-    mean = torch.cat([size.flatten() for size in sizes]).mean()
-    state = twin.zero_state(1)
-    inputs, targets = [1, *story.ids.tolist()], [*story.ids.tolist(), 1]
-    for begin in range(0, len(inputs), 7):
-        step = torch.tensor(inputs[begin : begin + 7])[:, None]
-        hidden, after = twin(step, state, None)
-        segment = torch.tensor(targets[begin : begin + 7])
-        loss = torch.nn.functional.cross_entropy(twin.logits(hidden)[:, 0], segment, reduction="sum")
-        right += loss.item()
-        twin.zero_grad()
-        # The mean over a segment's steps; the last one's that there are not count as steps.
-        (loss / 7).backward()  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            for weight, start, size in zip(twin.parameters(), model.parameters(), sizes, strict=True):
-                assert weight.grad is not None
-                weight.sub_(rate * weight.grad / (size + damping * mean))
-                weight.add_(decay * (start - weight))
-        state = type(state)(after.h.detach(), after.c.detach())
-    made = evaluate_dynamically(model, [story], rate, decay, damping, segment=7).documents[0]
-    assert made.nats == pytest.approx(right + story.spelling, rel=1e-4)
-    assert made.bits_per_character == pytest.approx(made.nats / math.log(2) / len(STORIES["repetitive"]))
-
-
-@pytest.mark.parametrize("network", SOME)
-def test_the_usual_size_of_a_gradient_is_its_root_mean_square_over_what_the_model_tells(network: str) -> None:
-    model, _ = given(**NETWORKS[network])
-    sizes = usual_gradients(model, 3)
-    for size, weight in zip(sizes, model.parameters(), strict=True):
-        assert size.shape == weight.shape
-        assert torch.isfinite(size).all()
-    assert sum(float(size.sum()) for size in sizes) > 0
-    again = usual_gradients(model, 3)
-    assert all(torch.equal(one, other) for one, other in zip(sizes, again, strict=True))
-
-
-def test_what_the_model_tells_has_its_own_probabilities() -> None:
-    model, _ = given()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.zero_()
-        model.output.bias[4] = 2.0
-    told = sample(model, 30, 200)
-    V = model.vocabulary_size
-    share = np.exp(2.0) / (V - 1 + np.exp(2.0))
-    assert np.mean(told.targets == 4) == pytest.approx(share, abs=0.02)
-    assert np.array_equal(told.inputs[1:], told.targets[:-1])
-    assert (told.inputs[0] == 1).all()
-    assert np.array_equal(told.starts, told.inputs == 1)
-    assert len(np.unique(told.targets[:, 0])) > 1
-
-
-def test_weights_are_put_back_even_if_it_is_interrupted() -> None:
-    model, stories = given()
+def test_weights_are_restored_after_an_interrupt() -> None:
+    model, documents = model_and_documents()
     before = model.weights()
 
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_dynamically(model, stories, 0.1, told=interrupt)
+        evaluate_dynamically(model, documents, 0.1, notify_done=interrupt)
     assert all(np.array_equal(before[name], weight) for name, weight in model.weights().items())
 
 
-def test_who_waits_is_told_how_many_stories_are_done() -> None:
-    model, stories = given()
-    told: list[int] = []
-    evaluate_dynamically(model, stories, told=told.append)
-    assert told == [1, 2, 3, 4]
-    assert not any(np.isnan(score.nats) for score in evaluate(model, stories).documents)
+def test_each_document_starts_from_the_trained_weights() -> None:
+    model, documents = model_and_documents(embedding=4, tied=True)
+    together = nats(evaluate_dynamically(model, documents, 0.01, segment=5))
+    reverse = nats(evaluate_dynamically(model, documents[::-1], 0.01, segment=5))
+    alone: dict[str, float] = {}
+    for document in documents:
+        alone |= nats(evaluate_dynamically(model, [document], 0.01, segment=5))
+    assert together == reverse == alone
+
+
+def test_repetition_is_adapted_to_after_it_is_scored() -> None:
+    model, documents = model_and_documents(min_count=1)
+    assert not documents[0].spelling
+    static = nats(evaluate(model, documents))
+    dynamic = nats(evaluate_dynamically(model, documents, 0.05, segment=4))
+    assert dynamic["repetitive"] < 0.8 * static["repetitive"]
+    # A document of one segment is scored before the first update.
+    assert dynamic["short"] == pytest.approx(static["short"], rel=1e-6)
+    one_segment = nats(evaluate_dynamically(model, documents, 0.01, segment=70))
+    assert one_segment == pytest.approx(static, rel=1e-5)
+
+
+def test_update_follows_the_equation_of_krause() -> None:
+    model, documents = model_and_documents(embedding=4)
+    document, rate, decay, damping = documents[0], 0.01, 0.1, 0.5
+    expected = 0.0
+    twin = LanguageModel(model.configuration, model.vocabulary_size)
+    twin.load_weights(model.weights())
+    rms = gradient_rms(model, 7)
+    mean = torch.cat([r.flatten() for r in rms.values()]).mean()
+    trained = dict(model.named_parameters())
+    state = twin.zero_state(1)
+    inputs, targets = [1, *document.ids.tolist()], [*document.ids.tolist(), 1]
+    for begin in range(0, len(inputs), 7):
+        hidden, after = twin(torch.tensor(inputs[begin : begin + 7])[:, None], state, None)
+        segment = torch.tensor(targets[begin : begin + 7])
+        loss = torch.nn.functional.cross_entropy(twin.logits(hidden)[:, 0], segment, reduction="sum")
+        expected += loss.item()
+        twin.zero_grad()
+        # The mean is over 7 steps also in the last segment, which is shorter.
+        (loss / 7).backward()  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            for name, weight in twin.named_parameters():
+                assert weight.grad is not None
+                weight.sub_(rate * weight.grad / (rms[name] + damping * mean))
+                weight.add_(decay * (trained[name] - weight))
+        state = tuple(tensor.detach() for tensor in after)
+    score = evaluate_dynamically(model, [document], rate, decay, damping, segment=7).documents[0]
+    assert score.nats == pytest.approx(expected + document.spelling, rel=1e-4)
+    assert score.bits_per_character == pytest.approx(score.nats / math.log(2) / len(TEXTS["repetitive"]))
+
+
+@pytest.mark.parametrize("network", SOME)
+def test_gradient_rms_is_finite_and_reproducible(network: str) -> None:
+    model, _ = model_and_documents(**NETWORKS[network])
+    rms, again = gradient_rms(model, 3), gradient_rms(model, 3)
+    assert {name: r.shape for name, r in rms.items()} == {n: w.shape for n, w in model.named_parameters()}
+    assert all(torch.isfinite(r).all() for r in rms.values())
+    assert sum(float(r.sum()) for r in rms.values()) > 0
+    assert all(torch.equal(r, again[name]) for name, r in rms.items())
+
+
+def test_sample_follows_the_models_distribution() -> None:
+    model, _ = model_and_documents()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
+        model.output.bias[4] = 2.0
+    window = sample(model, 30, 200)
+    V = model.vocabulary_size
+    probability = np.exp(2.0) / (V - 1 + np.exp(2.0))
+    assert np.mean(window.targets == 4) == pytest.approx(probability, abs=0.02)
+    assert np.array_equal(window.inputs[1:], window.targets[:-1])
+    assert (window.inputs[0] == 1).all()
+    assert np.array_equal(window.starts, window.inputs == 1)
+    assert len(np.unique(window.targets[:, 0])) > 1
+
+
+def test_progress_counts_the_documents() -> None:
+    model, documents = model_and_documents()
+    counts: list[int] = []
+    evaluate_dynamically(model, documents, notify_done=counts.append)
+    assert counts == [1, 2, 3, 4]

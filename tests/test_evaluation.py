@@ -1,48 +1,50 @@
-"""Evaluation: long stories in parts, long texts in pieces."""
+"""Static evaluation: long documents are read in parts, long texts in pieces, and shards add up."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation import static
-from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
+from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel
 from tests.builders import TEXT, tiny_configuration, tiny_vocabulary
 
-STORIES = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}
+TEXTS = {"repetitive": "the king a" * 12, "short": "a", "unknown": "zzz, the 中 end", "tale": TEXT}
 
 
-def given(**options: Any) -> tuple[LanguageModel, list[EncodedDocument]]:
-    """A model of random weights, and stories that it may read."""
+def model_and_documents(**options: Any) -> tuple[LanguageModel, list[EncodedDocument]]:
+    """A model with random weights, and TEXTS in its encoding."""
     configuration = tiny_configuration(hidden=12, initialisation="xavier", **options)
     vocabulary = tiny_vocabulary(configuration)
     model = LanguageModel(configuration, len(vocabulary))
     model.initialise()
-    return model, encode_stories(STORIES.items(), vocabulary)
+    return model, encode_for_evaluation(TEXTS.items(), vocabulary)
 
 
-def test_a_long_story_is_read_in_parts_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, stories = given()
-    whole = evaluate(model, stories)
-    longest = max(len(story.ids) for story in stories) + 1
+def test_long_document_is_evaluated_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, documents = model_and_documents()
+    whole = evaluate(model, documents)
+    longest = max(len(document.ids) for document in documents) + 1
     monkeypatch.setattr(static, "_PART", longest)
-    assert evaluate(model, stories) == whole
+    assert evaluate(model, documents) == whole
     monkeypatch.setattr(static, "_PART", 25)
-    parted = evaluate(model, stories)
-    for story, score, right in zip(stories, parted.documents, whole.documents, strict=True):
-        assert (score.predictions, score.characters) == (right.predictions, right.characters)
-        assert (
-            score.nats == right.nats if len(story.ids) < 25 else score.nats == pytest.approx(right.nats, rel=0.02)
-        )
-    # A part is read as training reads a row: from the n-gram before it on, remembering nothing.
-    story = stories[0]
-    count = -(-(len(story.ids) + 1) // 25)
+    in_parts = evaluate(model, documents)
+    for document, score, expected in zip(documents, in_parts.documents, whole.documents, strict=True):
+        assert (score.predictions, score.characters) == (expected.predictions, expected.characters)
+        tolerance = 0.0 if len(document.ids) < 25 else 0.02
+        assert score.nats == pytest.approx(expected.nats, rel=tolerance, abs=0.0)
+    # Each part starts from a zero state, and its first input is the n-gram before it.
+    document = documents[0]
+    count = -(-(len(document.ids) + 1) // 25)
     assert count > 2
-    targets, inputs = [*story.ids.tolist(), 1], [1, *story.ids.tolist()]
+    targets, inputs = [*document.ids.tolist(), 1], [1, *document.ids.tolist()]
     nats = 0.0
     for begin, end in itertools.pairwise(len(targets) * k // count for k in range(count + 1)):
         hidden, _ = model(torch.tensor(inputs[begin:end])[:, None], model.zero_state(1), None)
@@ -50,23 +52,52 @@ def test_a_long_story_is_read_in_parts_side_by_side(monkeypatch: pytest.MonkeyPa
             model.logits(hidden)[:, 0], torch.tensor(targets[begin:end]), reduction="sum"
         )
         nats += loss.item()
-    assert parted.documents[0].nats == pytest.approx(nats + story.spelling, rel=1e-5)
+    assert in_parts.documents[0].nats == pytest.approx(nats + document.spelling, rel=1e-5)
 
 
-def test_a_text_in_pieces_is_the_text_and_what_is_beyond_the_most_is_left_out() -> None:
+@pytest.mark.parametrize("size", [1, 3, 9])
+def test_shards_add_up_to_the_whole(size: int) -> None:
+    model, documents = model_and_documents()
+    shards: list[NDArray[np.float64]] = []
+
+    def keep(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+        shards.append(nats)
+        return nats
+
+    for rank in range(size):
+        evaluate(model, documents, (rank, size), keep)
+    assert (np.count_nonzero(shards, axis=0) == 1).all()
+    total = evaluate(model, documents, (0, size), lambda _: np.sum(shards, axis=0))
+    expected = [score.nats for score in evaluate(model, documents).documents]
+    assert [score.nats for score in total.documents] == pytest.approx(expected)
+
+
+def test_pieces_of_a_text_encode_as_the_whole_text() -> None:
     configuration = tiny_configuration()
     vocabulary = tiny_vocabulary(configuration)
     text = "the king, zzz, and the thin hen" * 3
-    whole = EncodedDocument.of("tale", text, vocabulary)
+    whole = EncodedDocument.encode("tale", text, vocabulary)
     ids, costs, characters = vocabulary.encode_with_costs(text)
     assert whole.ids.tolist() == ids.tolist()
     assert whole.spelling == pytest.approx(costs.sum())
-    pieces = EncodedDocument.of("tale", [text[i : i + 5] for i in range(0, len(text), 5)], vocabulary)
-    assert pieces.ids.tolist() == ids.tolist()
-    assert pieces.spelling == pytest.approx(whole.spelling)
-    assert pieces.characters == whole.characters == characters
-    part = EncodedDocument.of("tale", [text[i : i + 5] for i in range(0, len(text), 5)], vocabulary, 8)
+    pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
+    in_pieces = EncodedDocument.encode("tale", pieces, vocabulary)
+    assert in_pieces.ids.tolist() == ids.tolist()
+    assert in_pieces.spelling == pytest.approx(whole.spelling)
+    assert in_pieces.characters == whole.characters == characters
+
+
+def test_encoding_stops_at_the_limit() -> None:
+    vocabulary = tiny_vocabulary(tiny_configuration())
+    text = "the king, zzz, and the thin hen" * 3
+    whole = EncodedDocument.encode("tale", text, vocabulary)
+    part = EncodedDocument.encode("tale", [text[i : i + 5] for i in range(0, len(text), 5)], vocabulary, 8)
     assert 8 <= len(part.ids) < 12
-    assert part.ids.tolist() == ids[: len(part.ids)].tolist()
-    some = encode_stories([("a", ""), ("b", text), ("c", text)], vocabulary, len(ids))
-    assert [story.name for story in some] == ["b"]
+    assert part.ids.tolist() == whole.ids[: len(part.ids)].tolist()
+    some = encode_for_evaluation([("a", ""), ("b", text), ("c", text)], vocabulary, len(whole.ids))
+    assert [document.name for document in some] == ["b"]
+
+
+def test_empty_texts_cannot_be_evaluated() -> None:
+    with pytest.raises(GrimmgenError, match="there is no text to evaluate"):
+        encode_for_evaluation([("a", ""), ("b", "")], tiny_vocabulary(tiny_configuration()))

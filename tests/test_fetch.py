@@ -1,4 +1,4 @@
-"""Bringing the tales into the cache, and finding there what was brought (faults 5, 8-14)."""
+"""Fetching the tales into the cache, and reading them from it (faults 5, 8-16)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ import pytest
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
 from grimmgen.text import corpus, fetch
-from grimmgen.text.fetch import FetchEvent, FetchStarted, StoryFailed, StoryFetched
+from grimmgen.text.fetch import DocumentFailed, DocumentFetched, FetchEvent, FetchStarted
 from tests.program import grimmgen
 from tests.server import Server, answer, dripping, endless, stalling
 
@@ -38,7 +38,7 @@ def tale(number: int) -> bytes:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """It has all tales."""
+    """Serve all tales."""
     with Server() as server:
         for number in ALL:
             server.on(f"/{number:03d}.txt", answer(tale(number)))
@@ -55,7 +55,7 @@ def fetch_all(server: Server, numbers: Iterable[int], **options: Any) -> list[Fe
 
 
 def failures(events: Iterable[FetchEvent]) -> dict[str, GrimmgenError]:
-    return {event.name: event.error for event in events if isinstance(event, StoryFailed)}
+    return {event.name: event.error for event in events if isinstance(event, DocumentFailed)}
 
 
 def paths(numbers: Iterable[int]) -> list[str]:
@@ -63,7 +63,7 @@ def paths(numbers: Iterable[int]) -> list[str]:
 
 
 def read() -> dict[str, bytes]:
-    return {story.name: story.content() for story in corpus.open_corpus("grimm").documents}
+    return {document.name: document.content() for document in corpus.open_corpus("grimm").documents}
 
 
 def tales(numbers: Iterable[int]) -> dict[str, bytes]:
@@ -73,23 +73,23 @@ def tales(numbers: Iterable[int]) -> dict[str, bytes]:
 def manifest(cache: Path) -> dict[str, dict[str, Any]]:
     value = json.loads((cache / "manifest.json").read_bytes())
     assert value["format"] == 1
-    stories: dict[str, dict[str, Any]] = value["stories"]
-    return stories
+    entries: dict[str, dict[str, Any]] = value["stories"]
+    return entries
 
 
-def test_stories_are_fetched_and_read(server: Server, cache: Path) -> None:
+def test_documents_are_fetched_and_read(server: Server, cache: Path) -> None:
     started, *fetched = fetch_all(server, [35, 1, 2])
     assert started == FetchStarted(3, 3, cache)
-    assert set(fetched) == {StoryFetched(name, len(content)) for name, content in tales([1, 2, 35]).items()}
+    assert set(fetched) == {DocumentFetched(name, len(content)) for name, content in tales([1, 2, 35]).items()}
     assert sorted(server.requests) == paths([1, 2, 35])
     assert read() == tales([1, 2, 35])
     opened = corpus.open_corpus("grimm")
     assert (opened.name, opened.source) == ("grimm", "grimm")
-    assert opened.documents[0].read().startswith("The tale of the König"), "the page is in Latin-1"
+    assert opened.documents[0].read().startswith("The tale of the König"), "Latin-1 is decoded"
     assert {path.name for path in cache.iterdir()} <= {"001.txt", "002.txt", "035.txt", "manifest.json", ".lock"}
 
 
-def test_the_manifest_tells_where_when_and_what(server: Server, cache: Path) -> None:
+def test_manifest_has_url_size_hash_and_time(server: Server, cache: Path) -> None:
     fetch_all(server, [2, 1])
     entries = manifest(cache)
     assert list(entries) == ["001", "002"]
@@ -102,13 +102,13 @@ def test_the_manifest_tells_where_when_and_what(server: Server, cache: Path) -> 
     assert timedelta(0) <= datetime.now(UTC) - datetime.fromisoformat(when) < timedelta(minutes=1)
 
 
-def test_the_url_needs_no_slash_at_its_end(server: Server) -> None:
+def test_url_needs_no_trailing_slash(server: Server) -> None:
     server.on("/tales/001.txt", answer(tale(1)))
     events = list(fetch.fetch([1], f"{server.url}tales"))
     assert (len(events), failures(events), server.requests) == (2, {}, ["/tales/001.txt"])
 
 
-def test_what_is_there_is_not_asked_for_again(
+def test_cached_documents_are_not_requested_again(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch_all(server, [1, 2, 3])
@@ -125,7 +125,7 @@ def test_what_is_there_is_not_asked_for_again(
     assert server.requests[3:] == ["/004.txt"]
 
 
-def test_all_can_be_asked_for_again(server: Server) -> None:
+def test_force_fetches_cached_documents_again(server: Server) -> None:
     fetch_all(server, [1, 2])
     server.on("/001.txt", answer(tale(101)))
     assert fetch_all(server, [1, 2], force=True)[0].missing == 2  # type: ignore[union-attr]
@@ -133,7 +133,7 @@ def test_all_can_be_asked_for_again(server: Server) -> None:
 
 
 @pytest.mark.slow
-def test_three_of_209_fail_and_the_others_stay(server: Server, cache: Path) -> None:
+def test_failed_documents_do_not_affect_the_others(server: Server, cache: Path) -> None:
     for path in paths([7, 70, 209]):
         server.on(path, answer(b"Gone fishing.", 404), answer(tale(int(path[1:4]))))
     events = fetch_all(server, ALL)
@@ -148,7 +148,7 @@ def test_three_of_209_fail_and_the_others_stay(server: Server, cache: Path) -> N
     assert read() == tales(ALL)
 
 
-# --- what is no story is never cached ------------------------------------------------------------------------
+# --- checks of the content -----------------------------------------------------------------------------------
 
 PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
 
@@ -166,9 +166,9 @@ PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
         (tale(1)[:300] + b"\x1b" * 10, "that is not plain text"),
         ("Es war einmal. ".encode("utf-16") * 20, "that is not plain text"),
     ],
-    ids=["empty", "short", "long", "page", "page after lines", "picture", "NUL", "controls", "UTF-16"],
+    ids=["empty", "short", "long", "page", "page after blank lines", "image", "NUL", "controls", "UTF-16"],
 )
-def test_what_is_no_story_is_never_cached(server: Server, cache: Path, body: bytes, reason: str) -> None:
+def test_invalid_content_is_never_cached(server: Server, cache: Path, body: bytes, reason: str) -> None:
     server.on("/001.txt", answer(body))
     error = failures(fetch_all(server, [1, 2]))["001"]  # fault 5
     assert str(error) == f"{server.url}001.txt: {reason}: check the --url"
@@ -180,26 +180,26 @@ def test_what_is_no_story_is_never_cached(server: Server, cache: Path, body: byt
 
 
 @pytest.mark.parametrize("body", [tale(1)[:200], tale(1) + b"\f\x1a", b"a <b> c < d, <p>" * 20, b"\xff" * 200])
-def test_what_may_be_a_story_is_cached(server: Server, body: bytes) -> None:
+def test_unusual_but_plausible_content_is_cached(server: Server, body: bytes) -> None:
     server.on("/001.txt", answer(body))
     assert failures(fetch_all(server, [1])) == {}
     assert read() == {"001": body}
 
 
-def test_an_endless_story_does_not_keep_the_others_away(server: Server) -> None:
+def test_endless_document_does_not_block_the_others(server: Server) -> None:
     server.on("/001.txt", endless(answer(Content_Length="9" * 12), b"x" * (1 << 16)))
     assert [*failures(fetch_all(server, [1, 2, 3]))] == ["001"]  # fault 7
     assert read() == tales([2, 3])
 
 
-def test_a_story_that_was_good_stays_when_its_successor_is_not(server: Server) -> None:
+def test_failed_forced_fetch_keeps_the_old_document(server: Server) -> None:
     fetch_all(server, [1])
     server.on("/001.txt", answer(PAGE * 9))
     assert [*failures(fetch_all(server, [1], force=True))] == ["001"]
     assert read() == tales([1])
 
 
-# --- what happens to the cache -------------------------------------------------------------------------------
+# --- damage to the cache, and failing disks ------------------------------------------------------------------
 
 
 def corrupt(path: Path) -> None:
@@ -236,27 +236,27 @@ def pipe(path: Path) -> None:
         (pipe, "is not a file"),
     ],
 )
-def test_a_damaged_story_is_noticed_and_fetched_again(
+def test_damaged_document_is_noticed_and_fetched_again(
     server: Server, cache: Path, harm: Callable[[Path], None], line: str
 ) -> None:
     fetch_all(server, [1, 2])
     harm(cache / "001.txt")
-    story, other = corpus.open_corpus("grimm").documents
-    for use in story.content, story.read:
+    damaged, other = corpus.open_corpus("grimm").documents
+    for read_damaged in damaged.content, damaged.read:
         with pytest.raises(IntegrityError) as caught:
-            use()  # fault 12
+            read_damaged()  # fault 12
         assert str(caught.value) == f"{cache / '001.txt'} {line}: run `grimmgen fetch` to repair it"
         assert caught.value.exit_code == 3
     assert other.content() == tale(2)
     server.requests.clear()
-    assert fetch_all(server, [1, 2]) == [FetchStarted(2, 1, cache), StoryFetched("001", len(tale(1)))]
+    assert fetch_all(server, [1, 2]) == [FetchStarted(2, 1, cache), DocumentFetched("001", len(tale(1)))]
     assert server.requests == ["/001.txt"]
     assert read() == tales([1, 2])
     if harm is link:
-        assert (cache / "001.elsewhere").read_bytes() == tale(1), "what the link led to is as it was"
+        assert (cache / "001.elsewhere").read_bytes() == tale(1), "the target of the link is unchanged"
 
 
-def test_a_story_that_the_disk_no_longer_gives_is_fetched_again(
+def test_unreadable_document_is_fetched_again(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch_all(server, [1, 2])
@@ -269,7 +269,7 @@ def test_a_story_that_the_disk_no_longer_gives_is_fetched_again(
     assert sorted(server.requests) == paths([1, 1, 2, 2])
 
 
-def test_without_the_network_a_damaged_story_is_not_repaired(server: Server, cache: Path) -> None:
+def test_damaged_document_stays_if_fetching_fails(server: Server, cache: Path) -> None:
     fetch_all(server, [1, 2])
     corrupt(cache / "001.txt")
     server.on("/001.txt", answer(status=403))
@@ -292,7 +292,7 @@ def test_without_the_network_a_damaged_story_is_not_repaired(server: Server, cac
         b'{"stories": {"../../x": {"url": "", "bytes": 1, "sha256": "", "time": ""}}}',
     ],
 )
-def test_a_manifest_that_cannot_be_used_is_as_good_as_none(server: Server, cache: Path, value: bytes) -> None:
+def test_damaged_manifest_counts_as_missing(server: Server, cache: Path, value: bytes) -> None:
     fetch_all(server, [1, 2])
     (cache / "manifest.json").write_bytes(value)
     with pytest.raises(GrimmgenError, match="no tales have been fetched yet"):
@@ -301,7 +301,7 @@ def test_a_manifest_that_cannot_be_used_is_as_good_as_none(server: Server, cache
     assert read() == tales([1, 2])
 
 
-def test_a_full_disk_ends_the_fetch_and_what_is_there_stays(
+def test_full_disk_ends_fetch_and_keeps_the_cache(
     server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetch_all(server, [1, 2])
@@ -321,9 +321,7 @@ def test_a_full_disk_ends_the_fetch_and_what_is_there_stays(
     assert read() == tales([1, 2, 3, 4])
 
 
-def test_of_a_read_only_cache_what_is_there_can_be_used(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_read_only_cache_can_be_read(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fetch_all(server, [1, 2])
     opened = os.open
 
@@ -337,34 +335,34 @@ def test_of_a_read_only_cache_what_is_there_can_be_used(
     assert read() == tales([1, 2])
     with pytest.raises(GrimmgenError) as caught:
         fetch_all(server, [1, 2, 3])
-    remedy = "the file system is read-only; set GRIMMGEN_HOME to a place that can be written"
+    remedy = "the file system is read-only; set GRIMMGEN_HOME to a writable directory"
     assert str(caught.value) == f"cannot lock {cache / '.lock'} (Read-only file system): {remedy}"
     assert len(server.requests) == 2
 
 
-# --- interruptions, and several at once ----------------------------------------------------------------------
+# --- interruptions, and concurrent fetches -------------------------------------------------------------------
 
 
-def test_an_interrupted_fetch_goes_on_where_it_was(server: Server, cache: Path) -> None:
+def test_interrupted_fetch_is_continued(server: Server, cache: Path) -> None:
     for path in paths(range(9, 31)):
         server.on(path, dripping(b"", answer(tale(1))))
     events = fetch.fetch(range(1, 31), server.url, jobs=2)
     assert isinstance(events, Generator)
     assert isinstance(next(events), FetchStarted)
-    there = [next(events).name for _ in range(5)]
+    fetched = [next(events).name for _ in range(5)]
     began = time.monotonic()
     events.close()
-    assert time.monotonic() - began < 3.0, "what was under way, and would have taken 5 s, was not waited for"
-    assert set(manifest(cache)) == set(there), "what the user was told of is remembered"
-    assert read() == tales(map(int, there))
-    assert len(server.requests) <= 8 + 2, "what waited was not begun"
+    assert time.monotonic() - began < 3.0, "downloads in progress, which take 5 s, are not waited for"
+    assert set(manifest(cache)) == set(fetched), "every reported document is in the manifest"
+    assert read() == tales(map(int, fetched))
+    assert len(server.requests) <= 8 + 2, "no further download started"
     for number in range(9, 31):
         server.on(f"/{number:03d}.txt", answer(tale(number)))
     server.requests.clear()
     fetch_all(server, range(1, 31))
-    missing = paths(sorted(set(range(1, 31)) - set(map(int, there))))
+    missing = paths(sorted(set(range(1, 31)) - set(map(int, fetched))))
     assert sorted(set(server.requests)) == missing
-    # On a busy machine the server notes late what the two jobs were at when they were stopped.
+    # On a busy machine the server may record the last requests of the two stopped jobs late.
     assert len(server.requests) <= len(missing) + 2
     assert read() == tales(range(1, 31))
 
@@ -378,41 +376,39 @@ for event in fetch.fetch([1, 2, 3, 4], sys.argv[1], jobs=1):
 
 
 @pytest.mark.usefixtures("cache")
-def test_who_stops_just_as_a_story_has_its_place_has_it(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_after_rename_keeps_the_document(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     write = files.write_atomically
 
-    def stopped(path: Path, content: bytes) -> None:
+    def write_and_interrupt(path: Path, content: bytes) -> None:
         write(path, content)
         if path.suffix == ".txt":
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "write_atomically", stopped)
+        patch.setattr(files, "write_atomically", write_and_interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch_all(server, [1])
     assert read() == tales([1])
 
 
-def test_the_manifest_is_written_every_second(
-    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_manifest_is_written_every_second(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0.0, 2.0)
     monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     events = fetch.fetch([1, 2, 3], server.url, jobs=1)
     assert next(events) == FetchStarted(3, 3, cache)
-    assert next(events) == StoryFetched("001", len(tale(1)))
-    # Who is killed now has the first.
+    assert next(events) == DocumentFetched("001", len(tale(1)))
+    # The first document is in the manifest before the fetch ends.
     assert [*manifest(cache)] == ["001"]
     assert len(list(events)) == 2
 
 
-def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) -> None:
+def test_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) -> None:
     server.on("/003.txt", stalling(), answer(tale(3)))
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, server.url], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout
-        assert [process.stdout.readline() for _ in range(3)] == ["FetchStarted\n", *["StoryFetched\n"] * 2]
+        assert [process.stdout.readline() for _ in range(3)] == ["FetchStarted\n", *["DocumentFetched\n"] * 2]
         process.kill()  # fault 10
     assert process.returncode == -signal.SIGKILL
     stale = cache / f".004.txt.{process.pid}.0123abcd.tmp"
@@ -423,7 +419,7 @@ def test_a_killed_fetch_is_completed_by_the_next(server: Server, cache: Path) ->
 
 
 @pytest.mark.parametrize("count", [2, 8])
-def test_several_fetches_at_once_share_the_work(server: Server, cache: Path, count: int) -> None:
+def test_concurrent_fetches_share_the_work(server: Server, cache: Path, count: int) -> None:
     started = threading.Barrier(count)
 
     def run(_: int) -> list[FetchEvent]:
@@ -438,20 +434,20 @@ def test_several_fetches_at_once_share_the_work(server: Server, cache: Path, cou
     assert list(cache.glob(".*.tmp")) == []
 
 
-def test_who_waits_for_another_fetch_is_told(server: Server, cache: Path) -> None:
+def test_waiting_for_another_fetch_is_notified(server: Server, cache: Path) -> None:
     cache.mkdir(parents=True)
-    told: queue.Queue[str] = queue.Queue()
+    messages: queue.Queue[str] = queue.Queue()
     with ThreadPoolExecutor(1) as pool:
         with files.locked(cache / ".lock", "the cache"):
-            events = pool.submit(fetch, server, [1], waiting=told.put)
-            assert told.get(timeout=10) == f"waiting for process {os.getpid()}"  # fault 16
+            events = pool.submit(fetch_all, server, [1], notify=messages.put)
+            assert messages.get(timeout=10) == f"waiting for process {os.getpid()}"  # fault 16
             assert server.requests == []
         assert failures(events.result()) == {}
-    assert told.empty()
+    assert messages.empty()
     assert read() == tales([1])
 
 
-# --- use -----------------------------------------------------------------------------------------------------
+# --- arguments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -467,7 +463,7 @@ def test_who_waits_for_another_fetch_is_told(server: Server, cache: Path) -> Non
         "http://a\x1b[2J",
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_before_anything_is_made(home: Path, url: str) -> None:
+def test_invalid_url_is_refused_before_any_write(home: Path, url: str) -> None:
     with pytest.raises(UsageError) as caught:
         list(fetch.fetch([1], url))
     assert str(caught.value) == f"--url {url!r} cannot be used: give an http or https address"
@@ -483,20 +479,20 @@ def test_jobs_out_of_range_are_refused(home: Path, jobs: int) -> None:
 
 
 @pytest.mark.parametrize("jobs", [1, 64])
-def test_any_number_of_jobs_brings_the_same(server: Server, jobs: int) -> None:
+def test_result_does_not_depend_on_the_number_of_jobs(server: Server, jobs: int) -> None:
     assert failures(fetch_all(server, range(1, 9), jobs=jobs)) == {}
     assert read() == tales(range(1, 9))
 
 
-# --- how a failure is told ---------------------------------------------------------------------------------
+# --- the report of failures ----------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("cache")
-def test_many_failures_are_a_few_lines_and_name_what_would_help(server: Server) -> None:
+def test_many_failures_are_summarised(server: Server) -> None:
     ran = grimmgen("fetch", "--stories", "30-45", "--url", f"{server.url}gone/")
-    *told, more, error = ran.err.splitlines()
-    assert (ran.code, ran.out, len(told)) == (1, "", 5)
-    assert all(line.endswith(": the server answers 404: check the --url and the numbers") for line in told)
+    *failed, more, error = ran.err.splitlines()
+    assert (ran.code, ran.out, len(failed)) == (1, "", 5)
+    assert all(line.endswith(": the server answers 404: check the --url and the numbers") for line in failed)
     assert more == "and 11 more; --json has them all"
     assert error == (
         "error: 16 of 16 tales could not be fetched (030, 031, 032, 033, 034, 035, 036, 037, 038, 039 …),"

@@ -17,11 +17,12 @@ import torch
 
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode, Products
 from grimmgen.errors import GrimmgenError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Event, Finished, Started, Stepped
+from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.training.session import Training
@@ -148,11 +149,12 @@ def test_a_run_goes_on_on_another_device_and_tells_the_same_there(corpus: Corpus
         for device in (first, second):
             model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
             model.load_weights(checkpoint.weights)
-            scored = evaluate(model, encode_stories(story, checkpoint.vocabulary))
+            scored = evaluate(model, encode_for_evaluation(story, checkpoint.vocabulary))
             perplexities.append(scored.total.perplexity)
         assert perplexities[0] == pytest.approx(perplexities[1], rel=1e-4)
-        # Telling is the CPU's, wherever a run was trained.
-        assert TextGenerator(begun.run.name, checkpoint).generate("the king", length=20, random_seed=1)
+        # Text is generated on the CPU, wherever a run was trained.
+        trained_model = TrainedModel(begun.run.name, checkpoint)
+        assert TextGenerator(trained_model).generate("the king", length=20, random_seed=1)
         copy = begun.run.path.parent / f"copy-{first}"
         shutil.copytree(begun.run.path, copy)
         ends = []

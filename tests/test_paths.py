@@ -1,4 +1,4 @@
-"""Where grimmgen keeps its files (fault 17)."""
+"""Paths of the cache and of the data (fault 17)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from grimmgen.io import paths
 REMEDY = "set GRIMMGEN_HOME to an absolute directory"
 
 
-def test_all_is_below_grimmgen_home_and_nothing_is_made(home: Path) -> None:
+def test_paths_are_below_home_and_nothing_is_created(home: Path) -> None:
     assert paths.cache_directory() == home / "cache"
     assert paths.corpus_directory("grimm") == home / "cache" / "corpora" / "grimm"
     assert paths.index_directory("0123") == home / "cache" / "indices" / "0123"
-    assert paths.tokens_directory() == home / "cache" / "tokens"
+    assert paths.id_cache_directory() == home / "cache" / "tokens"
     assert paths.data_directory() == home / "data"
     assert paths.runs_directory() == home / "data" / "runs"
     assert not home.exists()
 
 
-def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tilde_is_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GRIMMGEN_HOME", "~/tales")
     assert paths.cache_directory() == tmp_path / "tales" / "cache"
@@ -32,7 +32,7 @@ def test_a_tilde_is_the_users_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 @pytest.fixture
 def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The platform's own places decide, below a home directory."""
+    """Unset GRIMMGEN_HOME, so that the platform's directories are used, below a temporary home directory."""
     for name in ("GRIMMGEN_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -40,8 +40,8 @@ def platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("empty", [False, True])
-@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other places")
-def test_without_it_the_places_of_the_platform_are_used(
+@pytest.mark.skipif(sys.platform != "linux", reason="other platforms have other directories")
+def test_platform_directories_are_the_default(
     platform: Path, monkeypatch: pytest.MonkeyPatch, empty: bool
 ) -> None:
     for name in ("GRIMMGEN_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME") if empty else ():
@@ -56,26 +56,26 @@ def test_without_it_the_places_of_the_platform_are_used(
 @pytest.mark.parametrize("value", ["tales", "./tales", "~no such user/tales", "/tales/~/x"])
 def test_grimmgen_home_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("GRIMMGEN_HOME", value)
-    for place in paths.cache_directory, paths.runs_directory:
+    for directory in paths.cache_directory, paths.runs_directory:
         with pytest.raises(UsageError) as caught:
-            place()
+            directory()
         assert str(caught.value) == f"GRIMMGEN_HOME is {value!r}, which is not an absolute path: {REMEDY}"
         assert caught.value.exit_code == 2
 
 
 @pytest.mark.usefixtures("platform")
 @pytest.mark.parametrize("value", ["cache", "./cache", "~/cache"])
-def test_an_xdg_directory_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_xdg_directory_has_to_be_absolute(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", value)
     with pytest.raises(UsageError) as caught:
         paths.cache_directory()
     assert str(caught.value) == f"XDG_CACHE_HOME is {value!r}, which is not an absolute path: {REMEDY}"
-    assert paths.data_directory().is_absolute(), "that of the data is another one"
+    assert paths.data_directory().is_absolute(), "the data directory is not affected"
 
 
 @pytest.fixture
-def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - it clears the way
-    """A user without a HOME, and without an entry in the passwd file."""
+def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: ARG001 - unsets variables
+    """A user without HOME and without an entry in the passwd file."""
 
     def no_entry(who: object) -> None:
         raise KeyError(who)
@@ -85,18 +85,18 @@ def nobody(platform: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: AR
 
 
 @pytest.mark.usefixtures("nobody")
-def test_without_a_home_directory_nothing_is_called_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_home_directory_is_a_usage_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for part, place in ("cache", paths.cache_directory), ("data", paths.data_directory):
+    for part, directory in ("cache", paths.cache_directory), ("data", paths.data_directory):
         with pytest.raises(
             UsageError, match=f"^no home directory: the {part} directory would be '~/.*': {REMEDY}$"
         ):
-            place()
+            directory()
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.usefixtures("nobody")
-def test_without_a_home_directory_grimmgen_home_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grimmgen_home_replaces_a_missing_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRIMMGEN_HOME", "/tales")
     assert paths.data_directory() == Path("/tales/data")
     monkeypatch.setenv("GRIMMGEN_HOME", "~/tales")

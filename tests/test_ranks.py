@@ -21,7 +21,7 @@ import torch
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration, DropoutMode
 from grimmgen.errors import UsageError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
@@ -137,10 +137,10 @@ def test_judging_is_shared_and_nothing_is_left_out() -> None:
     vocabulary = tiny_vocabulary(configuration)
     model = LanguageModel(configuration, len(vocabulary))
     model.initialise()
-    stories = encode_stories([(str(n), TEXT[n:]) for n in range(5)], vocabulary)
+    stories = encode_for_evaluation([(str(n), TEXT[n:]) for n in range(5)], vocabulary)
     whole = evaluate(model, stories)
     spelt = [story.spelling for story in stories]
-    apart = [[score.nats for score in evaluate(model, stories, part).documents] for part in parts(7)]
+    apart = [[score.nats for score in evaluate(model, stories, (part.rank, part.size)).documents] for part in parts(7)]
     read = np.array(apart) - spelt
     assert (np.count_nonzero(read, axis=0) == 1).all()
     assert read.sum(axis=0) + spelt == pytest.approx([score.nats for score in whole.documents])
@@ -283,12 +283,12 @@ _TRAIN = """
 # Takes every text for a large one, and tells who encodes it.
 _LARGE = """
     import json
-    from grimmgen.text import encoding
-    write, encoding.IN_MEMORY = encoding._write, 1
+    from grimmgen.text import encoding, id_cache
+    write, encoding.IN_MEMORY = id_cache.write, 1
     def told(*given):
         print(json.dumps({"event": "encoded"}))
         write(*given)
-    encoding._write = told
+    id_cache.write = told
 """
 
 

@@ -15,7 +15,7 @@ import torch
 
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation.static import encode_stories, evaluate
+from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
@@ -385,7 +385,7 @@ def test_with_phases_the_vocabulary_is_of_both_cuts_and_an_epoch_reads_one_of_ea
     assert started.ngrams == sum(math.ceil(len(text) / 2) for text in texts)
     # One epoch reads each story cut in one of its ways, as drawn.
     vocabulary = phased.run.checkpoint().vocabulary
-    stories = [vocabulary.encode_phases(text) for text in texts]
+    stories = [[vocabulary.encode(text, phase) for phase in range(2)] for text in texts]
     windows = epoch(stories, 9, 25, 0, 0)
     assert len(only(Stepped, events)) == len(windows)
     model = LanguageModel(configuration, len(vocabulary))
@@ -448,7 +448,7 @@ def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpu
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
     stories = split_by_hash(corpus).parts["valid"]
-    texts = encode_stories([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
+    texts = encode_for_evaluation([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
     assert evaluate(model, texts).total.perplexity == only(Finished, events)[0].best_perplexity
 
 
@@ -459,7 +459,7 @@ def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(c
     model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
-    result = evaluate(model.float(), encode_stories(texts, vocabulary))
+    result = evaluate(model.float(), encode_for_evaluation(texts, vocabulary))
     for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]

@@ -32,23 +32,23 @@ def fetch(
     from grimmgen.errors import GrimmgenError, IntegrityError
     from grimmgen.text import fetch as fetching
 
-    asked, missing, received, failed = 0, 0, 0, list[fetching.StoryFailed]()
+    asked, missing, received, failed = 0, 0, 0, list[fetching.DocumentFailed]()
     fetched = list[str]()
     began = time.monotonic()
     with console.Bars(quiet or json) as bars:
         bar = 0
         waiting = None if quiet or json else console.note
         for event in fetching.fetch(
-            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, waiting=waiting
+            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, notify=waiting
         ):
             match event:
                 case fetching.FetchStarted():
-                    asked, missing, directory = event.asked, event.missing, event.directory
+                    asked, missing, directory = event.requested, event.missing, event.directory
                     bar = bars.add("tales", missing)
-                case fetching.StoryFetched():
+                case fetching.DocumentFetched():
                     fetched.append(event.name)
                     received += event.size
-                case fetching.StoryFailed():
+                case fetching.DocumentFailed():
                     failed.append(event)
                     if len(failed) <= _TOLD:
                         bars.line(f"{event.name}: {event.error}", "red")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from grimmgen.cli import options
 
 if TYPE_CHECKING:
-    from grimmgen.sampling.generator import TextGenerator, Told
+    from grimmgen.sampling.generator import Generation, TextGenerator
 
 # It is read n-gram by n-gram before the story goes on.
 _LONGEST_PROMPT = 1 << 20
@@ -84,10 +84,6 @@ def generate(
     lines: Annotated[
         bool, options.option("--lines", help="On a terminal, break lines between words; a pipe gets the raw text.")
     ] = False,
-    interactive: Annotated[
-        bool,
-        options.option("--interactive", "-i", help="Write together: the model proposes words, you choose."),
-    ] = False,
     novelty: Annotated[
         bool,
         options.option("--novelty", help="Then tell what of it stands verbatim in the run's training stories."),
@@ -106,8 +102,8 @@ def generate(
     """
     from grimmgen.cli import console
     from grimmgen.errors import UsageError
-    from grimmgen.sampling.options import SamplingOptions
     from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
+    from grimmgen.sampling.options import SamplingOptions
 
     chosen = SamplingOptions(
         length=length,
@@ -124,44 +120,31 @@ def generate(
         random_seed=fresh_random_seed() if random_seed is None else random_seed,
         state=state,
     )
-    for name, given in ("--lines", lines), ("--interactive", interactive):
-        if given and json:
-            raise UsageError(f"{name} is for a terminal, --json for a program", f"leave out {name}")
+    if lines and json:
+        raise UsageError("--lines is for a terminal, --json for a program", "leave out --lines")
     if seed and seed_file:
         raise UsageError("--seed and --seed-file both begin the story", "give one of them")
-    if interactive:
-        from grimmgen.cli import companion
-
-        if seed == "-" or stories != 1 or novelty or lines or until is not None:
-            raise UsageError(
-                "--interactive writes one story at a terminal, sentence by sentence",
-                "leave out --stories, --novelty, --until, --lines and --seed -",
-            )
-        companion.check_terminal()
     prompt = _prompt(seed, seed_file)
     teller = TextGenerator.load(run)
     if not quiet and (warning := console.unknown(*teller.unknown_in(prompt))):
         console.warn(warning)
-    if interactive:
-        companion.write_together(teller, prompt, chosen)
-        return
     judge = None
     if novelty:
-        from grimmgen.cli.novelty import Judge
+        from grimmgen.cli.novelty import NoveltyReport
 
-        judge = Judge(run)
+        judge = NoveltyReport(teller.model)
     write = console.Lines().write if lines else console.write
     if stories == 1 and not json:
-        telling = teller.begin(prompt, chosen, keep=judge is not None)
-        for [piece] in telling:
+        stream = teller.start(prompt, chosen, keep=judge is not None)
+        for [piece] in stream:
             write(piece)
         write("\n")
-        told = telling.stories
+        told = stream.generations
     else:
-        told = teller.tell_several(prompt, chosen, stories)
+        told = teller.generate_batch(prompt, chosen, stories)
         if json:
             documents = [
-                _record(teller, story) | ({} if judge is None else judge.describe("".join(story.pieces)))
+                _record(teller, story) | ({} if judge is None else judge.to_json("".join(story.pieces)))
                 for story in told
             ]
             console.document(documents if stories > 1 else documents[0])
@@ -171,7 +154,7 @@ def generate(
         if stories > 1 and judge is not None and not json:
             console.note(f"story {number}:")
         if judge is not None and not json:
-            judge.tell("".join(story.pieces))
+            judge.print_summary("".join(story.pieces))
     if not quiet:
         _tell_about(told)
         if random_seed is None and sys.stderr.isatty() and not json:
@@ -187,7 +170,7 @@ def _prompt(seed: str, seed_file: Path | None) -> str:
 
     if seed_file is not None:
         where = str(seed_file)
-        with files.explained(f"cannot read {where}"), seed_file.open("rb") as file:
+        with files.wrap_os_errors(f"cannot read {where}"), seed_file.open("rb") as file:
             sent = file.read(_LONGEST_PROMPT + 1)
     elif seed == "-":
         where, sent = "standard input", sys.stdin.buffer.read(_LONGEST_PROMPT + 1)
@@ -202,7 +185,7 @@ def _prompt(seed: str, seed_file: Path | None) -> str:
         raise UsageError(f"{where} is not UTF-8 (byte {error.start})", "convert it first") from None
 
 
-def _record(teller: TextGenerator, story: Told) -> dict[str, Any]:
+def _record(teller: TextGenerator, story: Generation) -> dict[str, Any]:
     """All that is needed to tell a story again, and the story."""
     from importlib.metadata import version
 
@@ -211,19 +194,19 @@ def _record(teller: TextGenerator, story: Told) -> dict[str, Any]:
         "checkpoint_sha256": teller.checkpoint.sha256,
         "grimmgen": version("grimmgen"),
         "prompt": story.prompt,
-        "decoding": asdict(story.decoding),
+        "decoding": asdict(story.options),
         "text": story.text,
         "ending": story.ending,
         "log_probability": teller.log_probability(story),
     }
 
 
-def _tell_about(told: Sequence[Told]) -> None:
+def _tell_about(told: Sequence[Generation]) -> None:
     """What may surprise about stories that have been told."""
     from grimmgen.cli import console
     from grimmgen.sampling.options import LONGEST
 
     if copied := console.copied(max(story.copied for story in told)):
         console.warn(copied)
-    if any(story.ending == "length" and story.decoding.length is None for story in told):
+    if any(story.ending == "length" and story.options.length is None for story in told):
         console.note(f"no end within {LONGEST:,} characters: --length gives it more")

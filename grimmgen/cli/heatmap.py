@@ -1,22 +1,27 @@
-"""A text coloured by how surprising it was: on a terminal, as HTML, and as JSON, for `eval --heatmap`."""
+"""Show a text coloured by surprisal, on a terminal, as HTML or as JSON: `eval --heatmap`."""
 
 from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grimmgen.cli import console
 
 if TYPE_CHECKING:
-    from grimmgen.evaluation.surprisal import Surprise
+    from grimmgen.evaluation.surprisal import TokenSurprisal
+    from grimmgen.runs.registry import TrainedModel
+    from grimmgen.text.corpus import Document
 
-# Where a level of surprise ends, in bits per character; the last has no end.
+# Largest file in bytes; a heat-map takes about 700 times its size in memory, and minutes.
+LARGEST = 1 << 20
+# Upper bounds of the levels but the last, in bits per character.
 LEVELS = (0.5, 1.0, 2.0, 3.0, 4.0, 6.0)
-_NAMED = [f"<{LEVELS[0]:g}", *(f"<{bits:g}" for bits in LEVELS[1:]), f"≥{LEVELS[-1]:g}"]
+_LABELS = [f"<{LEVELS[0]:g}", *(f"<{bits:g}" for bits in LEVELS[1:]), f"≥{LEVELS[-1]:g}"]
 _UNIT = "bits per character"
-# Paper and ink of each level. Both palettes go one way in lightness, which everyone can tell apart; the one for a
-# dark background is of colours that terminals with 256 have, too.
+# Background and text colour of each level. Lightness is monotonic in both palettes, so that they do not depend on
+# colour vision; DARK uses only colours of 256-colour terminals.
 LIGHT = (
     ("#ffffff", "#111111"),
     ("#fff7d6", "#111111"),
@@ -37,13 +42,50 @@ DARK = (
 )
 
 
+def show_heatmap(
+    model: TrainedModel, documents: Sequence[Document], target: Path | None, json: bool, quiet: bool
+) -> None:
+    """Print the heat-map of each document, or write all to an HTML file.
+
+    Args:
+        model: of a run or a checkpoint file.
+        documents: at least one.
+        target: the HTML file; None prints to standard output.
+        json: print a JSON document in place of the heat-maps.
+        quiet: do not report that the file was written.
+
+    Raises:
+        UsageError: a document is too large.
+        GrimmgenError: the file cannot be written.
+    """
+    from grimmgen.errors import UsageError
+    from grimmgen.evaluation.surprisal import surprisal
+    from grimmgen.io import files
+
+    output = None if target is None else files.output_path(target)
+    for document in documents:
+        if document.size > LARGEST:
+            raise UsageError(f"{document.name} is larger than {LARGEST >> 20} MB", "give a part of it")
+    texts = [(document.name, surprisal(model.checkpoint, document.read())) for document in documents]
+    if output is not None:
+        files.write_atomically(output, page(model.name, texts).encode("utf-8", "backslashreplace"))
+    if json:
+        value = [{"name": name, **_to_json(tokens)} for name, tokens in texts]
+        console.document({"run": model.name, "texts": value})
+    elif target is None:
+        for name, tokens in texts:
+            _print(name, tokens)
+    elif not quiet:
+        console.note(f"written to {target}")
+
+
 def level(bits_per_character: float) -> int:
-    """The level of surprise, 0 to 6."""
+    """The level of a surprisal, 0 to 6."""
     return sum(bits_per_character >= end for end in LEVELS)
 
 
 def visible(text: str) -> str:
-    r"""One line in which all that is there can be seen and nothing acts.
+    r"""The text in one line, with line ends, tabs and control characters made visible.
 
     >>> visible("a\n\x1b")
     'a↵\\x1b'
@@ -51,64 +93,69 @@ def visible(text: str) -> str:
     return console.safe(text.replace("\n", "↵").replace("\t", "→"))
 
 
-def show(title: str, found: Sequence[Surprise]) -> None:
-    """The text and the legend, on standard output: coloured on a terminal that has colours, else with marks."""
+def _print(title: str, tokens: Sequence[TokenSurprisal]) -> None:
+    """Print the text and a legend on standard output, in colour if it is a colour terminal, else with digits."""
     cells = [
-        (visible(character), level(s.bits_per_character), character == "\n") for s in found for character in s.text
+        (visible(character), level(token.bits_per_character), character == "\n")
+        for token in tokens
+        for character in token.text
     ]
-    cells.append(("■", level(found[-1].bits_per_character), True))
-    console.heat(f"{title}: {_summary(found)}", cells, _NAMED, _UNIT, DARK)
+    cells.append(("■", level(tokens[-1].bits_per_character), True))
+    console.heat(f"{title}: {_summary(tokens)}", cells, _LABELS, _UNIT, DARK)
 
 
-def to_json(found: Sequence[Surprise]) -> dict[str, Any]:
-    """The text's total, and each n-gram; the last one, which is empty, is the end."""
+def _to_json(tokens: Sequence[TokenSurprisal]) -> dict[str, Any]:
     return {
-        "bits_per_character": _bits_per_character(found),
+        "bits_per_character": _bits_per_character(tokens),
         "ngrams": [
             {
-                "text": s.text,
-                "bits": s.bits,
-                "bits_per_character": s.bits_per_character,
-                "expected": [{"text": text, "probability": p} for text, p in s.expected],
+                "text": token.text,
+                "bits": token.bits,
+                "bits_per_character": token.bits_per_character,
+                "expected": [{"text": text, "probability": p} for text, p in token.expected],
             }
-            for s in found
+            for token in tokens
         ],
     }
 
 
-def page(run: str, texts: Sequence[tuple[str, Sequence[Surprise]]]) -> str:
-    """A page of HTML that needs nothing else: (name, surprises) pairs, what was expected shown on hover."""
-    name = _escaped(visible(run))
-    legend = "".join(f'<span class="h{number}"> {_escaped(name)} </span>' for number, name in enumerate(_NAMED))
+def page(run: str, texts: Sequence[tuple[str, Sequence[TokenSurprisal]]]) -> str:
+    """A self-contained HTML page of (name, tokens) pairs, with the expected tokens on hover."""
+    legend = "".join(f'<span class="h{k}"> {_escaped(label)} </span>' for k, label in enumerate(_LABELS))
     sections = "\n".join(
-        f"<h2>{_escaped(visible(title))}</h2>\n<p>{_summary(found)}</p>\n"
-        f'<div class="text">{"".join(map(_span, found))}</div>'
-        for title, found in texts
+        f"<h2>{_escaped(visible(title))}</h2>\n<p>{_summary(tokens)}</p>\n"
+        f'<div class="text">{"".join(map(_span, tokens))}</div>'
+        for title, tokens in texts
     )
     return _PAGE.format(
-        name=name, light=_rules(LIGHT), dark=_rules(DARK), legend=legend, unit=_UNIT, text=sections
+        name=_escaped(visible(run)),
+        light=_rules(LIGHT),
+        dark=_rules(DARK),
+        legend=legend,
+        unit=_UNIT,
+        text=sections,
     )
 
 
-def _span(s: Surprise) -> str:
-    expected = " · ".join(f"{_named(text)} {p:.0%}" for text, p in s.expected)
-    said = f"{_named(s.text or '<end>')} took {s.bits:.1f} bits; expected: {expected}"
-    # What is seen is what is there, but for what would act; a line ends where the text has it end.
-    shown = "■" if not s.text else "↵\n".join(console.safe(part) for part in s.text.split("\n"))
-    kind = f"h{level(s.bits_per_character)}"
-    return f'<span class="{kind}" data-said="{_escaped(said)}">{_escaped(shown)}</span>'
+def _span(token: TokenSurprisal) -> str:
+    expected = " · ".join(f"{_quoted(text)} {p:.0%}" for text, p in token.expected)
+    tooltip = f"{_quoted(token.text or '<end>')}: {token.bits:.1f} bits; expected: {expected}"
+    # Keeps the line ends of the text; escapes control characters.
+    shown = "■" if not token.text else "↵\n".join(console.safe(part) for part in token.text.split("\n"))
+    css_class = f"h{level(token.bits_per_character)}"
+    return f'<span class="{css_class}" data-tooltip="{_escaped(tooltip)}">{_escaped(shown)}</span>'
 
 
-def _named(token: str) -> str:
+def _quoted(token: str) -> str:
     return token if token in {"<unk>", "<end>"} else f"“{visible(token.replace(' ', '␣'))}”"
 
 
-def _summary(found: Sequence[Surprise]) -> str:
-    return f"{_bits_per_character(found):.3f} {_UNIT}"
+def _summary(tokens: Sequence[TokenSurprisal]) -> str:
+    return f"{_bits_per_character(tokens):.3f} {_UNIT}"
 
 
-def _bits_per_character(found: Sequence[Surprise]) -> float:
-    return sum(s.bits for s in found) / max(1, sum(len(s.text) for s in found))
+def _bits_per_character(tokens: Sequence[TokenSurprisal]) -> float:
+    return sum(token.bits for token in tokens) / max(1, sum(len(token.text) for token in tokens))
 
 
 def _escaped(text: str) -> str:
@@ -117,7 +164,8 @@ def _escaped(text: str) -> str:
 
 def _rules(palette: Sequence[tuple[str, str]]) -> str:
     return "".join(
-        f".h{number} {{ background: {paper}; color: {ink} }}\n" for number, (paper, ink) in enumerate(palette)
+        f".h{k} {{ background: {background}; color: {colour} }}\n"
+        for k, (background, colour) in enumerate(palette)
     )
 
 
@@ -128,31 +176,32 @@ _PAGE = """\
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>What surprised {name}</title>
+<title>Surprisal under {name}</title>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ background: #ffffff; color: #111111; max-width: 44rem; margin: 2rem auto 8rem; padding: 0 1rem;
   font: 1.1rem/1.75 Georgia, "DejaVu Serif", serif }}
 h1 {{ font-size: 1.4rem }}
 h2 {{ font-size: 1.1rem; overflow-wrap: anywhere }}
-h1, h2, p, .legend, [data-said]:hover::after {{ font-family: system-ui, "DejaVu Sans", sans-serif;
+h1, h2, p, .legend, [data-tooltip]:hover::after {{ font-family: system-ui, "DejaVu Sans", sans-serif;
   line-height: 1.4 }}
 .legend span {{ padding: .1rem .4rem; white-space: pre }}
 .text {{ white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }}
 .text span {{ padding: .1rem 0 }}
-[data-said]:hover {{ outline: 2px solid currentColor }}
-[data-said]:hover::after {{ content: attr(data-said); position: fixed; inset: auto 0 0 0; padding: .8rem 1rem;
-  background: #111111; color: #ffffff; font-size: 1rem; text-align: center; white-space: normal }}
+[data-tooltip]:hover {{ outline: 2px solid currentColor }}
+[data-tooltip]:hover::after {{ content: attr(data-tooltip); position: fixed; inset: auto 0 0 0;
+  padding: .8rem 1rem; background: #111111; color: #ffffff; font-size: 1rem; text-align: center;
+  white-space: normal }}
 {light}@media (prefers-color-scheme: dark) {{
 body {{ background: #262626; color: #d0d0d0 }}
-[data-said]:hover::after {{ background: #ffffff; color: #111111 }}
+[data-tooltip]:hover::after {{ background: #ffffff; color: #111111 }}
 {dark}}}
 </style>
 </head>
 <body>
-<h1>What surprised {name}</h1>
-<p>The stronger the colour, the less the model had expected what came; point at a piece of the text, or touch it,
-to see what it had expected instead.</p>
+<h1>Surprisal under {name}</h1>
+<p>The stronger the colour, the less the model expected the text. Hover over it, or touch it, to see what the model
+expected.</p>
 <p class="legend">{legend} {unit}</p>
 {text}
 </body>

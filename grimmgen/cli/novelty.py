@@ -1,4 +1,4 @@
-"""How much of a text stands in a run's training stories: what `eval` and `generate` show for `--novelty`."""
+"""Show how much of a text occurs in a run's training stories: `--novelty` of `eval` and `generate`."""
 
 from __future__ import annotations
 
@@ -10,58 +10,60 @@ from grimmgen.cli import console, options
 
 if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import Copy, Novelty
+    from grimmgen.runs.registry import TrainedModel
+    from grimmgen.text.corpus import Document
 
-# So much of a copy is shown; --json has all of it.
+# Characters of a copy that are shown; --json has the whole copy.
 _SHOWN = 240
-# The longest copies of more texts than that are left to --json.
-_AT_MOST = 12
+# With more texts than this, their longest copies are shown by --json only.
+_MAX_TEXTS = 12
 
 
-class Judge:
-    """What a run has learnt from, ready to be asked.
+class NoveltyReport:
+    """Measures texts against the training stories of a model.
 
     Args:
-        asked: a run's name; None is the latest.
-        part: the held-out stories that are the control: so much is natural.
+        model: of a run.
+        part: the part of the run's split that is the control.
 
     Raises:
-        UsageError: it is the file of a checkpoint, which does not say what was learnt from.
+        UsageError: the model is a checkpoint file, which does not include its training set.
     """
 
-    def __init__(self, asked: str | None, part: options.Part = "valid") -> None:
-        from grimmgen.runs import registry
-        from grimmgen.sampling.generator import training_index
+    def __init__(self, model: TrainedModel, part: options.Part = "valid") -> None:
+        from grimmgen.evaluation.novelty import training_index
 
-        self._index = training_index(asked)
-        run = registry.find(asked)
-        self.run, self.part, self._configuration = run.name, part, run.configuration
-        self._held_out = run.split().parts[part]
+        self._index = training_index(model)
+        assert model.run is not None
+        self._configuration = model.checkpoint.configuration
+        self._documents = model.run.split().parts[part]
+        self.part = part
 
     def measure(self, texts: Sequence[tuple[str, str]] = ()) -> list[Novelty]:
-        """The novelty of each of (name, text) pairs; of the held-out stories if there are none."""
+        """The novelty of each of these (name, text) pairs, or of each control story if there are none."""
         from grimmgen.evaluation.novelty import measure
 
-        texts = texts or [(story.name, story.read()) for story in self._held_out]
-        return [measure(self._index, name, self._normalised(text)) for name, text in texts]
+        texts = texts or [(document.name, document.read()) for document in self._documents]
+        return [measure(self._index, name, self._normalise(text)) for name, text in texts]
 
     @cached_property
     def control(self) -> Novelty:
-        """The novelty of the held-out stories together."""
+        """The novelty of all control stories together."""
         from grimmgen.evaluation.novelty import measure_together
 
-        held_out = [self._normalised(story.read()) for story in self._held_out]
-        return measure_together(self._index, f"{self.part} stories", held_out)
+        texts = [self._normalise(document.read()) for document in self._documents]
+        return measure_together(self._index, f"{self.part} stories", texts)
 
-    def describe(self, text: str) -> dict[str, Any]:
-        """What a story told by the run adds to its JSON document."""
-        [judged] = self.measure([("told", text)])
-        return {"novelty": to_json(judged), "control": to_json(self.control)}
+    def to_json(self, text: str) -> dict[str, Any]:
+        """The novelty of a generated text and of the control, for its JSON document."""
+        [novelty] = self.measure([("generated", text)])
+        return {"novelty": _to_json(novelty), "control": _to_json(self.control)}
 
-    def tell(self, text: str) -> None:
-        """The same in three lines, on standard error."""
-        [novelty], control = self.measure([("told", text)]), self.control
+    def print_summary(self, text: str) -> None:
+        """Print the novelty of a generated text in three lines, on standard error."""
+        [novelty], control = self.measure([("generated", text)]), self.control
         console.note(
-            f"longest copy: {_place(novelty.longest)}: {_quoted(novelty.longest)}"
+            f"longest copy: {_position(novelty.longest)}: {_quoted(novelty.longest)}"
             if novelty.longest
             else "longest copy: none"
         )
@@ -71,18 +73,28 @@ class Judge:
         )
         console.note(f"characters: {copied}; in brackets {control.name}")
         novel = ", ".join(
-            f"{_share(share)} of those of {n} ({_share(control.novel[n])})" for n, share in novelty.novel.items()
+            f"{_share(share)} of length {n} ({_share(control.novel[n])})" for n, share in novelty.novel.items()
         )
         console.note(f"new n-grams: {novel}")
 
-    def _normalised(self, text: str) -> str:
-        from grimmgen.text.vocabulary import normalise
+    def _normalise(self, text: str) -> str:
+        from grimmgen.text.normalisation import normalise
 
         return normalise(text, self._configuration.lower, self._configuration.newlines)
 
 
-def to_json(novelty: Novelty) -> dict[str, Any]:
-    """One text's figures."""
+def show_novelty(model: TrainedModel, documents: Sequence[Document], part: options.Part, json: bool) -> None:
+    """Print the novelty of these documents, or of each control story if there are none, and of the control."""
+    report = NoveltyReport(model, part)
+    texts = report.measure([(document.name, document.read()) for document in documents])
+    if json:
+        value = {"run": model.name, "split": part, "texts": [_to_json(text) for text in texts]}
+        console.document({**value, "control": _to_json(report.control)})
+    else:
+        _show_tables(model.name, texts, report.control)
+
+
+def _to_json(novelty: Novelty) -> dict[str, Any]:
     longest = novelty.longest
     return {
         "name": novelty.name,
@@ -92,8 +104,8 @@ def to_json(novelty: Novelty) -> dict[str, Any]:
         else {
             "characters": len(longest.text),
             "begin": longest.begin,
-            "story": longest.story,
-            "place": longest.place,
+            "story": longest.document,
+            "place": longest.offset,
             "line": longest.line,
             "text": longest.text,
         },
@@ -102,34 +114,31 @@ def to_json(novelty: Novelty) -> dict[str, Any]:
     }
 
 
-def show(run: str, judged: Sequence[Novelty], control: Novelty) -> None:
-    """Tables, on standard output."""
-    everything = [*judged, control]
-    rows = [[n.name, f"{n.characters:,}", f"{_length(n):,}", *map(_share, n.copied.values())] for n in everything]
+def _show_tables(run: str, texts: Sequence[Novelty], control: Novelty) -> None:
+    everything = [*texts, control]
     shares = [f"≥ {least}" for least in control.copied]
     heads = ["text", "characters", "longest", *shares]
-    title = f"longest copy from the training stories of {run}, and characters in copies that long"
-    console.table(
-        heads, rows, title, right=heads[1:], marked=len(judged), dispensable=["characters", *shares[::2]]
-    )
+    rows = [[n.name, f"{n.characters:,}", f"{_length(n):,}", *map(_share, n.copied.values())] for n in everything]
+    title = f"longest copy from the training stories of {run}, and characters in copies of that length"
+    console.table(heads, rows, title, right=heads[1:], marked=len(texts), dispensable=["characters", *shares[::2]])
     heads = ["text", *map(str, control.novel)]
     rows = [[n.name, *map(_share, n.novel.values())] for n in everything]
-    title = "n-grams that no training story has, by length"
-    console.table(heads, rows, title, right=heads[1:], marked=len(judged), dispensable=["4", "32", "12", "24"])
+    title = "n-grams that are in no training story, by length"
+    console.table(heads, rows, title, right=heads[1:], marked=len(texts), dispensable=["4", "32", "12", "24"])
     for novelty in everything:
-        if novelty.longest and (novelty is control or len(judged) <= _AT_MOST):
-            console.sentence(f"{novelty.name}: {_place(novelty.longest)}: {_quoted(novelty.longest)}")
+        if novelty.longest and (novelty is control or len(texts) <= _MAX_TEXTS):
+            console.sentence(f"{novelty.name}: {_position(novelty.longest)}: {_quoted(novelty.longest)}")
 
 
 def _length(novelty: Novelty) -> int:
     return len(novelty.longest.text) if novelty.longest else 0
 
 
-def _place(copy: Copy) -> str:
-    # Where line ends are read as spaces, all is one line.
+def _position(copy: Copy) -> str:
+    # Without line ends (--newlines space), everything is in line 1.
     line = f"line {copy.line:,}, " if copy.line > 1 else ""
-    place = f"the story {copy.story}, {line}character {copy.place:,}"
-    return f"{len(copy.text):,} characters at {copy.begin:,}, from {place}"
+    source = f"the story {copy.document}, {line}character {copy.offset:,}"
+    return f"{len(copy.text):,} characters at {copy.begin:,}, from {source}"
 
 
 def _quoted(copy: Copy) -> str:

@@ -402,6 +402,7 @@ _REASONS = {
 
 def _report(training: Training, finished: Finished, quiet: bool) -> None:
     from grimmgen.cli import console
+    from grimmgen.runs.registry import TrainedModel
     from grimmgen.sampling.generator import TextGenerator
     from grimmgen.sampling.options import SamplingOptions
 
@@ -420,8 +421,8 @@ def _report(training: Training, finished: Finished, quiet: bool) -> None:
         return
     console.facts(pairs)
     if not quiet:
-        teller = TextGenerator(run.name, run.checkpoint())
-        sample = " ".join("".join(teller.tell("", SamplingOptions(length=240, random_seed=1))).split())
+        generator = TextGenerator(TrainedModel(run.name, run.checkpoint(), run))
+        sample = " ".join("".join(generator.stream("", SamplingOptions(length=240, random_seed=1))).split())
         console.out()
         console.out(f"It tells: {sample} …")
         console.out()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -53,7 +52,7 @@ def vocab(
     from grimmgen.text import encoding
     from grimmgen.text.corpus import open_corpus
     from grimmgen.text.split import PARTS, split_by_file, split_by_hash
-    from grimmgen.text.vocabulary import UNKNOWN
+    from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 
     if top < 0:
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
@@ -67,14 +66,15 @@ def vocab(
         return
     parts = divided.parts
     every = [story for part in PARTS for story in parts[part]]
-    vocabulary = encoding.count(parts["train"], ngram, min_count, not keep_case, newlines, phases)
-    everything = encoding.count(every, ngram, 1, not keep_case, newlines)
+    vocabulary = Vocabulary.build(parts["train"], ngram, min_count, not keep_case, newlines, phases)
+    everything = Vocabulary.build(every, ngram, 1, not keep_case, newlines)
 
     figures: dict[str, dict[str, Any]] = {}
     for part in PARTS:
         characters, total_ids, hidden = 0, 0, 0
         seen = np.zeros(len(everything), np.bool_)
-        for codes in (codes for story in parts[part] for codes in encoding.ngrams(story.pieces(), vocabulary)):
+        pieces = (codes for story in parts[part] for codes in encoding.ngram_codes(story.pieces(), vocabulary))
+        for codes in pieces:
             ids = vocabulary.ids(codes)
             characters += len(codes)
             total_ids += len(ids)
@@ -153,20 +153,20 @@ def vocab(
 
 
 def _check(corpus: Corpus, split: Split, configuration: Configuration, json: bool) -> None:
-    """What the doctor has found, one line each; findings are advice, and no failure."""
+    """Print the findings of the corpus checks, one line each; they do not change the exit code."""
     from grimmgen.cli import console
-    from grimmgen.evaluation.corpus_checks import examine
+    from grimmgen.evaluation.corpus_checks import check_corpus
 
-    findings = examine(split, configuration)
+    findings = check_corpus(split, configuration)
+    documents = len(corpus.documents)
     if json:
-        found = [dataclasses.asdict(finding) for finding in findings]
-        console.document({"corpus": corpus.source, "stories": len(corpus.documents), "findings": found})
+        found = [finding.to_json() for finding in findings]
+        console.document({"corpus": corpus.source, "stories": documents, "findings": found})
         return
     for finding in findings:
         console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
-    number = {0: "nothing", 1: "one thing"}.get(len(findings), f"{len(findings)} things")
-    stories = "one story" if len(corpus.documents) == 1 else f"{len(corpus.documents)} stories"
-    console.out(f"{number} found to mind in {stories} of {corpus.name}")
+    warnings = f"{len(findings)} warning{'' if len(findings) == 1 else 's'}"
+    console.out(f"{warnings} in {documents} document{'' if documents == 1 else 's'} of {corpus.name}")
 
 
 def _list(ranked: list[tuple[str, int]]) -> str:

@@ -1,1 +1,1 @@
-"""Measuring models and text: scores, surprisal, dynamic evaluation, a baseline, novelty, corpus checks."""
+"""Measure models and texts: scores, surprisal, dynamic evaluation, an n-gram baseline, novelty, corpus checks."""

@@ -1,7 +1,4 @@
-"""What is wrong with a corpus before anyone trains on it, and what to do about each: for `vocab --check`.
-
-Knows stories, splits and sizes, and nothing of terminals.
-"""
+"""Checks of a corpus before training, each with a remedy, for `vocab --check`."""
 
 from __future__ import annotations
 
@@ -9,220 +6,234 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen.configuration import Configuration, weight_shapes
 from grimmgen.errors import GrimmgenError, UsageError
-from grimmgen.evaluation.scores import FEWEST_STORIES
+from grimmgen.evaluation.scores import MIN_DOCUMENTS
 from grimmgen.io import files
+from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import PARTS, Part, Split
-from grimmgen.text.vocabulary import UNKNOWN, Vocabulary, normalise
+from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 
-# Two stories are near-duplicates if the smaller one shares so much of its pieces of so many characters. Tales
-# that have nothing to do with each other share less than a hundredth of those.
+# Two documents are near-duplicates if they share this fraction of the smaller one's shingles, which have
+# _SHINGLE characters. Unrelated tales share less than 0.01.
 NEAR = 0.3
-_PIECE = 24
-# Pieces kept of all stories, to bound the memory: of a larger corpus every second or third, and so on, by hash.
-_MOST_PIECES = 1 << 22
-# What stands in so many stories, or in most of fewer, is none of theirs, but a header or a licence.
+_SHINGLE = 24
+_MIN_SHINGLES = 8
+# Number of shingles kept, to bound the memory. Of a larger corpus, a sample is compared, chosen by hash.
+_MAX_SHINGLES = 1 << 22
+# A passage in this many documents, or in most documents of a smaller corpus, is a header or a licence.
 _BOILERPLATE = 50
-_TOO_MANY_UNKNOWN = 0.02
-_FEWEST_UPDATES = 10
-# UTF-8 that was read as Latin-1 or Windows-1252 and written again.
+_MAX_UNKNOWN = 0.02
+_MIN_UPDATES = 10
+# UTF-8 that was decoded as Latin-1 or Windows-1252 and encoded again.
 _MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00e2\u0080")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that may do harm.
+    """A possible problem of a corpus.
 
     Attributes:
         kind: file, encoding, empty, characters, duplicate, leak, boilerplate or size.
-        what: was found and where, in one line.
-        remedy: what to do about it.
-        stories: the names of those concerned.
+        what: the problem and its place, in one line.
+        remedy: how to solve it.
+        documents: the names of the documents concerned.
     """
 
     kind: str
     what: str
     remedy: str
-    stories: tuple[str, ...] = ()
+    documents: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as a JSON value."""
+        return {"kind": self.kind, "what": self.what, "remedy": self.remedy, "stories": self.documents}
 
 
-def examine(split: Split, configuration: Configuration) -> list[Finding]:
-    """Look for what may do harm in the stories of a split, for a model that reads them so.
+def check_corpus(split: Split, configuration: Configuration) -> list[Finding]:
+    """Check the documents of a split for problems in training.
 
     Args:
         split: of the corpus.
-        configuration: how n-grams are cut, and the model that is to learn them.
+        configuration: the tokenization, and the model to be trained.
     """
     findings, texts = _read(split)
-    findings += _odd_characters(texts)
-    findings += _alike(split, texts)
-    findings += _size(split, texts, configuration)
+    findings += _check_characters(texts)
+    findings += _check_duplicates(split, texts)
+    findings += _check_size(split, texts, configuration)
     return findings
 
 
-_Texts = Mapping[Part, Sequence[tuple[str, str]]]
+_Texts = Mapping[Part, Sequence[tuple[str, str]]]  # (name, text) pairs
 
 
 def _read(split: Split) -> tuple[list[Finding], dict[Part, list[tuple[str, str]]]]:
-    """The texts that can be read, and what is to be said of the others."""
+    """Read all documents; those that cannot be used are findings."""
     texts: dict[Part, list[tuple[str, str]]] = {part: [] for part in PARTS}
+    # By name, because a document that is cut into the parts is in all of them.
     unreadable: dict[str, Finding] = {}
     utf16, empty = dict[str, None](), dict[str, None]()
     for part in PARTS:
-        for story in split.parts[part]:
+        for document in split.parts[part]:
+            name = document.name
             try:
-                content = story.content()
+                content = document.content()
             except GrimmgenError as error:
-                unreadable[story.name] = Finding("file", error.what, error.remedy, (story.name,))
+                unreadable[name] = Finding("file", error.what, error.remedy, (name,))
                 continue
             if content.count(b"\0") > len(content) // 4 or content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-                utf16[story.name] = None
+                utf16[name] = None
                 continue
             try:
-                text = story.read()
+                text = document.read()
             except GrimmgenError as error:
                 remedy = "convert it, as with iconv -f LATIN1 -t UTF-8"
-                unreadable[story.name] = Finding("encoding", error.what, remedy, (story.name,))
+                unreadable[name] = Finding("encoding", error.what, remedy, (name,))
                 continue
             if not text.strip():
-                empty[story.name] = None
+                empty[name] = None
             else:
-                texts[part].append((story.name, text))
+                texts[part].append((name, text))
     findings = [*unreadable.values()]
     if utf16:
-        what = f"{_stories(utf16)} {'look' if len(utf16) > 1 else 'looks'} like UTF-16"
+        what = f"{_listed(utf16)} {'look' if len(utf16) > 1 else 'looks'} like UTF-16"
         findings.append(Finding("encoding", what, "convert with iconv -f UTF-16 -t UTF-8", tuple(utf16)))
-    # Of a story that is cut into the parts, one may get nothing but the end of a line.
+    # One part of a document that is cut into the parts may be a single line end.
     empty = {name: None for name in empty if all(name != other for part in PARTS for other, _ in texts[part])}
     if empty:
-        findings.append(Finding("empty", f"{_stories(empty)}: no text", "remove", tuple(empty)))
+        findings.append(Finding("empty", f"{_listed(empty)}: no text", "remove", tuple(empty)))
     return findings, texts
 
 
-def _odd_characters(texts: _Texts) -> list[Finding]:
+def _check_characters(texts: _Texts) -> list[Finding]:
+    """Find unusual characters and text in a wrong encoding."""
     findings = []
-    having: dict[str, list[str]] = {}
-    mangled = dict[str, None]()
+    unusual: dict[str, list[str]] = {}
+    mojibake = dict[str, None]()
     for part in PARTS:
         for name, text in texts[part]:
             for character in set(text):
-                # Controls but those of lines and tabs, what is invisible, private or no character at all.
+                # Control, invisible, private, unassigned and surrogate characters.
                 odd = unicodedata.category(character) in {"Cc", "Cf", "Co", "Cn", "Cs"}
                 if (odd and character not in "\t\n\r\f") or character == "\ufffd":
-                    having.setdefault(character, []).append(name)
+                    unusual.setdefault(character, []).append(name)
             if _MOJIBAKE.search(text):
-                mangled[name] = None
-    for character, names in sorted(having.items()):
-        shown = f"U+{ord(character):04X} {unicodedata.name(character, 'a control character')}"
-        remedy = (
-            "replace it: what it stood for is lost" if character == "\ufffd" else "remove it, as with tr or sed"
-        )
-        findings.append(
-            Finding("characters", f"{shown} in {_stories(names)}", remedy, tuple(dict.fromkeys(names)))
-        )
-    if mangled:
-        what = f"{_stories(mangled)}: UTF-8 that was once taken for Latin-1 (as “Ã©” for “é”)"
-        findings.append(Finding("characters", what, "convert with iconv -f UTF-8 -t LATIN1", tuple(mangled)))
+                mojibake[name] = None
+    for character, names in sorted(unusual.items()):
+        what = f"U+{ord(character):04X} {unicodedata.name(character, 'a control character')} in {_listed(names)}"
+        lost = character == "\ufffd"
+        remedy = "replace it: the original character is lost" if lost else "remove it, as with tr or sed"
+        findings.append(Finding("characters", what, remedy, tuple(dict.fromkeys(names))))
+    if mojibake:
+        what = f"{_listed(mojibake)}: UTF-8 that was decoded as Latin-1 (as “Ã©” for “é”)"
+        findings.append(Finding("characters", what, "convert with iconv -f UTF-8 -t LATIN1", tuple(mojibake)))
     return findings
 
 
-def _alike(split: Split, texts: _Texts) -> list[Finding]:
-    """Stories that are the same, nearly the same, or share what is none of theirs."""
-    every = [(part, name, " ".join(text.lower().split())) for part in PARTS for name, text in texts[part]]
-    if not split.by_story or len(every) < 2:
-        # Every story is cut into the parts: they are of the same stories by intent.
+def _check_duplicates(split: Split, texts: _Texts) -> list[Finding]:
+    """Find duplicates, near-duplicates and passages that many documents share."""
+    documents = [(part, name, " ".join(text.lower().split())) for part in PARTS for name, text in texts[part]]
+    if not split.by_story or len(documents) < 2:
+        # Every document is cut into the parts, so the parts have the same documents by design.
         return []
     findings = []
     first: dict[str, int] = {}
     pairs: list[tuple[int, int, float]] = []
-    kept = []
-    for number, (_, _, text) in enumerate(every):
+    distinct = []
+    for number, (_, _, text) in enumerate(documents):
         digest = files.sha256(text.encode("utf-8", "surrogatepass"))
         if (same := first.setdefault(digest, number)) != number:
             pairs.append((same, number, 1.0))
         else:
-            kept.append(number)
-    near, common = _near([every[number][2] for number in kept])
-    pairs += [(kept[a], kept[b], share) for a, b, share in near]
+            distinct.append(number)
+    near, common = _near_duplicates([documents[number][2] for number in distinct])
+    pairs += [(distinct[a], distinct[b], share) for a, b, share in near]
     for a, b, share in sorted(pairs, key=lambda pair: (-pair[2], pair[:2])):
-        (part, name, _), (other_part, other, _) = every[a], every[b]
-        what = f"{name} and {other} " + (
-            "are the same" if share == 1.0 else f"share {share:.0%} of the smaller one"
-        )
+        (part, name, _), (other_part, other, _) = documents[a], documents[b]
+        relation = "are the same" if share == 1.0 else f"share {share:.0%} of the smaller one"
+        what = f"{name} and {other} {relation}"
         if part == other_part:
             findings.append(Finding("duplicate", f"{what} (both {part})", "remove one of them", (name, other)))
         else:
             what = f"{what}, and one is in {part}, one in {other_part}"
-            remedy = "remove one, or put both into one part (--split): what was learnt by heart is judged well"
+            remedy = "remove one, or put both into one part (--split): memorised text gets better scores"
             findings.append(Finding("leak", what, remedy, (name, other)))
     if common:
-        passage, stories = common
-        what = f"“{passage}…” stands in {stories} of {len(every)} stories"
+        passage, count = common
+        what = f"“{passage}…” occurs in {count} of {len(documents)} stories"
         findings.append(Finding("boilerplate", what, "remove headers and licences before training"))
     return findings
 
 
-def _near(texts: Sequence[str]) -> tuple[list[tuple[int, int, float]], tuple[str, int] | None]:
-    """Pairs of texts that share much, with the share of the smaller one's pieces; and a passage that most have.
+def _near_duplicates(texts: Sequence[str]) -> tuple[list[tuple[int, int, float]], tuple[str, int] | None]:
+    """Find pairs of similar texts, and the most common passage.
 
-    Pieces are all runs of _PIECE characters (shingles: Broder 1997), compared by a hash of 64 bits.
+    Texts are compared by their shingles, all runs of _SHINGLE characters (Broder 1997), as 64-bit hashes.
+
+    Returns:
+        (index, index, share of the smaller text's shingles) of each pair; and the passage with the number of texts
+        that have it, None if it is in few.
     """
-    every = max(1, -(-sum(map(len, texts)) // _MOST_PIECES))
-    hashes, places, sizes = [], [], []
+    stride = max(1, -(-sum(map(len, texts)) // _MAX_SHINGLES))
+    hashes, offsets, sizes = [], [], []
     for text in texts:
-        found, at = np.unique(_pieces(text), return_index=True)
-        chosen = found % np.uint64(every) == 0
-        hashes.append(found[chosen])
-        places.append(at[chosen])
+        distinct, at = np.unique(_shingles(text), return_index=True)
+        chosen = distinct % np.uint64(stride) == 0
+        hashes.append(distinct[chosen])
+        offsets.append(at[chosen])
         sizes.append(int(chosen.sum()))
-    pieces, story = np.concatenate(hashes), np.repeat(np.arange(len(texts)), sizes)
-    order = np.argsort(pieces, kind="stable")
-    pieces, story, place = pieces[order], story[order], np.concatenate(places)[order]
-    # How many stories have each piece; of what a great many have, no pairs are made.
-    begins = np.flatnonzero(np.concatenate([[True], pieces[1:] != pieces[:-1]])) if len(pieces) else np.arange(0)
-    times = np.diff(np.append(begins, len(pieces)))
+    # All shingles, sorted by hash, then by text.
+    shingles, owner = np.concatenate(hashes), np.repeat(np.arange(len(texts)), sizes)
+    order = np.argsort(shingles, kind="stable")
+    shingles, owner, offset = shingles[order], owner[order], np.concatenate(offsets)[order]
+    # The number of texts with each shingle; very common ones are boilerplate, and make no pairs.
+    fresh = np.concatenate([[True], shingles[1:] != shingles[:-1]]) if len(shingles) else np.zeros(0, np.bool_)
+    begins = np.flatnonzero(fresh)
+    counts = np.diff(np.append(begins, len(shingles)))
     common = None
     limit = min(_BOILERPLATE, max(9, len(texts) // 2))
-    if len(times) and (most := int(times.max())) > limit:
-        at = begins[int(times.argmax())]
-        common = texts[story[at]][place[at] : place[at] + 2 * _PIECE], most
-    rare = np.repeat(times <= limit, times)
-    pieces, story = pieces[rare], story[rare]
+    if len(counts) and (most := int(counts.max())) > limit:
+        at = begins[int(counts.argmax())]
+        common = texts[owner[at]][offset[at] : offset[at] + 2 * _SHINGLE], most
+    rare = np.repeat(counts <= limit, counts)
+    shingles, owner = shingles[rare], owner[rare]
     shared: Counter[tuple[int, int]] = Counter()
-    for apart in range(1, limit):
-        both = np.flatnonzero(pieces[apart:] == pieces[:-apart])
+    for distance in range(1, limit):
+        both = np.flatnonzero(shingles[distance:] == shingles[:-distance])
         if not len(both):
             break
-        # Sorted by story among equal pieces: the smaller number comes first.
-        pair, number = np.unique(story[both] * len(texts) + story[both + apart], return_counts=True)
-        shared.update({divmod(p, len(texts)): n for p, n in zip(pair.tolist(), number.tolist(), strict=True)})
-    found_pairs = [(a, b, n / min(sizes[a], sizes[b])) for (a, b), n in shared.items()]
-    # Less than a handful of pieces says nothing.
-    near = [(a, b, min(0.99, s)) for a, b, s in found_pairs if s >= NEAR and min(sizes[a], sizes[b]) >= 8]
+        # Equal shingles are sorted by text, so the smaller index is the first of the pair.
+        pair, count = np.unique(owner[both] * len(texts) + owner[both + distance], return_counts=True)
+        shared.update({divmod(p, len(texts)): n for p, n in zip(pair.tolist(), count.tolist(), strict=True)})
+    near = []
+    for (a, b), n in shared.items():
+        smaller = min(sizes[a], sizes[b])
+        if smaller >= _MIN_SHINGLES and n / smaller >= NEAR:
+            near.append((a, b, min(0.99, n / smaller)))
     return near, common
 
 
-def _pieces(text: str) -> NDArray[np.uint64]:
-    """A hash of each run of _PIECE characters: a polynomial of their code points, modulo 2^64."""
+def _shingles(text: str) -> NDArray[np.uint64]:
+    """A hash of each run of _SHINGLE characters: a polynomial of their code points, modulo 2^64."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4").astype(np.uint64)
-    count = max(0, len(codes) - _PIECE + 1)
+    count = max(0, len(codes) - _SHINGLE + 1)
     hashes = np.zeros(count, np.uint64)
-    for at in range(_PIECE):
+    for at in range(_SHINGLE):
         hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[at : at + count]
-    # The high bits are well mixed, the low ones are what the sampling looks at.
+    # Sampling uses the low bits, which are poorly mixed.
     mixed: NDArray[np.uint64] = hashes ^ (hashes >> np.uint64(32))
     return mixed
 
 
-def _size(split: Split, texts: _Texts, configuration: Configuration) -> list[Finding]:
-    """Whether there is enough for the model, for its validation, and for its vocabulary."""
+def _check_size(split: Split, texts: _Texts, configuration: Configuration) -> list[Finding]:
+    """Check whether there is enough text for the model, the vocabulary, and validation."""
     c = configuration
     findings = []
     try:
@@ -235,33 +246,32 @@ def _size(split: Split, texts: _Texts, configuration: Configuration) -> list[Fin
     ngrams = {part: sum(map(len, ids[part])) for part in PARTS}
     parameters = sum(math.prod(shape) for shape in weight_shapes(c, len(vocabulary)).values())
     if ngrams["train"] < parameters:
-        what = f"{ngrams['train']:,} {c.ngram}-grams to learn {parameters:,} parameters from (--hidden {c.hidden})"
+        what = f"{ngrams['train']:,} {c.ngram}-grams to train {parameters:,} parameters (--hidden {c.hidden})"
         findings.append(Finding("size", what, "give more text, lower --hidden, or raise --dropout"))
     updates = ngrams["train"] // (c.batch_size * c.unroll)
-    if updates < _FEWEST_UPDATES:
-        what = f"{updates} updates an epoch (--batch-size {c.batch_size}, --unroll {c.unroll})"
+    if updates < _MIN_UPDATES:
+        what = f"{updates} updates per epoch (--batch-size {c.batch_size}, --unroll {c.unroll})"
         findings.append(Finding("size", what, "lower --batch-size"))
     for part in PARTS[1:]:
-        hidden = sum(int(np.count_nonzero(story == UNKNOWN)) for story in ids[part]) / max(1, ngrams[part])
-        if hidden > _TOO_MANY_UNKNOWN:
-            what = f"{hidden:.1%} of the {c.ngram}-grams of the {part} stories are <unk>"
+        unknown = sum(int(np.count_nonzero(document == UNKNOWN)) for document in ids[part])
+        if (share := unknown / max(1, ngrams[part])) > _MAX_UNKNOWN:
+            what = f"{share:.1%} of the {c.ngram}-grams of the {part} stories are <unk>"
             findings.append(Finding("size", what, "lower --min-count or --ngram, or give more text"))
-        if split.by_story and len(texts[part]) < FEWEST_STORIES:
-            what = f"{len(texts[part])} {part} stories: differences between runs may be chance"
-            findings.append(
-                Finding("size", what, f"put {FEWEST_STORIES} or more there (--split), or cut longer ones")
-            )
+        if split.by_story and len(texts[part]) < MIN_DOCUMENTS:
+            what = f"{len(texts[part])} {part} stories: too few to compare runs"
+            remedy = f"put {MIN_DOCUMENTS} or more there (--split), or cut longer ones"
+            findings.append(Finding("size", what, remedy))
     alphabet = set(vocabulary.alphabet)
     for part in PARTS[1:]:
-        strange = {c_ for _, t in texts[part] for c_ in normalise(t, c.lower, c.newlines)} - alphabet
-        if strange:
-            shown = " ".join(repr(character) for character in sorted(strange)[:10])
-            what = f"the {part} stories have characters that no training story has: {shown}"
-            findings.append(Finding("characters", what, "harmless if rare; else give the training stories some"))
+        unseen = {char for _, text in texts[part] for char in normalise(text, c.lower, c.newlines)} - alphabet
+        if unseen:
+            shown = " ".join(repr(character) for character in sorted(unseen)[:10])
+            what = f"the {part} stories have characters that do not occur in the training stories: {shown}"
+            findings.append(Finding("characters", what, "harmless if rare; else add training stories with them"))
     return findings
 
 
-def _stories(names: Mapping[str, None] | Sequence[str]) -> str:
-    named = list(dict.fromkeys(names))
-    more = f" and {len(named) - 5} more" if len(named) > 5 else ""
-    return f"{'stories' if len(named) > 1 else 'the story'} {', '.join(named[:5])}{more}"
+def _listed(names: Iterable[str]) -> str:
+    distinct = list(dict.fromkeys(names))
+    more = f" and {len(distinct) - 5} more" if len(distinct) > 5 else ""
+    return f"{'stories' if len(distinct) > 1 else 'the story'} {', '.join(distinct[:5])}{more}"

@@ -1,8 +1,7 @@
-"""What texts cost a model, and which difference between two models is real.
+"""Scores of documents under a model, and the significance of the difference between two models.
 
-Bits per character are all bits, those of `<end>` and of spelling what `<unk>` hides included
-(`Vocabulary.encode_with_costs` says how), divided by the characters of the normalised text.
-Knows figures, and nothing of models.
+Bits per character count all bits, including those of `<end>` and of spelling out unknown characters
+(`Vocabulary.encode_with_costs`), divided by the characters of the normalised text.
 """
 
 from __future__ import annotations
@@ -12,21 +11,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# With fewer stories a bootstrap takes chance for certainty.
-FEWEST_STORIES = 6
+# With fewer documents, bootstrap intervals are too narrow.
+MIN_DOCUMENTS = 6
 _RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Score:
-    """What one text, or several together, cost.
+    """The score of one document, or of several together.
 
     Attributes:
-        name: of the text.
-        nats: the negative log-likelihood of all of it.
-        predictions: tokens and ends of stories.
-        characters: of the text.
-        unknown: how many n-grams `<unk>` hides.
+        name: of the document.
+        nats: negative log-likelihood of the whole text.
+        predictions: number of predicted tokens, `<end>` included.
+        characters: of the normalised text.
+        unknown: number of `<unk>` tokens.
     """
 
     name: str
@@ -37,34 +36,34 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """Per n-gram."""
-        # A model that has gone astray may cost more than a float can be raised to.
+        """Perplexity per token."""
+        # Limited, because the loss of a diverged model can overflow the exponential.
         return math.exp(min(700.0, self.nats / self.predictions))
 
     @property
     def bits(self) -> float:
-        """The same as `nats`, in bits."""
+        """Negative log-likelihood in bits."""
         return self.nats / math.log(2)
 
     @property
     def bits_per_character(self) -> float:
-        """The unit in which unlike vocabularies compare."""
+        """Bits per character, which can be compared across vocabularies."""
         return self.bits / self.characters
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of some stories.
+    """The scores of a model on several documents.
 
     Attributes:
-        documents: one score a document.
+        documents: one score per document.
     """
 
     documents: tuple[Score, ...]
 
     @property
     def total(self) -> Score:
-        """All stories together."""
+        """The score of all documents together."""
         return Score(
             "total",
             math.fsum(score.nats for score in self.documents),
@@ -76,12 +75,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more one model needs than another for the same stories, in bits per character of all together.
+    """The difference between two models in bits per character, over the same documents.
 
     Attributes:
-        mean: of these stories; above zero the first is the worse.
-        low: where the 95 % confidence interval begins; None if there are too few stories to say.
-        high: where it ends.
+        mean: bits per character of the first model minus those of the second.
+        low: lower end of the 95 % confidence interval; None with fewer than `MIN_DOCUMENTS` documents.
+        high: upper end of the interval, or None.
     """
 
     mean: float
@@ -89,37 +88,37 @@ class Difference:
     high: float | None
 
     @property
-    def real(self) -> bool | None:
-        """Whether the interval leaves out zero; None if there are too few stories to say."""
+    def significant(self) -> bool | None:
+        """Whether the 95 % interval excludes zero; None if there is no interval."""
         return None if self.low is None or self.high is None else not self.low <= 0.0 <= self.high
 
 
 def compare(one: Evaluation, other: Evaluation, random_seed: int = 0) -> Difference:
-    """The difference of two models' bits per character on the same stories, and how sure it is.
+    """Compare two models on the same documents by a paired bootstrap.
 
-    The bootstrap (Efron 1979; the percentile interval) draws as many stories as there are, with replacement, both
-    models' scores of a story together: what makes a story hard for both does not count. A drawn sample is weighed
-    as the total is, all its bits by all its characters.
+    Documents are resampled with replacement (Efron 1979, percentile interval), both models' scores of a document
+    together, so that the variation between documents cancels. The statistic of a sample is computed as that of the
+    total: all bits divided by all characters.
 
     Args:
-        one: the first model's scores.
-        other: the second's, of the same stories in the same order.
-        random_seed: of the drawing.
+        one: scores of the first model.
+        other: scores of the second model, for the same documents in the same order.
+        random_seed: of the resampling.
     """
     a, b = ([[score.bits, score.characters] for score in side.documents] for side in (one, other))
-    figures = np.array([*zip(*a, strict=True), *zip(*b, strict=True)])  # [4, stories]
+    figures = np.array([*zip(*a, strict=True), *zip(*b, strict=True)])  # [4, N], N documents
     mean = one.total.bits_per_character - other.total.bits_per_character
-    stories = figures.shape[1]
-    if stories < FEWEST_STORIES:
+    documents = figures.shape[1]
+    if documents < MIN_DOCUMENTS:
         return Difference(mean, None, None)
     random = np.random.default_rng(random_seed)
-    shares = np.full(stories, 1.0 / stories)
-    drawn = []
-    # So many at a time that the memory is small for many stories, too.
-    batch = max(1, (1 << 20) // stories)
+    shares = np.full(documents, 1.0 / documents)
+    differences = []
+    # In batches, to bound the memory with many documents.
+    batch = max(1, (1 << 20) // documents)
     for done in range(0, _RESAMPLES, batch):
-        times = random.multinomial(stories, shares, min(batch, _RESAMPLES - done))  # [samples, stories]
+        times = random.multinomial(documents, shares, min(batch, _RESAMPLES - done))  # [samples, N]
         bits, characters, other_bits, other_characters = figures @ times.T
-        drawn.append(bits / characters - other_bits / other_characters)
-    low, high = np.quantile(np.concatenate(drawn), [0.025, 0.975])
+        differences.append(bits / characters - other_bits / other_characters)
+    low, high = np.quantile(np.concatenate(differences), [0.025, 0.975])
     return Difference(mean, float(low), float(high))

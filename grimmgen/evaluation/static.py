@@ -1,15 +1,15 @@
-"""How well a model foretells stories: perplexity per n-gram and bits per character.
+"""Evaluate a model with fixed weights: perplexity per n-gram and bits per character.
 
-Every story is read from its first n-gram to its `<end>`, the state carried through it, zero at its start. One of
-more than 65,536 n-grams (a book; all tales are shorter) is read in parts of equal length side by side, each from a
-zero state: a network remembers some hundred n-grams, so that the figure hardly differs, and is there much sooner.
-What training reports after each epoch and what `grimmgen eval` prints come from `evaluate` alike.
+A document is read from its first n-gram to its `<end>`, starting from a zero state. A document of more than 65,536
+n-grams (a book; all tales are shorter) is cut into parts of equal length, which are read side by side, each from
+a zero state: this is much faster, and hardly changes the score, because the network's memory spans a few hundred
+n-grams. Training and `grimmgen eval` both report the figures of `evaluate`.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,28 +17,27 @@ from numpy.typing import NDArray
 
 from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation.scores import Evaluation, Score
-from grimmgen.network.model import LanguageModel, State
+from grimmgen.network.model import LanguageModel
 from grimmgen.text import encoding
-from grimmgen.text.batches import together
+from grimmgen.text.batches import evaluation_windows
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
-from grimmgen.training.distributed import ALONE, Ranks
 
-# Rows read side by side and steps at a time: of no influence on the figures beyond the last digits.
+# Batch rows and time steps of a window; they change only the last digits of the scores.
 _ROWS = 64
 _STEPS = 128
-# Predictions of one part of a long story.
+# Predictions in one part of a long document.
 _PART = 1 << 16
 
 
 @dataclass(frozen=True)
 class EncodedDocument:
-    """A story as the network reads it.
+    """A document as token ids, with what its score needs.
 
     Attributes:
-        name: of the story.
+        name: of the document.
         ids: its n-grams, [N].
-        spelling: nats that spelling what `<unk>` hides adds.
-        characters: of the normalised text.
+        spelling: nats for spelling out the characters of `<unk>` tokens.
+        characters: number of characters of the normalised text.
     """
 
     name: str
@@ -47,96 +46,105 @@ class EncodedDocument:
     characters: int
 
     @classmethod
-    def of(
-        cls, name: str, text: str | Iterable[str], vocabulary: Vocabulary, most: int | None = None
+    def encode(
+        cls, name: str, text: str | Iterable[str], vocabulary: Vocabulary, limit: int | None = None
     ) -> EncodedDocument:
-        """Encode a text, or the pieces of one.
+        """Encode a text.
 
         Args:
-            name: of the story.
-            text: whole, or in pieces.
-            vocabulary: the model's.
-            most: n-grams after which what is left may be left out.
+            name: of the document.
+            text: the whole text, or its consecutive pieces.
+            vocabulary: of the model.
+            limit: stop after the piece that reaches this many n-grams.
         """
         parts, ngrams, spelling, characters = [], 0, 0.0, 0
-        for codes in encoding.ngrams([text] if isinstance(text, str) else text, vocabulary):
+        for codes in encoding.ngram_codes([text] if isinstance(text, str) else text, vocabulary):
             ids = vocabulary.ids(codes)
-            parts.append(ids.astype(encoding.narrow(vocabulary)))
+            parts.append(ids.astype(vocabulary.id_type))
             ngrams += len(ids)
             spelling += float(vocabulary.costs(codes, ids).sum())
             characters += len(codes)
-            if most is not None and ngrams >= most:
+            if limit is not None and ngrams >= limit:
                 break
         return cls(name, np.concatenate(parts), spelling, characters)
 
+    def score(self, nats: float) -> Score:
+        """The document's score, from the network's loss over its n-grams and `<end>` in nats."""
+        return Score(
+            self.name,
+            nats + self.spelling,
+            len(self.ids) + 1,
+            self.characters,
+            int(np.count_nonzero(self.ids == UNKNOWN)),
+        )
 
-def encode_stories(
-    texts: Iterable[tuple[str, str | Iterable[str]]], vocabulary: Vocabulary, most: int | None = None
+
+def encode_for_evaluation(
+    texts: Iterable[tuple[str, str | Iterable[str]]], vocabulary: Vocabulary, limit: int | None = None
 ) -> list[EncodedDocument]:
-    """Encode (name, text) pairs, each text whole or in pieces; empty texts are left out.
+    """Encode (name, text) pairs, skipping empty texts.
 
     Args:
-        texts: of the stories.
-        vocabulary: the model's.
-        most: n-grams after which what is left, within a story or after it, may be left out; None leaves out none.
+        texts: each text whole, or as consecutive pieces.
+        vocabulary: of the model.
+        limit: number of n-grams, over all documents, after which encoding stops.
 
     Raises:
-        GrimmgenError: there is no text at all.
+        GrimmgenError: all texts are empty.
     """
     encoded: list[EncodedDocument] = []
-    left = most
+    left = limit
     for name, text in texts:
-        story = EncodedDocument.of(name, text, vocabulary, left)
-        if story.characters:
-            encoded.append(story)
-        if left is not None and (left := left - len(story.ids)) <= 0:
+        document = EncodedDocument.encode(name, text, vocabulary, left)
+        if document.characters:
+            encoded.append(document)
+        if left is not None and (left := left - len(document.ids)) <= 0:
             break
     if not encoded:
         raise GrimmgenError("there is no text to evaluate", "give a file that is not empty")
     return encoded
 
 
-def evaluate(model: LanguageModel, stories: Sequence[EncodedDocument], ranks: Ranks = ALONE) -> Evaluation:
-    """Score each story; no dropout.
+def _identity(nats: NDArray[np.float64]) -> NDArray[np.float64]:
+    return nats
+
+
+def evaluate(
+    model: LanguageModel,
+    documents: Sequence[EncodedDocument],
+    shard: tuple[int, int] = (0, 1),
+    total: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _identity,
+) -> Evaluation:
+    """Score each document, without dropout.
 
     Args:
         model: on any device.
-        stories: at least one, none of them empty.
-        ranks: that share the work; each of them gets the whole result.
+        documents: at least one, none of them empty.
+        shard: (rank, size): evaluate only every `size`-th part, starting from part `rank`.
+        total: sums the nats of the documents, [N], over all shards.
     """
-    # Stories of like length side by side: little is read in vain. The result does not depend on the order
-    # in which they are given.
-    parts = [(i, part) for i, story in enumerate(stories) for part in _parts(len(story.ids) + 1)]
-    parts.sort(key=lambda row: (row[1][0] - row[1][1], stories[row[0]].name, row[1]))
-    parts = parts[ranks.rank :: ranks.size]
-    nats = np.zeros(len(stories))
+    # Parts of similar length share a batch, to limit padding; the result is independent of the documents' order.
+    parts = [(i, part) for i, document in enumerate(documents) for part in _parts(len(document.ids) + 1)]
+    parts.sort(key=lambda row: (row[1][0] - row[1][1], documents[row[0]].name, row[1]))
+    rank, size = shard
+    parts = parts[rank::size]
+    nats = np.zeros(len(documents))
     for first in range(0, len(parts), _ROWS):
         rows = parts[first : first + _ROWS]
         state = model.zero_state(len(rows))
-        windows = together([stories[i].ids for i, _ in rows], _STEPS, [part for _, part in rows])
+        windows = evaluation_windows([documents[i].ids for i, _ in rows], _STEPS, [part for _, part in rows])
         for number, window in enumerate(windows):
-            # The longest come first: rows that have ended are the last ones, and need not be read on.
-            reading = sum(end - begin > number * _STEPS for _, (begin, end) in rows)
-            state = tuple(part[:, :reading] for part in state)
-            losses, state = model.losses(window.first(reading), state)
-            np.add.at(nats, [i for i, _ in rows[:reading]], losses.sum(axis=0))
-    nats = ranks.sum(nats)
-    return Evaluation(tuple(score_of(story, float(n)) for story, n in zip(stories, nats, strict=True)))
+            # Rows are sorted by descending length: those that have ended are the last ones, and are dropped.
+            active = sum(end - begin > number * _STEPS for _, (begin, end) in rows)
+            state = tuple(tensor[:, :active] for tensor in state)
+            losses, state = model.losses(window.first(active), state)
+            np.add.at(nats, [i for i, _ in rows[:active]], losses.sum(axis=0))
+    scores = zip(documents, total(nats), strict=True)
+    return Evaluation(tuple(document.score(float(n)) for document, n in scores))
 
 
 def _parts(predictions: int) -> list[tuple[int, int]]:
-    """What is read in a row of its own: from where, and to where."""
+    """The (begin, end) ranges of predictions that are read in separate rows."""
     count = -(-predictions // _PART)
-    cuts = [predictions * k // count for k in range(count + 1)]
-    return list(itertools.pairwise(cuts))
-
-
-def score_of(story: EncodedDocument, nats: float) -> Score:
-    """The score of a story whose n-grams and end cost the network so many nats."""
-    return Score(
-        story.name,
-        nats + story.spelling,
-        len(story.ids) + 1,
-        story.characters,
-        int(np.count_nonzero(story.ids == UNKNOWN)),
-    )
+    bounds = [predictions * k // count for k in range(count + 1)]
+    return list(itertools.pairwise(bounds))

@@ -1,8 +1,8 @@
-"""What a model finds hard: the surprisal of each n-gram of a text, and what it had expected there.
+"""The surprisal of each token of a text, and the tokens that the model expected in its place.
 
-Surprisal is the negative binary logarithm of the probability that the model gave to what came (Hale 2001). Those
-of a text sum to what `grimmgen.evaluation.static` says that it costs, where that reads it in one part. Runs on NumPy
-alone.
+Surprisal is the negative binary logarithm of the probability of a token in its context (Hale 2001). The surprisals
+of a text sum to its score in bits (`grimmgen.evaluation.static`), unless that reads the text in parts. Needs NumPy
+only.
 """
 
 from __future__ import annotations
@@ -13,19 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from grimmgen.network.backends.numpy import Stepper
+from grimmgen.network.cells import cells
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.text.vocabulary import END
 
 
 @dataclass(frozen=True)
-class Surprise:
-    """One n-gram as the model met it.
+class TokenSurprisal:
+    """The surprisal of one token.
 
     Attributes:
-        text: its characters; the empty string is the end of the text.
-        bits: its surprisal, that of spelling what `<unk>` hides included.
-        expected: the likeliest tokens before it was read, and their probabilities, the best first; tokens
-            are named as `Vocabulary.token` does.
+        text: its characters; empty for the end of the text.
+        bits: its surprisal, including the spelling of unknown characters.
+        expected: the most probable tokens in its context with their probabilities, in descending order; named by
+            `Vocabulary.token`.
     """
 
     text: str
@@ -34,33 +35,34 @@ class Surprise:
 
     @property
     def bits_per_character(self) -> float:
-        """Over its characters; an end counts as one."""
+        """Bits divided by the token's characters; the end of the text counts as one."""
         return self.bits / max(1, len(self.text))
 
 
-def surprises(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[Surprise]:
-    """How surprising each n-gram of a text is, then its end, read from a state of zeros.
+def surprisal(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[TokenSurprisal]:
+    """Compute the surprisal of each token of a text and of its end, starting from a zero state.
 
     Args:
         checkpoint: the model.
-        text: as it was read from a file; it is normalised first.
-        candidates: how many of the expected tokens to tell.
+        text: not normalised.
+        candidates: number of expected tokens to return with each.
     """
     vocabulary, configuration = checkpoint.vocabulary, checkpoint.configuration
     ids, spelling, _ = vocabulary.encode_with_costs(text)
     text, n = vocabulary.normalise(text), vocabulary.ngram
-    state = np.zeros((2, configuration.layers, 1, configuration.hidden), np.float32)
-    stepper = Stepper(configuration, checkpoint.weights, *state)
+    states = len(cells()[configuration.cell].states)
+    state = np.zeros((states, configuration.layers, 1, configuration.hidden), np.float32)
+    stepper = Stepper(configuration, checkpoint.weights, state)
     candidates = min(candidates, len(vocabulary))
-    found, last = [], END
-    for place, token in enumerate([*ids.tolist(), END]):
-        logits = stepper.step([last])[0].astype(np.float64)
+    tokens, previous = [], END
+    for position, token in enumerate([*ids.tolist(), END]):
+        logits = stepper.step([previous])[0].astype(np.float64)  # [V]
         logits -= logits.max()
         normaliser = math.log(np.exp(logits).sum())
-        nats = normaliser - float(logits[token]) + (float(spelling[place]) if place < len(ids) else 0.0)
+        nats = normaliser - float(logits[token]) + (float(spelling[position]) if position < len(ids) else 0.0)
         best = np.argpartition(logits, -candidates)[-candidates:]
         best = best[np.lexsort((best, -logits[best]))]
         expected = ((vocabulary.token(int(i)), math.exp(float(logits[i]) - normaliser)) for i in best)
-        found.append(Surprise(text[place * n : (place + 1) * n], nats / math.log(2), tuple(expected)))
-        last = token
-    return found
+        tokens.append(TokenSurprisal(text[position * n : (position + 1) * n], nats / math.log(2), tuple(expected)))
+        previous = token
+    return tokens

@@ -1,7 +1,8 @@
-"""Writing files so that a reader sees the old one or the new one, whole, whatever happens in between.
+"""Atomic file writes, locks, and errors of the operating system as one line.
 
-Knows nothing of what the files hold. Locks are advisory: they keep two processes from doing the same work
-twice; correctness rests on the atomic rename.
+A reader sees the old file or the new one, complete, even after a crash. Locks are advisory: they keep two
+processes from doing the same work twice; correctness rests on the atomic rename. The module does not know what
+the files contain.
 """
 
 from __future__ import annotations
@@ -24,30 +25,30 @@ from typing import Any, BinaryIO, NoReturn
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)
-# What a file system says that has no hard links.
-_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
+_NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)
+# Errors of file systems without hard links.
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK}
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Give `path` this content, or leave it as it was; see `replacing`."""
-    with replacing(path) as file:
+    """Replace the content of `path`, or leave the file unchanged; see `atomic_writer`."""
+    with atomic_writer(path) as file:
         file.write(content)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, or to map, which takes the place of `path` where the block ends well.
+def atomic_writer(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces `path` when the block ends without an exception.
 
-    The temporary file in the same directory is flushed to the disk, then renamed over `path`, then the directory
-    is flushed, in this order: after a power cut the name leads to the old or the new content.
+    A temporary file in the same directory is flushed to the disk, then renamed to `path`, then the directory is
+    flushed, in this order: after a power failure `path` has the old or the new content.
 
     Raises:
-        GrimmgenError: the disk is full, read-only or failing; `path` is as it was, or new and whole if only
+        GrimmgenError: the disk is full, read-only or failing; `path` is unchanged, or new and complete if only
             the directory could not be flushed.
     """
     temporary = _temporary(path)
-    with explained(f"cannot write {path}"):
+    with wrap_os_errors(f"cannot write {path}"):
         try:
             with temporary.open("x+b") as file:
                 yield file
@@ -61,75 +62,78 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             raise
 
 
-def output(path: Path) -> Path:
-    """The file that a name of the user's leads to, for `write_atomically`, which would put a file in its place.
+def output_path(path: Path) -> Path:
+    """Resolve the path of an output file that the user named, for `write_atomically`.
 
-    A link stays, and what it leads to is written; a device or a pipe (`/dev/null`, as the superuser) stays, too.
+    A symbolic link is followed, so that its target is replaced and not the link. A device or a pipe (`/dev/null`,
+    when run as root) is refused, since the rename would replace it by a file.
 
     Raises:
-        UsageError: there is something else than a file.
-        GrimmgenError: the path cannot be looked at.
+        UsageError: the path exists and is not a regular file.
+        GrimmgenError: the path cannot be read.
     """
     refused = UsageError(f"{str(path)!r} is not a file", "give the name of a file, new or to be replaced")
     try:
-        with explained(f"cannot write {path}", missing_ok=True):
+        with wrap_os_errors(f"cannot write {path}", missing_ok=True):
             real = Path(os.path.realpath(path)) if path.is_symlink() else path
             regular = stat.S_ISREG(real.stat().st_mode)
     except FileNotFoundError:
         return real
     except ValueError:
-        raise refused from None  # NUL
+        raise refused from None  # a NUL character in the path
     if not regular:
         raise refused
     return real
 
 
-def make_way(path: Path) -> None:
-    """Remove a directory from where a file of the cache belongs: all that lies there can be had again.
+def remove_directory(path: Path) -> None:
+    """Remove a directory that occupies the path of a cached file; do nothing if there is none.
 
     Raises:
         GrimmgenError: it cannot be removed.
     """
     if path.is_dir() and not path.is_symlink():
-        with explained(f"cannot remove the directory {path}"):
+        with wrap_os_errors(f"cannot remove the directory {path}"):
             shutil.rmtree(path)
 
 
-def keep(path: Path, copy: Path) -> None:
-    """Let `copy` hold what `path` holds now, whatever is written to `path` later.
+def link_or_copy(path: Path, copy: Path) -> None:
+    """Make `copy` a hard link to `path`, or a copy where the file system has no hard links.
+
+    A later `write_atomically` to `path` does not change `copy`.
 
     Raises:
-        GrimmgenError: it cannot be; `copy` is as it was.
+        GrimmgenError: it failed; `copy` is unchanged.
     """
     temporary = _temporary(copy)
-    with explained(f"cannot write {copy}"):
+    with wrap_os_errors(f"cannot write {copy}"):
         try:
             os.link(path, temporary)
             temporary.replace(copy)
         except OSError as error:
-            if error.errno not in _NO_LINKS:
+            if error.errno not in _NO_HARD_LINKS:
                 raise
             write_atomically(copy, path.read_bytes())
         finally:
-            # Where both names are of one file already, a rename does nothing and leaves the first.
+            # If both names link to the same file already, a rename does nothing and leaves the temporary one.
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` atomically as indented JSON, keys in the order given."""
-    # surrogatepass, as json.loads reads it: a story may be named after a file whose name is not UTF-8.
+    """Write `value` atomically as indented JSON; keys keep their order."""
+    # surrogatepass: a document is named after its file, whose name need not be UTF-8.
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     write_atomically(path, text.encode("utf-8", "surrogatepass"))
 
 
-def opened(path: Path) -> BinaryIO:
-    """Open a file to be read; a pipe would be waited for, and a device read for ever.
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file for reading; refuse a pipe, which would block, and a device, which need not end.
 
     Raises:
-        OSError: it cannot be opened, or is no file.
+        OSError: it cannot be opened, or is not a regular file.
     """
-    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NO_WAIT))  # noqa: SIM115
+    file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | _NON_BLOCKING))  # noqa: SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
         raise OSError(errno.EINVAL, "Not a regular file", str(path))
@@ -137,13 +141,17 @@ def opened(path: Path) -> BinaryIO:
 
 
 def read_json(path: Path, limit: int = 64 << 20) -> Any:
-    """The JSON value that a file of ours holds.
+    """Read the JSON value of a file that grimmgen wrote.
+
+    Args:
+        path: of the file.
+        limit: largest accepted size in bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
-        IntegrityError: it is not JSON, or larger than `limit` bytes.
+        IntegrityError: it is not JSON, or larger than `limit`.
     """
-    with explained(f"cannot read {path}", missing_ok=True), opened(path) as file:
+    with wrap_os_errors(f"cannot read {path}", missing_ok=True), open_regular(path) as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise IntegrityError(f"{path} is larger than {limit >> 20} MB", "remove it")
@@ -154,11 +162,11 @@ def read_json(path: Path, limit: int = 64 << 20) -> Any:
 
 
 def parse_json(content: bytes) -> Any:
-    """A JSON value, without the NaN and Infinity that Python reads, too, and no other program.
+    """Parse JSON strictly: NaN and Infinity, which Python's parser accepts, are refused.
 
     Raises:
-        ValueError: that is none, or has a number beyond all floats.
-        RecursionError: it is too deep.
+        ValueError: it is not JSON, or has a number too large for a float.
+        RecursionError: it is nested too deeply.
     """
 
     def refuse(name: str) -> NoReturn:
@@ -172,25 +180,25 @@ def parse_json(content: bytes) -> Any:
 
 
 def sha256(content: bytes) -> str:
-    """The SHA-256 of `content`, as 64 hexadecimal digits."""
+    """Return the SHA-256 of `content` as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and its parents; it is well if it is there."""
-    with explained(f"cannot make the directory {path}"):
+    """Create a directory and its parents; do nothing if it exists."""
+    with wrap_os_errors(f"cannot create the directory {path}"):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def sweep(directory: Path) -> int:
-    """Remove temporary files whose process is gone; returns how many.
+    """Remove temporary files whose process has ended, and return their number.
 
-    Those of living processes stay: they may be in the middle of a write.
+    Those of running processes stay, since a write may be in progress.
     """
     removed = 0
     for path in directory.glob(".*.tmp"):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and not _alive(int(match["pid"])):
+        if match and not _is_running(int(match["pid"])):
             with contextlib.suppress(OSError):
                 path.unlink()
                 removed += 1
@@ -199,27 +207,27 @@ def sweep(directory: Path) -> int:
 
 @contextlib.contextmanager
 def locked(
-    path: Path, what: str, timeout: float = 0.0, waiting: Callable[[str], None] | None = None
+    path: Path, what: str, timeout: float = 0.0, notify: Callable[[str], None] | None = None
 ) -> Iterator[None]:
-    """Hold the operating system's lock on `path`; it is free at once when its holder dies.
+    """Hold the operating system's lock on `path`, which is released when the process ends, however it ends.
 
     Args:
-        path: the lock file; it stays behind, empty, since removing it would race with the next taker.
-        what: what is locked, for the error line.
-        timeout: seconds to wait for another holder.
-        waiting: told once, who holds the lock, if there is anything to wait for.
+        path: the lock file; it is not removed, since another process may be acquiring it.
+        what: the locked resource, for the error message.
+        timeout: seconds to wait for the lock.
+        notify: called once, with the process that holds the lock, if there is one to wait for.
 
     Raises:
-        GrimmgenError: still held by another process after `timeout` seconds.
+        GrimmgenError: another process still holds the lock after `timeout` seconds.
     """
-    # Here, since what only reads locks nothing, and need not wait for it.
+    # Imported here, since commands that only read need no lock.
     import filelock
 
     holder = path.with_name(path.name + ".pid")
     lock = filelock.FileLock(path, timeout=0)
     deadline = time.monotonic() + timeout
-    told = False
-    with explained(f"cannot lock {path}"):
+    notified = False
+    with wrap_os_errors(f"cannot lock {path}"):
         while True:
             try:
                 lock.acquire(blocking=False)
@@ -228,12 +236,12 @@ def locked(
                 who = _holder(holder)
                 if time.monotonic() >= deadline:
                     raise GrimmgenError(f"{what} is in use by {who}", "wait for it to end, or stop it") from None
-                if waiting and not told:
-                    waiting(f"waiting for {who}")
-                    told = True
+                if notify and not notified:
+                    notify(f"waiting for {who}")
+                    notified = True
                 time.sleep(0.05)
     try:
-        # The pid is a courtesy to whoever waits; the lock itself is the operating system's.
+        # The process id only informs those who wait; the lock does not depend on it.
         with contextlib.suppress(OSError):
             holder.write_text(str(os.getpid()))
         yield
@@ -244,12 +252,12 @@ def locked(
 
 
 @contextlib.contextmanager
-def explained(what: str, missing_ok: bool = False) -> Iterator[None]:
-    """Turn an error of the operating system into one line that names the place and the remedy.
+def wrap_os_errors(what: str, missing_ok: bool = False) -> Iterator[None]:
+    """Turn an OSError into a GrimmgenError of one line, with the path and the remedy.
 
     Args:
-        what: what was being done, with the path.
-        missing_ok: let FileNotFoundError through, for callers to whom absence is an answer.
+        what: the operation that failed, with its path.
+        missing_ok: let FileNotFoundError through, for callers that handle a missing file.
     """
     try:
         yield
@@ -264,9 +272,9 @@ _REMEDIES = {
     errno.ENOSPC: "free some space on the disk and run the command again",
     errno.EDQUOT: "free some of your quota and run the command again",
     errno.EFBIG: "raise the file size limit (ulimit -f) and run the command again",
-    errno.EROFS: "the file system is read-only; set GRIMMGEN_HOME to a place that can be written",
-    errno.EACCES: "check the permissions, or set GRIMMGEN_HOME to a place of yours",
-    errno.EPERM: "check the permissions, or set GRIMMGEN_HOME to a place of yours",
+    errno.EROFS: "the file system is read-only; set GRIMMGEN_HOME to a writable directory",
+    errno.EACCES: "check the permissions, or set GRIMMGEN_HOME to a directory of yours",
+    errno.EPERM: "check the permissions, or set GRIMMGEN_HOME to a directory of yours",
     errno.EIO: "the disk reports an error; check it and run the command again",
 }
 
@@ -276,7 +284,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _flush_directory(path: Path) -> None:
-    # Windows has no such call, and makes a rename durable by itself.
+    # Windows cannot flush a directory, and makes a rename durable by itself.
     if os.name == "nt":
         return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -293,11 +301,11 @@ def _holder(path: Path) -> str:
         return "another process"
 
 
-def _alive(pid: int) -> bool:
+def _is_running(pid: int) -> bool:
     if pid == os.getpid():
         return True
     if os.name == "nt":
-        # os.kill would end the process on Windows; there, a file that is open cannot be removed anyway.
+        # On Windows os.kill would end the process, and a file that is open cannot be removed.
         return False
     try:
         os.kill(pid, 0)

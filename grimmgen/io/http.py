@@ -1,8 +1,8 @@
-"""Fetching one file over HTTP from a server that is not trusted. The sole importer of the HTTP library.
+"""Download files over HTTP from servers that are not trusted. The only importer of the HTTP library.
 
-A body is taken whole, plain and of a bounded size, or not at all; what can pass is tried again, politely.
-Whole is what the server says is whole: a Content-Length that is too small cuts a body off, and nobody can tell.
-Knows URLs and bytes, and nothing of stories.
+A body is returned if it is complete, uncompressed and of bounded size. Transient failures are retried with
+exponential backoff. A body counts as complete if it has the length that the server announced: a Content-Length
+that is too small truncates it, which cannot be detected.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 ATTEMPTS = 5
-LONGEST_WAIT = 60.0
+LONGEST_WAIT = 60.0  # seconds
 _REDIRECTS = 5
 _CHUNK = 1 << 16
 _LONGEST_URL = 500
+# Bytes of headers, chunk sizes and trailers that are accepted beside the body.
 _OVERHEAD = 1 << 20
-_RETRIED = {408, 425, 429, 500, 502, 503, 504}
+_TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
 _REMEDY = "check the connection and run the command again"
 
 
 class Downloader:
-    """Connections to servers, kept open from file to file; to be closed, or used in a `with`.
+    """A pool of connections, which are reused from file to file; a context manager that closes them.
 
     Args:
-        jobs: how many files are fetched at once.
-        size_limit: bytes; a longer body is refused.
-        read_timeout: seconds without a byte.
-        deadline: seconds for one try at one file, from the first byte sent to the last received; looked at
-            whenever bytes come, so a stall may add one read_timeout.
-        wait: waits that many seconds, or less if the downloader is stopped.
+        jobs: number of concurrent downloads.
+        size_limit: largest accepted body, in bytes.
+        read_timeout: seconds without a received byte after which an attempt fails.
+        deadline: seconds for one attempt at one file, from the first byte sent to the last received. It is checked
+            whenever bytes arrive, so that a stall may add one `read_timeout`.
+        wait: sleeps for a number of seconds; by default it returns early when the downloader is stopped.
     """
 
     def __init__(
@@ -61,8 +62,8 @@ class Downloader:
         self._limit = size_limit
         self._deadline = deadline
         self._stopped = threading.Event()
-        # Servers that did not answer in all the tries at one file; for each other file they get one.
-        self._absent = set[str]()
+        # Servers that could not be connected to in all attempts at one file: they get one attempt at the others.
+        self._unreachable = set[str]()
         self._wait = wait or self._stopped.wait
         self._pool = urllib3.PoolManager(
             maxsize=jobs,
@@ -74,50 +75,51 @@ class Downloader:
         self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
     def get(self, url: str) -> bytes:
-        """The body that `url` leads to.
+        """Download the file at `url`.
 
-        A refused or broken connection, a stall, a truncated body and a busy server are tried again, up to 5
-        times in all, after a pause that doubles or that the server names (Retry-After, at most 60 s). Once a
-        server could not be connected to 5 times in a row, one try a file is enough, until it can.
+        A refused or broken connection, a stall, a truncated body and a busy server are retried, with 5 attempts in
+        all, after a pause that doubles or that the server specifies (Retry-After, at most 60 s). After 5 failed
+        attempts to connect to a server, each further file gets a single attempt, until a connection succeeds.
 
         Raises:
-            GrimmgenError: it could not be had; the last reason is told.
-            IntegrityError: the server answers with something that is not a plain file of sane size.
+            GrimmgenError: all attempts failed; the message has the last reason.
+            IntegrityError: the body is compressed or larger than the limit.
+            UsageError: `url` is not a URL.
         """
         reason = ""
         server = url.rpartition("/")[0]
-        attempts = 1 if server in self._absent else ATTEMPTS
-        absent = True
+        attempts = 1 if server in self._unreachable else ATTEMPTS
+        unreachable = True
         for attempt in range(attempts):
             if self.stopped:
-                raise GrimmgenError(f"{url}: stopped", "run the command again to go on")
+                raise GrimmgenError(f"{url}: stopped", "run the command again to continue")
             try:
-                body = self._try(url)
-            except _Passing as error:
+                body = self._attempt(url)
+            except _TransientError as error:
                 reason = error.reason
                 pause = error.pause
-                absent = absent and error.absent
+                unreachable = unreachable and error.unreachable
             else:
-                self._absent.discard(server)
+                self._unreachable.discard(server)
                 return body
             if attempt + 1 < attempts:
-                # The jitter keeps eight jobs from knocking together.
-                backoff = 0.5 * 2.0**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - no secret
+                # The jitter keeps concurrent jobs from retrying at the same moment.
+                backoff = 0.5 * 2.0**attempt * random.uniform(0.8, 1.2)  # noqa: S311 - not for cryptography
                 self._wait(min(LONGEST_WAIT, backoff if pause is None else pause))
-        if absent:
-            self._absent.add(server)
+        if unreachable:
+            self._unreachable.add(server)
         else:
-            self._absent.discard(server)
-        tries = "1 try" if attempts == 1 else f"{attempts} tries"
-        raise GrimmgenError(f"{url}: {reason} ({tries})", _REMEDY)
+            self._unreachable.discard(server)
+        tried = "1 attempt" if attempts == 1 else f"{attempts} attempts"
+        raise GrimmgenError(f"{url}: {reason} ({tried})", _REMEDY)
 
     def stop(self) -> None:
-        """End all waiting: tries in progress run out, none begins."""
+        """End all pauses, fail the attempts in progress and start no further ones; safe from any thread."""
         self._stopped.set()
 
     @property
     def stopped(self) -> bool:
-        """Whether it was told to stop."""
+        """Whether `stop` was called."""
         return self._stopped.is_set()
 
     def __enter__(self) -> Downloader:
@@ -129,9 +131,9 @@ class Downloader:
         self._stopped.set()
         self._pool.clear()
 
-    def _try(self, url: str) -> bytes:
+    def _attempt(self, url: str) -> bytes:
         deadline = time.monotonic() + self._deadline
-        # Also of what is no body: heads, chunk sizes and trailers have no end of their own.
+        # Bytes of the whole response: headers, chunk sizes and trailers could be endless, too.
         left = 2 * self._limit + _OVERHEAD
 
         def check(received: int) -> None:
@@ -140,9 +142,9 @@ class Downloader:
             if left < 0:
                 raise self._too_long(url)
             if time.monotonic() > deadline or self.stopped:
-                raise _Passing(f"not done after {self._deadline:g} s")
+                raise _TransientError(f"not complete after {self._deadline:g} s")
 
-        _check.set(check)
+        _check_received.set(check)
         for _ in range(_REDIRECTS + 1):
             response = self._open(url)
             try:
@@ -151,7 +153,7 @@ class Downloader:
                     continue
                 return self._body(url, response)
             finally:
-                # What is left of the body is not read: the connection is of no more use.
+                # The rest of the body is not read, so that the connection cannot be reused.
                 response.close()
                 response.release_conn()
         raise GrimmgenError(f"{url}: redirected more than {_REDIRECTS} times", "check the --url")
@@ -161,33 +163,35 @@ class Downloader:
             return self._pool.request("GET", url, preload_content=False, redirect=False, decode_content=False)
         except urllib3.exceptions.SSLError as error:
             if not isinstance(error.args[0], ssl.CertificateError):
-                raise _Passing(_short(error)) from error
+                raise _TransientError(_describe(error)) from error
             raise GrimmgenError(
                 f"{url}: the server's certificate is not trusted ({error})", "check the --url"
             ) from error
         except urllib3.exceptions.LocationValueError as error:
             raise UsageError(f"{url!r} is not a URL ({error})", "give an http or https address") from error
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            absent = isinstance(
+            unreachable = isinstance(
                 error, urllib3.exceptions.NewConnectionError | urllib3.exceptions.ConnectTimeoutError
             )
-            raise _Passing(_short(error), absent=absent) from error
+            raise _TransientError(_describe(error), unreachable=unreachable) from error
 
     def _body(self, url: str, response: urllib3.BaseHTTPResponse) -> bytes:
-        if response.status in _RETRIED:
-            raise _Passing(
+        if response.status in _TRANSIENT_STATUSES:
+            raise _TransientError(
                 f"the server answers {response.status}", _retry_after(response.headers.get("Retry-After"))
             )
         if response.status != 200:
             raise GrimmgenError(f"{url}: the server answers {response.status}", "check the --url and the numbers")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise IntegrityError(f"{url}: the server sends a compressed body unasked", "check the --url")
+            raise IntegrityError(
+                f"{url}: the server sends a compressed body that was not requested", "check the --url"
+            )
         if not response.chunked:
             length = response.headers.get("Content-Length", "")
             if not length.isdecimal():
-                # The end of such a body and a broken connection look the same; so does a head that was cut off.
-                raise _Passing("the server does not say how long the body is")
-            # Not int(), which refuses 5000 digits.
+                # The end of such a body looks like a broken connection; truncated headers have no length either.
+                raise _TransientError("the server does not say how long the body is")
+            # int() refuses more than 4300 digits.
             if float(length) > self._limit:
                 raise self._too_long(url)
         body = bytearray()
@@ -197,33 +201,39 @@ class Downloader:
                 if len(body) > self._limit:
                     raise self._too_long(url)
         except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise _Passing(_short(error)) from error
+            raise _TransientError(_describe(error)) from error
         return bytes(body)
 
     def _too_long(self, url: str) -> IntegrityError:
         return IntegrityError(f"{url}: the body is over {self._limit >> 20} MB", "check the --url")
 
 
-class _Passing(Exception):  # noqa: N818 - never leaves this module
-    """A failure that another try may not meet; `absent` where there was no server to talk to."""
+class _TransientError(Exception):
+    """A failure that is worth another attempt; it does not leave this module.
 
-    def __init__(self, reason: str, pause: float | None = None, absent: bool = False) -> None:
+    Attributes:
+        reason: for the error message.
+        pause: seconds to wait, as the server asked for; None for the backoff.
+        unreachable: whether no connection to the server could be made.
+    """
+
+    def __init__(self, reason: str, pause: float | None = None, unreachable: bool = False) -> None:
         super().__init__(reason)
         self.reason = reason
         self.pause = pause
-        self.absent = absent
+        self.unreachable = unreachable
 
 
-# Of the try that this thread is at: told how many bytes have come, it raises when they are too many or too late.
-_check: ContextVar[Callable[[int], None]] = ContextVar("_check")
+# Called with the number of received bytes by the connection of this thread's attempt; raises beyond the limits.
+_check_received: ContextVar[Callable[[int], None]] = ContextVar("_check_received")
 
 
 class _Bounded(io.RawIOBase):
-    """What a connection brings, bounded in time and size: head, chunk sizes, body and trailers alike."""
+    """The bytes of a connection, bounded in time and size: headers, chunk sizes, body and trailers alike."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self._raw = raw
-        self._check = _check.get()
+        self._check = _check_received.get()
 
     def readable(self) -> bool:
         return True
@@ -239,18 +249,18 @@ class _Bounded(io.RawIOBase):
         super().close()
 
 
-class _Answer(http.client.HTTPResponse):
+class _BoundedResponse(http.client.HTTPResponse):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.fp = io.BufferedReader(_Bounded(self.fp.detach()))
 
 
 class _Connection(urllib3.connection.HTTPConnection):
-    response_class = _Answer
+    response_class = _BoundedResponse
 
 
 class _SecureConnection(urllib3.connection.HTTPSConnection):
-    response_class = _Answer
+    response_class = _BoundedResponse
 
 
 class _Pool(urllib3.HTTPConnectionPool):
@@ -262,7 +272,7 @@ class _SecurePool(urllib3.HTTPSConnectionPool):
 
 
 def _redirected(url: str, location: str) -> str:
-    """Where a redirect leads: to the same host, and never from https to something less."""
+    """Resolve a redirect; refuse another host or port, and any scheme but the same or https."""
     if len(location) > _LONGEST_URL:
         raise GrimmgenError(f"{url}: redirected to an address of {len(location)} characters", "check the --url")
     try:
@@ -271,16 +281,14 @@ def _redirected(url: str, location: str) -> str:
         upgraded = (old.scheme, new.scheme) == ("http", "https") and new.port is None
         same = (old.scheme, old.port) == (new.scheme, new.port) or upgraded
     except ValueError:
-        raise GrimmgenError(f"{url}: redirected to {location!r}, which is no URL", "check the --url") from None
+        raise GrimmgenError(f"{url}: redirected to {location!r}, which is not a URL", "check the --url") from None
     if not same or old.hostname != new.hostname or not location:
-        raise GrimmgenError(
-            f"{url}: redirected to {target!r}, another place", "give that as --url if you trust it"
-        )
+        raise GrimmgenError(f"{url}: redirected to {target!r}, another server", "give it as --url if you trust it")
     return target
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, as a number or a date; None if it says nothing clear."""
+    """Return the seconds of a Retry-After header, a number or a date; None if it is neither."""
     if value is None:
         return None
     if value.strip().isascii() and value.strip().isdigit():
@@ -294,8 +302,8 @@ def _retry_after(value: str | None) -> float | None:
     return max(0.0, (when - datetime.now(UTC)).total_seconds())
 
 
-def _short(error: BaseException) -> str:
-    """The reason of a network error, without the objects that urllib3 prints with it."""
+def _describe(error: BaseException) -> str:
+    """Describe a network error in a few words, without the object addresses in urllib3's messages."""
     match error:
         case urllib3.exceptions.NameResolutionError():
             return "no such host, or no network"

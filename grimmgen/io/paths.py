@@ -1,7 +1,7 @@
-"""Where grimmgen keeps its files: one directory for what can be fetched again, one for what cannot.
+"""Paths of grimmgen's files: a cache directory, which may be deleted at any time, and a data directory.
 
-`GRIMMGEN_HOME` moves both (to `cache/` and `data/` below it); else the platform's own places are used.
-Nothing is created here.
+They are `cache/` and `data/` below `GRIMMGEN_HOME`, if it is set, else the platform's directories. Nothing is
+created here.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ from grimmgen.errors import UsageError
 
 
 def cache_directory() -> Path:
-    """The directory of what can be made again: fetched corpora, ids of large texts, indices for novelty."""
+    """Fetched corpora, ids of large texts and indices for novelty: all of it can be made again."""
     return _directory("cache", platformdirs.user_cache_path)
 
 
 def data_directory() -> Path:
-    """The directory of what cannot be made again: the runs."""
+    """The runs, which cannot be made again."""
     return _directory("data", platformdirs.user_data_path)
 
 
 def corpus_directory(name: str) -> Path:
-    """The cached corpus of that name."""
+    """Documents and manifest of a fetched corpus."""
     return cache_directory() / "corpora" / name
 
 
 def index_directory(digest: str) -> Path:
-    """The index of the training stories with that digest."""
+    """The index for novelty of the training documents with this digest."""
     return cache_directory() / "indices" / digest
 
 
-def tokens_directory() -> Path:
-    """The ids of large texts, a file a text and a way to encode it."""
+def id_cache_directory() -> Path:
+    """The ids of large texts, one file for each text and set of options."""
     return cache_directory() / "tokens"
 
 
 def runs_directory() -> Path:
-    """The registry: one directory a run."""
+    """The registry: one directory for each run."""
     return data_directory() / "runs"
 
 
 def _directory(part: str, default: Callable[..., Path]) -> Path:
     remedy = "set GRIMMGEN_HOME to an absolute directory"
     home, variable = os.environ.get("GRIMMGEN_HOME"), f"XDG_{part.upper()}_HOME"
-    # Some versions of platformdirs take a relative directory, others pass over it in silence.
+    # Some versions of platformdirs accept a relative directory, others ignore it.
     if not home and (xdg := os.environ.get(variable)) and not Path(xdg).is_absolute():
         raise UsageError(f"{variable} is {xdg!r}, which is not an absolute path", remedy)
     try:
         path = Path(home).expanduser() / part if home else default("grimmgen", appauthor=False)
     except RuntimeError:
-        # What pathlib and platformdirs raise where there is no home directory.
+        # pathlib and platformdirs raise it if there is no home directory.
         path = Path("~", part)
-    # A relative path would depend on where the command was typed, and `~` would become a directory's name.
+    # A relative path would depend on the working directory, and `~` would become the name of a directory.
     if not path.is_absolute() or "~" in path.parts:
         source = f"GRIMMGEN_HOME is {home!r}, which is not an absolute path"
         if not home:

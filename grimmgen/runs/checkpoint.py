@@ -92,7 +92,7 @@ class Checkpoint:
             GrimmgenError: the file cannot be read.
             IntegrityError: it is not a checkpoint, not whole, of a future format, or contradicts itself.
         """
-        with files.explained(f"cannot read {path}"), files.opened(path) as file:
+        with files.wrap_os_errors(f"cannot read {path}"), files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(size, _LARGEST_HEADER):

@@ -96,7 +96,7 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
         raise UsageError(f"{path} has no ending that names a format", f"give one of .{', .'.join(FORMATS)}")
-    target = files.output(path)
+    target = files.output_path(path)
     if empty := [curve.run for curve in curves if not curve.steps]:
         raise GrimmgenError(f"the run {empty[0]} has no evaluation yet", "wait for its first one, or leave it out")
     try:

@@ -149,8 +149,8 @@ class Run:
         events = []
         try:
             with (
-                files.explained(f"cannot read {self.log_path}", missing_ok=True),
-                files.opened(self.log_path) as file,
+                files.wrap_os_errors(f"cannot read {self.log_path}", missing_ok=True),
+                files.open_regular(self.log_path) as file,
             ):
                 content = file.read(_LARGEST_LOG + 1)
         except FileNotFoundError:
@@ -168,7 +168,7 @@ class Run:
         """Add one line to the log."""
         line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
         # A corpus may be named after a file whose name is no Unicode.
-        with files.explained(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
+        with files.wrap_os_errors(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))
 
     def cut_log(self, step: int) -> None:
@@ -181,7 +181,7 @@ class Run:
     def size(self) -> int:
         """Bytes on the disk."""
         total = 0
-        with files.explained(f"cannot read {self.path}"):
+        with files.wrap_os_errors(f"cannot read {self.path}"):
             for path in self.path.iterdir():
                 with contextlib.suppress(OSError):
                     total += path.stat().st_size
@@ -211,9 +211,9 @@ class Run:
             with self.locked():
                 # Renamed first: a run is there whole, or not there.
                 doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
-                with files.explained(f"cannot remove {self.path}"):
+                with files.wrap_os_errors(f"cannot remove {self.path}"):
                     self.path.rename(doomed)
-            with files.explained(f"cannot remove {doomed}"):
+            with files.wrap_os_errors(f"cannot remove {doomed}"):
                 shutil.rmtree(doomed)
 
     @property
@@ -272,7 +272,7 @@ def create(
                     },
                 },
             )
-            with files.explained(f"cannot make the run {run.path}"):
+            with files.wrap_os_errors(f"cannot make the run {run.path}"):
                 draft.path.rename(run.path)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
@@ -360,7 +360,7 @@ def load_model(run_or_path: str | None) -> TrainedModel:
 def all_runs() -> list[Run]:
     """Every run, the latest last."""
     directory = paths.runs_directory()
-    with files.explained(f"cannot read {directory}"):
+    with files.wrap_os_errors(f"cannot read {directory}"):
         if not directory.is_dir():
             return []
         found = [

@@ -1,69 +1,74 @@
-"""Telling: a trained model, a prompt, and n-grams drawn one after the other (tutorial, "Generating new text").
+"""Generate text with a trained model (tutorial, "Generating new text").
 
-Needs no PyTorch, so that a story begins at once. Knows models and text, and nothing of terminals.
+`TextGenerator._run` is the whole of generation in five phases: initial state, prompt, sample, stop, pieces.
+Needs no PyTorch, so that generation starts at once. Knows models and text; printing belongs to `grimmgen.cli`.
+
+    B  documents generated side by side    S  states of the cell    L  layers    H  hidden units
 """
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
+from grimmgen.network.cells import cells
 from grimmgen.runs import registry
-from grimmgen.runs.checkpoint import Checkpoint
-from grimmgen.sampling import options
-from grimmgen.sampling.options import LONGEST, SamplingOptions
+from grimmgen.runs.registry import TrainedModel
+from grimmgen.sampling.logits import log_probabilities
+from grimmgen.sampling.options import LONGEST, PARAGRAPH, SENTENCE, InitialState, SamplingOptions
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
-    from grimmgen.evaluation.novelty import CopyIndex, CopyLimit
+    from grimmgen.evaluation.novelty import CopyIndex
     from grimmgen.network.backends.numpy import Stepper
     from grimmgen.sampling.beams import BeamSearch
     from grimmgen.sampling.sampler import Sampler
 
-# The tutorial's standard deviation of the state that a story begins with.
+# Standard deviation of the random initial state, as in the tutorial.
 _STATE_DEVIATION = 0.05
-_MOST_STORIES = 1024
-# N-grams that are told at once, and the seconds that a piece may take before it is no longer made longer.
-_MOST_AT_ONCE = 256
-_WAIT = 0.02
-# A sentence ends with one of these, what closes around it, and a space.
+_MAX_COUNT = 1024
+# N-grams per piece: doubled up to this number while a piece takes less than this time.
+_MAX_CHUNK = 256
+_MAX_CHUNK_SECONDS = 0.02
+# A sentence ends with one of these marks, the quotes and brackets that close after it, and a space.
 _CLOSING = "'\")\\]\u00bb\u2019\u201d\u300d\u300f\uff09"
 _SENTENCE_END = re.compile(
-    # In Chinese and Japanese without the space.
+    # Chinese and Japanese have no space there.
     f"[.!?\u2026][{_CLOSING}]*(?=\\s)|[\u3002\uff01\uff1f][{_CLOSING}]*(?=[^{_CLOSING}])"
 )
 # A paragraph ends before an empty line.
 _PARAGRAPH_END = re.compile(r"(?<=\S)(?=\n[ \t]*\n)")
-# What closes around a sentence's end, or the space in an empty line, is no longer.
-_STRETCH = 16
+_BOUNDARIES = {SENTENCE: _SENTENCE_END, PARAGRAPH: _PARAGRAPH_END}
+# Maximum characters of a match of either pattern: closing marks, or the spaces of an empty line.
+_MAX_MATCH = 16
 
-# What each of several stories goes on with.
+# The next piece of each document, [B].
 Pieces = list[str]
 
 
 @dataclass
-class Told:
-    """One story, as far as it has been told.
+class Generation:
+    """One generated document, complete or as far as it has been generated.
 
     Attributes:
-        prompt: what it began with, folded as the corpus was.
-        decoding: how it was told, with its own random seed.
-        pieces: what has been told after the prompt; empty if nobody kept it.
-        ids: the n-grams of that, `<end>` among them.
-        ending: why it is over: the model's `<end>`, the length, or what it was told until; None if it is not.
-        copied: the longest copy that had to be taken for want of another way on; 0 if there is none.
+        prompt: the prompt, normalised as the corpus was.
+        options: the sampling options, with the random seed of this document.
+        pieces: the generated text after the prompt; empty unless it is kept.
+        ids: the n-grams of that text, including a final `<end>`; empty unless they are kept.
+        ending: why generation stopped: the model's `<end>`, the length, or `until`; None if it has not.
+        copied: the longest copy, in characters, that was unavoidable in spite of `max_copy`; 0 if there is none.
     """
 
     prompt: str
-    decoding: SamplingOptions
+    options: SamplingOptions
     pieces: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
     ending: Literal["end", "length", "until"] | None = None
@@ -71,19 +76,19 @@ class Told:
 
     @property
     def text(self) -> str:
-        """All of it."""
+        """The prompt and the generated text."""
         return "".join([self.prompt, *self.pieces])
 
 
-class Telling(Iterator[Pieces]):
-    """Stories on their way: iterate over what each goes on with, first the prompt.
+class GenerationStream(Iterator[Pieces]):
+    """An iterator over the pieces of documents as they are generated; the first piece is the prompt.
 
     Attributes:
-        stories: what is known of each by now.
+        generations: the documents as far as they have been generated, [B].
     """
 
-    def __init__(self, stories: list[Told], pieces: Iterator[Pieces]) -> None:
-        self.stories = stories
+    def __init__(self, generations: list[Generation], pieces: Iterator[Pieces]) -> None:
+        self.generations = generations
         self._pieces = pieces
 
     def __next__(self) -> Pieces:
@@ -91,344 +96,339 @@ class Telling(Iterator[Pieces]):
 
 
 class TextGenerator:
-    """A trained model that tells.
+    """Generates text with a trained model.
 
     Args:
-        name: of the run or file that it comes from.
-        checkpoint: its weights and its vocabulary.
-        index: makes or finds the index of its training stories, for `max_copy`; None if nobody knows them.
+        model: the trained model.
+        copy_index: the index of its training set, for `max_copy`; None builds that of the model's run when it is
+            needed.
     """
 
-    def __init__(self, name: str, checkpoint: Checkpoint, index: Callable[[], CopyIndex] | None = None) -> None:
-        self.name = name
-        self.checkpoint = checkpoint
-        self.vocabulary = checkpoint.vocabulary
-        self._index = None if index is None else cache(index)
+    def __init__(self, model: TrainedModel, copy_index: CopyIndex | None = None) -> None:
+        self.model = model
+        self.name = model.name
+        self.checkpoint = model.checkpoint
+        self.vocabulary = model.checkpoint.vocabulary
+        if copy_index is not None:
+            self._copy_index = copy_index
 
     @classmethod
     def load(cls, run_or_path: str | None) -> TextGenerator:
-        """That of a run, of the latest one (None), or of a checkpoint file.
+        """Load the model of a run, of the latest run (None), or of a checkpoint file.
 
         Raises:
-            GrimmgenError: there is none, or it is not what it should be.
+            GrimmgenError: there is no such run or file, or it cannot be read.
+            IntegrityError: the file is damaged.
         """
-        name, checkpoint = registry.find_checkpoint(run_or_path)
-        return cls(name, checkpoint, lambda: training_index(run_or_path))
+        return cls(registry.load_model(run_or_path))
 
     def generate(self, prompt: str = "", **options: Any) -> str:
-        """The prompt, folded as the corpus was, and what the model tells after it.
+        """Generate a text; returns the prompt, normalised as the corpus was, and its continuation.
 
         Args:
             prompt: any text.
-            options: of `SamplingOptions`, as in `generate("the king", length=300, top_p=0.9)`.
-        """
-        return "".join(self.tell(prompt, SamplingOptions(**options)))
-
-    def tell(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
-        """The story in pieces as it is made: first the prompt, folded as the corpus was.
+            options: those of `SamplingOptions`, as in `generate("the king", length=300, top_p=0.9)`.
 
         Raises:
-            UsageError: see `begin`.
+            UsageError: an option is out of range; see also `start`.
         """
-        return (piece for (piece,) in self.begin(prompt, options))
+        return "".join(self.stream(prompt, SamplingOptions(**options)))
 
-    def tell_several(self, prompt: str, options: SamplingOptions, stories: int) -> list[Told]:
-        """Several stories, each with the prompt, told side by side as one batch.
-
-        Story number i, from 0, is what `tell` tells with the random seed `random_seed` + i.
+    def stream(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
+        """Generate a text piece by piece; the first piece is the prompt, normalised as the corpus was.
 
         Raises:
-            UsageError: see `begin`.
+            UsageError: see `start`.
         """
-        telling = self.begin(prompt, options, stories, keep=True)
-        for _ in telling:
+        return (piece for (piece,) in self.start(prompt, options))
+
+    def generate_batch(self, prompt: str, options: SamplingOptions, count: int) -> list[Generation]:
+        """Generate several texts from the same prompt as one batch.
+
+        Text i, from 0, is the one that `stream` generates with the random seed `random_seed` + i.
+
+        Raises:
+            UsageError: see `start`.
+        """
+        stream = self.start(prompt, options, count, keep=True)
+        for _ in stream:
             pass
-        return telling.stories
+        return stream.generations
 
-    def begin(self, prompt: str, options: SamplingOptions, stories: int = 1, keep: bool = False) -> Telling:
-        """Begin stories.
+    def start(self, prompt: str, options: SamplingOptions, count: int = 1, keep: bool = False) -> GenerationStream:
+        """Start to generate texts; iterating over the result generates them.
 
-        The prompt is read as the beginning of a story; without one a story begins as stories begin. Where it ends
-        within an n-gram, its last characters are not lost: the next n-gram is drawn among those that begin with
-        them. N-grams that the model does not know are read as `<unk>`, which itself is never told. `<end>` ends
-        a story.
+        The prompt is read as the beginning of a document; without one the document begins as the training
+        documents do. Where the prompt ends within an n-gram, the next n-gram is sampled from those that begin with
+        its last characters. Unknown n-grams are read as `<unk>`, which itself is never sampled. `<end>` ends a
+        document.
 
         Args:
             prompt: any text.
-            options: how to tell.
-            stories: so many side by side, each with a random seed one higher than that of the one before.
-            keep: keep what is told in `Telling.stories`, too.
+            options: the sampling options.
+            count: the number of documents, with consecutive random seeds.
+            keep: whether to collect the text and its n-grams in `GenerationStream.generations`.
 
         Raises:
-            UsageError: top-k is more than there are n-grams, there is no story to tell, the model knows no
-                paragraphs, or nobody knows the stories that must not be copied.
+            UsageError: top-k exceeds the vocabulary, the count is out of range, the model's corpus has no
+                paragraphs, or its training documents, which must not be copied, are unknown.
         """
-        if options.best > len(self.vocabulary) and options.top_k is not None:
+        if options.effective_top_k > len(self.vocabulary) and options.top_k is not None:
             raise UsageError(
                 f"--top-k {options.top_k} is more than the {len(self.vocabulary)} n-grams of the vocabulary",
                 "give less, or 0 for all",
             )
-        if not 1 <= stories <= _MOST_STORIES:
-            raise UsageError(f"--stories {stories} is out of range", f"give 1 to {_MOST_STORIES}")
-        if options.random_seed + stories > 2**63:
+        if not 1 <= count <= _MAX_COUNT:
+            raise UsageError(f"--stories {count} is out of range", f"give 1 to {_MAX_COUNT}")
+        if options.random_seed + count > 2**63:
             raise UsageError(
-                f"--random-seed {options.random_seed} leaves none for {stories} stories", "give a smaller one"
+                f"--random-seed {options.random_seed} is too large for {count} stories", "give a smaller one"
             )
-        if options.until == options.PARAGRAPH and "\n" not in self.vocabulary.alphabet:
+        if options.until == PARAGRAPH and "\n" not in self.vocabulary.alphabet:
             raise UsageError(
-                f"{self.name} has learnt no line ends: it knows no paragraphs",
-                "wait for --until sentence, or train with --newlines keep",
+                f"{self.name} was trained without line ends and cannot end a paragraph",
+                "give --until sentence, or train with --newlines keep",
             )
-        if options.max_copy is not None and self._index is None:
-            raise UsageError("--max-copy has no training stories to look at", "load the model of a run")
+        if options.max_copy is not None:
+            # Raises before anything is generated.
+            _ = self._copy_index
         prompt = self.vocabulary.normalise(prompt)
-        told = [
-            Told(prompt, replace(options, random_seed=options.random_seed + number)) for number in range(stories)
+        generations = [
+            Generation(prompt, replace(options, random_seed=options.random_seed + number))
+            for number in range(count)
         ]
-        return Telling(told, self._pieces(prompt, options, told, keep))
+        return GenerationStream(generations, self._run(prompt, options, generations, keep))
 
-    def log_probability(self, told: Told) -> float:
-        """The logarithm (natural) of the model's own probability of what was told after the prompt.
+    def _run(
+        self, prompt: str, options: SamplingOptions, generations: list[Generation], keep: bool
+    ) -> Iterator[Pieces]:
+        # 1. Initial state: random or zeros.
+        generators = _generators(generations)
+        stepper = self._initial_stepper(generators, options.state)
+        # 2. Prompt: read its n-grams; it may leave the characters of an incomplete one.
+        if prompt:
+            yield [prompt] * len(generations)
+        context, prefix, candidates = self._parse_prompt(prompt)
+        stepper.read(np.broadcast_to(np.array(context)[:, None], (len(context), len(generations))))
+        sampler = self._sampler(stepper, options, generations, generators, context)
+        outputs = [_Output(generation, self.vocabulary, keep) for generation in generations]
+        chunk = 1
+        while remaining := max(output.remaining for output in outputs):
+            started = time.perf_counter()
+            # 3. Sample: up to `chunk` n-grams of each document.
+            ids = sampler.sample(min(chunk, -(-remaining // self.vocabulary.ngram)), prefix, candidates)
+            # 4. Stop: cut each document at its end, its length or its stop condition.
+            pieces = [output.append(row, prefix) for output, row in zip(outputs, ids.T.tolist(), strict=True)]
+            for generation, copy_limit in zip(generations, sampler.copy_limits, strict=False):
+                generation.copied = copy_limit.longest
+            prefix, candidates = "", None
+            # 5. Pieces: the first one at once, then larger ones as long as they arrive without a noticeable delay.
+            if time.perf_counter() - started < _MAX_CHUNK_SECONDS:
+                chunk = min(2 * chunk, _MAX_CHUNK)
+            if any(pieces):
+                yield pieces
 
-        It is that of the text: where the prompt had begun an n-gram, or the length has cut one, all n-grams that
-        have the same characters there are counted. `<end>` counts where it ended the story.
+    def log_probability(self, generation: Generation) -> float:
+        """Compute the natural logarithm of the model's probability of the generated text after the prompt.
+
+        It is the probability of the characters: where the prompt ends, or the length cuts, within an n-gram, all
+        n-grams with the same characters there are counted. `<end>` counts where it ended the document.
+
+        Args:
+            generation: a document whose text and n-grams were kept.
         """
-        context, begun, _ = self._read(told.prompt)
-        stepper = self._stepper(_generators([told]), told.decoding.state)
+        context, prefix, _ = self._parse_prompt(generation.prompt)
+        stepper = self._initial_stepper(_generators([generation]), generation.options.state)
         logits = stepper.read(np.array(context)[:, None])[0]
-        left, total = sum(map(len, told.pieces)), 0.0
-        for token in told.ids:
-            log_p = options.log_probabilities(logits)
-            spelt = self.vocabulary.decode([token])
-            seen = spelt[: len(begun) + left]
-            meant = [token] if seen == spelt else self._beginning_with(seen)
-            total += float(np.logaddexp.reduce(log_p[meant]))
-            if begun:
-                total -= float(np.logaddexp.reduce(log_p[self._beginning_with(begun)]))
-            left -= len(seen) - len(begun)
-            begun = ""
+        remaining, total = sum(map(len, generation.pieces)), 0.0
+        for token in generation.ids:
+            log_p = log_probabilities(logits)
+            text = self.vocabulary.decode([token])
+            visible = text[: len(prefix) + remaining]
+            matching = [token] if visible == text else self._ids_starting_with(visible)
+            total += float(np.logaddexp.reduce(log_p[matching]))
+            if prefix:
+                total -= float(np.logaddexp.reduce(log_p[self._ids_starting_with(prefix)]))
+            remaining -= len(visible) - len(prefix)
+            prefix = ""
             logits = stepper.step([token])[0]
         return total
 
-    def next_words(
-        self, text: str, count: int = 8, random_seed: int = 0, state: options.InitialState = "random"
-    ) -> list[tuple[str, float]]:
-        """The most probable next words of a text, with their probabilities, the best first.
-
-        A word, or the marks between two, brings the space before it, if there is one; where the text ends within
-        a word it is the rest of that.
-
-        Args:
-            text: any.
-            count: so many, at most.
-            random_seed: of the initial state.
-            state: what the network begins with.
-        """
-        from grimmgen.sampling.beams import next_words
-
-        context, begun, candidates = self._read(self.vocabulary.normalise(text))
-        stepper = self._stepper([np.random.default_rng(random_seed)], state)
-        stepper.read(np.array(context)[:, None])
-        return next_words(self._widened(stepper, 4 * count), self.vocabulary, begun, candidates)[:count]
-
     def unknown_in(self, prompt: str) -> tuple[list[str], list[str]]:
-        """What the model reads as `<unk>` in a prompt: characters never seen, and n-grams of others.
+        """Find the parts of a prompt that the model reads as `<unk>`.
 
-        Both in the order of their appearance, each once.
+        Returns:
+            The unknown characters, and the unknown n-grams of known characters; both without duplicates and in the
+            order of their appearance.
         """
         vocabulary = self.vocabulary
         characters = vocabulary.unseen(prompt)
         prompt = vocabulary.normalise(prompt)
         n, whole = vocabulary.ngram, len(prompt) - len(prompt) % vocabulary.ngram
-        hidden = np.flatnonzero(vocabulary.encode(prompt[:whole]) == UNKNOWN).tolist()
-        grams = [prompt[n * place : n * (place + 1)] for place in hidden]
-        if (begun := prompt[whole:]) and not self._beginning_with(begun):
-            grams.append(begun)
-        return characters, [gram for gram in dict.fromkeys(grams) if not set(gram) & set(characters)]
+        positions = np.flatnonzero(vocabulary.encode(prompt[:whole]) == UNKNOWN).tolist()
+        ngrams = [prompt[n * position : n * (position + 1)] for position in positions]
+        if (prefix := prompt[whole:]) and not self._ids_starting_with(prefix):
+            ngrams.append(prefix)
+        return characters, [ngram for ngram in dict.fromkeys(ngrams) if not set(ngram) & set(characters)]
 
-    def _pieces(self, prompt: str, options: SamplingOptions, told: list[Told], keep: bool) -> Iterator[Pieces]:
-        generators = _generators(told)
-        stepper = self._stepper(generators, options.state)
-        if prompt:
-            yield [prompt] * len(told)
-        context, begun, candidates = self._read(prompt)
-        stepper.read(np.broadcast_to(np.array(context)[:, None], (len(context), len(told))))
-        source = self._source(stepper, options, told, generators, context)
-        ways = [_Way(story, self.vocabulary, keep) for story in told]
-        at_once = 1
-        while longest := max(way.left for way in ways):
-            began = time.perf_counter()
-            ids = source.tell(min(at_once, -(-longest // self.vocabulary.ngram)), begun, candidates)
-            pieces = [way.take(row, begun) for way, row in zip(ways, ids.T.tolist(), strict=True)]
-            for story, limit in zip(told, source.limits, strict=False):
-                story.copied = limit.longest
-            begun, candidates = "", None
-            # The first piece at once, then more at a time, as long as it does not become a wait.
-            if time.perf_counter() - began < _WAIT:
-                at_once = min(2 * at_once, _MOST_AT_ONCE)
-            if any(pieces):
-                yield pieces
+    @cached_property
+    def _copy_index(self) -> CopyIndex:
+        from grimmgen.evaluation.novelty import training_index
 
-    def _read(self, prompt: str) -> tuple[list[int], str, list[int] | None]:
-        """The ids to read before a story goes on, the characters of the next n-gram that the prompt has begun, and
-        the n-grams to choose it among; None if all will do.
-        """  # noqa: D205
+        return training_index(self.model)
+
+    def _parse_prompt(self, prompt: str) -> tuple[list[int], str, list[int] | None]:
+        """Split a normalised prompt into n-grams.
+
+        Returns:
+            The ids to read before the first n-gram is sampled; the characters of the first n-gram that the prompt
+            has already; and the ids that the first n-gram may have, None for all.
+        """
         whole = len(prompt) - len(prompt) % self.vocabulary.ngram
-        begun = prompt[whole:]
+        prefix = prompt[whole:]
         if not prompt:
-            return [END], "", self._beginnings()
+            return [END], "", self._first_ids()
         ids = [END, *self.vocabulary.encode(prompt[:whole]).tolist()]
-        if begun and (candidates := self._beginning_with(begun)):
-            # A story ends only where it could have ended: not within an n-gram that the prompt began.
-            return ids, begun, candidates
-        # No n-gram that the model may tell begins so: it is read as one it does not know.
-        return ([*ids, UNKNOWN] if begun else ids), "", None
+        if prefix and (candidates := self._ids_starting_with(prefix)):
+            # `<end>` is not among the candidates: a document does not end within an n-gram.
+            return ids, prefix, candidates
+        return ([*ids, UNKNOWN] if prefix else ids), "", None
 
-    def _source(
+    def _initial_stepper(self, generators: Sequence[np.random.Generator], state: InitialState) -> Stepper:
+        """A stepper with a random or a zero state, one row per generator."""
+        configuration = self.checkpoint.configuration
+        S, L, H = len(cells()[configuration.cell].states), configuration.layers, configuration.hidden
+        values = np.zeros((S, L, len(generators), H), np.float32)
+        if state == "random":
+            for b, generator in enumerate(generators):
+                # Two states are drawn even for a cell with one, so that random seeds keep giving the same texts.
+                values[:, :, b] = generator.normal(0.0, _STATE_DEVIATION, (max(2, S), L, H))[:S]
+        return backends.stepper(configuration, self.checkpoint.weights, values)
+
+    def _sampler(
         self,
         stepper: Stepper,
         options: SamplingOptions,
-        told: list[Told],
+        generations: list[Generation],
         generators: Sequence[np.random.Generator],
         context: Sequence[int],
     ) -> Sampler | BeamSearch:
-        limits: list[CopyLimit] = []
+        copy_limits = []
         if options.max_copy is not None:
             from grimmgen.evaluation.novelty import CopyLimit
 
-            assert self._index is not None
-            index = self._index()
-            limits = [CopyLimit(index, options.max_copy, story.prompt, self.vocabulary.ngram) for story in told]
+            copy_limits = [
+                CopyLimit(self._copy_index, options.max_copy, generation.prompt, self.vocabulary.ngram)
+                for generation in generations
+            ]
         if options.beam_width is None:
             from grimmgen.sampling.sampler import Sampler
 
-            seeds = [story.decoding.random_seed for story in told]
-            return Sampler(stepper, self.vocabulary, options, seeds, generators, context, limits)
+            seeds = [generation.options.random_seed for generation in generations]
+            return Sampler(stepper, self.vocabulary, options, seeds, generators, context, copy_limits)
         from grimmgen.sampling.beams import BeamSearch
 
-        wide = self._widened(stepper, options.beam_width)
-        return BeamSearch(wide, self.vocabulary, options, generators, limits)
+        repeated = self._repeat_rows(stepper, options.beam_width)
+        return BeamSearch(repeated, self.vocabulary, options, generators, copy_limits)
 
-    def _widened(self, stepper: Stepper, width: int) -> Stepper:
-        """A stepper with so many rows for each row, where that one is."""
-        h, c = (np.repeat(state, width, axis=1) for state in (stepper.h, stepper.c))
-        wide = backends.stepper(self.checkpoint.configuration, self.checkpoint.weights, h, c)
-        wide.logits[:] = np.repeat(stepper.logits, width, axis=0)
-        return wide
+    def _repeat_rows(self, stepper: Stepper, times: int) -> Stepper:
+        """A stepper in which each row of the given one is repeated so many times."""
+        state = np.repeat(stepper.state, times, axis=2)
+        repeated = backends.stepper(self.checkpoint.configuration, self.checkpoint.weights, state)
+        repeated.logits[:] = np.repeat(stepper.logits, times, axis=0)
+        return repeated
 
-    def _stepper(self, generators: Sequence[np.random.Generator], state: options.InitialState) -> Stepper:
-        configuration = self.checkpoint.configuration
-        shape = (2, configuration.layers, 1, configuration.hidden)
-        if state == "random":
-            rows = [generator.normal(0.0, _STATE_DEVIATION, shape) for generator in generators]
-            h, c = np.concatenate(rows, axis=2).astype(np.float32)
-        else:
-            h, c = np.zeros((2, configuration.layers, len(generators), configuration.hidden), np.float32)
-        return backends.stepper(configuration, self.checkpoint.weights, h, c)
+    def _first_ids(self) -> list[int] | None:
+        """The n-grams that training documents begin with, if the checkpoint has them.
 
-    def _beginnings(self) -> list[int] | None:
-        """The n-grams that training stories begin with, if the checkpoint says so; it may be a stranger's.
-
-        A model that has learnt stories from their second character on, too (phases), would begin there as often.
+        A model trained with `phases` has also read documents from their second character on, and would begin there
+        as often. The checkpoint may come from anyone, so its list is checked.
         """
-        known = self.checkpoint.provenance.get("beginnings")
-        ids = known if isinstance(known, list) else []
+        value = self.checkpoint.provenance.get("beginnings")
+        ids = value if isinstance(value, list) else []
         return [i for i in ids if type(i) is int and END < i < len(self.vocabulary)] or None
 
-    def _beginning_with(self, characters: str) -> list[int]:
+    def _ids_starting_with(self, prefix: str) -> list[int]:
+        """The n-grams that start with a prefix and are longer than it."""
         return [
             token
             for token in range(END + 1, len(self.vocabulary))
-            if self.vocabulary.token(token).startswith(characters)
-            and len(self.vocabulary.token(token)) > len(characters)
+            if self.vocabulary.token(token).startswith(prefix) and len(self.vocabulary.token(token)) > len(prefix)
         ]
 
 
-def training_index(asked: str | None) -> CopyIndex:
-    """The index of what a run, or the latest one (None), has learnt from: made once, then found in the cache.
-
-    Raises:
-        UsageError: it is the file of a checkpoint, which does not say what was learnt from.
-        GrimmgenError: the training stories cannot be read.
-    """
-    from grimmgen.evaluation.novelty import index_of
-
-    if asked is not None and ("/" in asked or asked.endswith(".safetensors")):
-        raise UsageError(f"{asked} does not bring the stories it has learnt from", "give --run a run's name")
-    run = registry.find(asked)
-    configuration = run.configuration
-    return index_of(run.split().parts["train"], configuration.lower, configuration.newlines)
-
-
 def fresh_random_seed() -> int:
-    """A random seed for who gives none: short enough to be typed again."""
+    """A new random seed of at most six digits, short enough to type again."""
     return int(np.random.default_rng().integers(0, 10**6))
 
 
-def _generators(told: Sequence[Told]) -> list[np.random.Generator]:
-    return [np.random.default_rng(story.decoding.random_seed) for story in told]
+def _generators(generations: Sequence[Generation]) -> list[np.random.Generator]:
+    return [np.random.default_rng(generation.options.random_seed) for generation in generations]
 
 
-class _Way:
-    """One story on its way: takes n-grams until it is over."""
+class _Output:
+    """Decodes the n-grams of one document until it ends.
 
-    def __init__(self, story: Told, vocabulary: Vocabulary, keep: bool) -> None:
-        self.left = LONGEST if story.decoding.length is None else story.decoding.length
-        self._story, self._vocabulary, self._keep = story, vocabulary, keep
-        self._stop = _Stop(story.decoding.until, vocabulary)
+    Attributes:
+        remaining: maximum number of characters still to generate; 0 if the document has ended.
+    """
 
-    def take(self, ids: list[int], begun: str) -> str:
-        """What these n-grams, of the first of which some characters have been told, add to the text."""
-        story = self._story
-        if story.ending:
+    def __init__(self, generation: Generation, vocabulary: Vocabulary, keep: bool) -> None:
+        options = generation.options
+        self.remaining = LONGEST if options.length is None else options.length
+        self._generation, self._vocabulary, self._keep = generation, vocabulary, keep
+        self._stop = _StopCondition(options.until, vocabulary)
+
+    def append(self, ids: list[int], prefix: str) -> str:
+        """Append n-grams, of the first of which the prompt has `prefix` already; returns the new text."""
+        generation = self._generation
+        if generation.ending:
             return ""
-        piece = self._vocabulary.decode(ids)[len(begun) :][: self.left]
-        self.left -= len(piece)
-        if (end := self._stop.within(piece)) is not None:
-            piece, story.ending = piece[:end], "until"
-        elif self.left == 0:
-            story.ending = "length"
+        piece = self._vocabulary.decode(ids)[len(prefix) :][: self.remaining]
+        self.remaining -= len(piece)
+        if (end := self._stop.find(piece)) is not None:
+            piece, generation.ending = piece[:end], "until"
+        elif self.remaining == 0:
+            generation.ending = "length"
         elif ids[-1] == END:
-            story.ending = "end"
-        if story.ending:
-            self.left = 0
+            generation.ending = "end"
+        if generation.ending:
+            self.remaining = 0
         if self._keep:
-            story.pieces.append(piece)
-            room = len(begun) + len(piece)
-            for token in ids:
-                if room <= 0 and (token != END or story.ending != "end"):
-                    break
-                story.ids.append(token)
-                room -= len(self._vocabulary.decode([token]))
-                if token == END:
-                    break
+            generation.pieces.append(piece)
+            generation.ids += self._ids_of(ids, len(prefix) + len(piece))
         return piece
 
+    def _ids_of(self, ids: list[int], characters: int) -> Iterator[int]:
+        """The leading n-grams that have so many characters, and the `<end>` that ended the document."""
+        for token in ids:
+            if characters <= 0 and (token != END or self._generation.ending != "end"):
+                break
+            yield token
+            characters -= len(self._vocabulary.decode([token]))
+            if token == END:
+                break
 
-class _Stop:
-    """Finds the place that a story is to be told until."""
+
+class _StopCondition:
+    """Finds where `until` ends a text that arrives in pieces."""
 
     def __init__(self, until: str | None, vocabulary: Vocabulary) -> None:
-        self._before = ""
-        self._kept = _STRETCH
-        match until:
-            case None:
-                self._sought = None
-            case options.SENTENCE:
-                self._sought = _SENTENCE_END
-            case options.PARAGRAPH:
-                self._sought = _PARAGRAPH_END
-            case _:
-                folded = vocabulary.normalise(until)
-                self._sought = re.compile(re.escape(folded))
-                self._kept = len(folded) - 1
+        # The end of the text so far, in which a match may have begun.
+        self._tail = ""
+        self._tail_length = _MAX_MATCH
+        self._pattern = None if until is None else _BOUNDARIES.get(until)
+        if until is not None and self._pattern is None:
+            text = vocabulary.normalise(until)
+            self._pattern = re.compile(re.escape(text))
+            self._tail_length = len(text) - 1
 
-    def within(self, piece: str) -> int | None:
-        """How much of what is told next belongs to the story; None if it goes on."""
-        if self._sought is None:
+    def find(self, piece: str) -> int | None:
+        """Find the end in the next piece; returns the number of characters before it, or None."""
+        if self._pattern is None:
             return None
-        text = self._before + piece
-        if found := self._sought.search(text):
-            return max(0, found.end() - len(self._before))
-        self._before = text[max(0, len(text) - self._kept) :]
+        text = self._tail + piece
+        if match := self._pattern.search(text):
+            return max(0, match.end() - len(self._tail))
+        self._tail = text[max(0, len(text) - self._tail_length) :]
         return None

@@ -1,9 +1,10 @@
-"""N-gram after n-gram, drawn as `SamplingOptions` says, for several stories side by side.
+"""Sample n-grams one after another for a batch of documents, as `SamplingOptions` specifies.
 
-Temperature and top-k are drawn by the compiled step; all else takes the logits from it and decides in NumPy.
-Knows ids and what they spell, and nothing of prompts or stories' ends.
+`grimmgen.sampling.logits.filter_logits` defines the order of the options. The compiled stepper implements the same
+order for temperature and top-k alone (`CompiledStepper.sample`) and is used where the options need no more.
+Knows ids and their text; prompts and stop conditions belong to `grimmgen.sampling.generator`.
 
-    N  n-grams told    B  stories told at once    V  vocabulary size
+    N  n-grams    B  documents of the batch    V  vocabulary size
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.sampling import options
+from grimmgen.network.backends.cpu.stepper import CompiledStepper
+from grimmgen.sampling.logits import allow_only, draw, filter_logits, forbid
 from grimmgen.sampling.options import SamplingOptions
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
@@ -23,23 +25,23 @@ if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import CopyLimit
     from grimmgen.network.backends.numpy import Ids, Stepper
 
-# N-grams that the repetition penalty remembers: a sentence or two.
-_REMEMBERED = 64
-# N-grams that are told before somebody looks whether they copy too much, at most.
-_MOST_AHEAD = 256
+# The repetition penalty applies to this many of the latest n-grams: a sentence or two.
+_PENALTY_WINDOW = 64
+# With a copy limit the compiled stepper samples at most this many n-grams before they are checked.
+_MAX_LOOKAHEAD = 256
 
 
 class Sampler:
-    """Draws n-grams.
+    """Samples n-grams.
 
     Args:
-        stepper: has read what the stories go on from.
-        vocabulary: of the model.
-        options: how to draw.
-        random_seeds: one a story, [B].
-        generators: made of them, [B]; what the initial state took of them is gone.
-        read: the ids that were read last, of all stories.
-        limits: one a story, [B], or none.
+        stepper: has read the context of every document; B rows.
+        vocabulary: the vocabulary of the model.
+        options: the sampling options.
+        random_seeds: one per document, [B].
+        generators: one per document, [B], seeded with `random_seeds`; may have been used for the initial state.
+        context: the ids that were read last, the same for all documents.
+        copy_limits: one per document, [B], or an empty list for no limit.
     """
 
     def __init__(
@@ -49,121 +51,137 @@ class Sampler:
         options: SamplingOptions,
         random_seeds: Sequence[int],
         generators: Sequence[np.random.Generator],
-        read: Sequence[int],
-        limits: list[CopyLimit],
+        context: Sequence[int],
+        copy_limits: list[CopyLimit],
     ) -> None:
         self._stepper, self._vocabulary, self._options = stepper, vocabulary, options
-        self._generators, self.limits = generators, limits
-        # What is drawn again has its own: every n-gram takes one number of the first, however many are set aside.
-        self._again = [np.random.default_rng([seed, 1]) for seed in random_seeds]
-        self._recent = [deque(read[-_REMEMBERED:], _REMEMBERED) for _ in generators]
+        self._generators, self.copy_limits = generators, copy_limits
+        # Separate generators for rejected draws, so that each n-gram uses exactly one number of the first
+        # generator, however many draws were rejected.
+        self._retry_generators = [np.random.default_rng([seed, 1]) for seed in random_seeds]
+        self._recent = [deque(context[-_PENALTY_WINDOW:], _PENALTY_WINDOW) for _ in generators]
         self._ended = np.zeros(len(generators), np.bool_)
-        self._left = np.zeros((0, len(generators)))
-        self._ahead = _MOST_AHEAD
+        self._unused_uniforms = np.zeros((0, len(generators)))
+        self._lookahead = _MAX_LOOKAHEAD
 
-    def tell(self, most: int, begun: str = "", candidates: list[int] | None = None) -> Ids:
-        """Draw up to so many n-grams a story, at least one.
+    def sample(self, count: int, prefix: str = "", candidates: list[int] | None = None) -> Ids:
+        """Sample at least one and at most `count` n-grams per document.
 
         Args:
-            most: n-grams.
-            begun: the characters of the first one that have been told already.
-            candidates: the ids to choose the first one among; with them no more than that is drawn.
+            count: n-grams per document.
+            prefix: the characters of the first n-gram that the prompt has already.
+            candidates: the ids that the first n-gram may have; with these only one n-gram is sampled.
 
         Returns:
-            Their ids, [N, B]; of a story that is over `<end>`.
+            The ids, [N, B]; `<end>` for documents that have ended.
         """
         if candidates is not None:
-            most = 1
-        elif self._options.plain:
-            if len(ids := self._drawn_by_the_step(min(most, self._ahead))):
+            count = 1
+        elif isinstance(self._stepper, CompiledStepper) and _needs_only_top_k(self._options):
+            if len(ids := self._sample_compiled(self._stepper, min(count, self._lookahead))):
                 return ids
-            most = 1
-        numbers = self._numbers(most)
-        ids = np.full(numbers.shape, END)
-        for row, chosen in zip(numbers, ids, strict=True):
+            # The very next n-gram would copy too much.
+            count = 1
+        uniforms = self._uniforms(count)
+        ids = np.full(uniforms.shape, END)
+        for row, sampled in zip(uniforms, ids, strict=True):
             for b in np.flatnonzero(~self._ended).tolist():
-                chosen[b] = self._choose(b, row[b], begun, candidates)
-                self._recent[b].append(int(chosen[b]))
-            self._stepper.step(chosen)
-            self._ended = chosen == END
+                sampled[b] = self._sample_one(b, row[b], prefix, candidates)
+                self._recent[b].append(int(sampled[b]))
+            self._stepper.step(sampled)
+            self._ended = sampled == END
             if self._ended.all():
                 break
         return ids
 
-    def _drawn_by_the_step(self, count: int) -> Ids:
-        """Up to so many n-grams, [N, B], none of which would copy too much."""
-        numbers = self._numbers(count)
-        if not self.limits:
-            return self._told(numbers)
-        before, ended = self._stepper.remember(), self._ended
-        ids = self._told(numbers)
+    def _sample_one(self, b: int, uniform: float, prefix: str, candidates: list[int] | None) -> int:
+        """Sample the next id of document b, again and again until the copy limit allows it."""
+        logits = self._stepper.logits[b]
+        if candidates is not None:
+            logits = allow_only(logits, candidates)
+        forbidden = [UNKNOWN]
+        while True:
+            token = draw(
+                filter_logits(logits, self._options, forbidden=forbidden, recent=self._recent[b]), uniform
+            )
+            if not self.copy_limits:
+                return token
+            piece = self._text(token)[len(prefix) :]
+            if self.copy_limits[b].allows(piece):
+                self.copy_limits[b].append(piece)
+                return token
+            forbidden.append(token)
+            if np.isneginf(forbid(logits, forbidden)).all():
+                return self._least_copied(b, prefix, candidates)
+            uniform = self._retry_generators[b].random()
+
+    def _least_copied(self, b: int, prefix: str, candidates: list[int] | None) -> int:
+        """The id that extends a copy the least, for when every id exceeds the copy limit."""
+        limit = self.copy_limits[b]
+        possible = range(END + 1, len(self._vocabulary)) if candidates is None else candidates
+        copied = {token: limit.copied(self._text(token)[len(prefix) :]) for token in possible}
+        token = min(copied, key=lambda token: copied[token])
+        limit.append(self._text(token)[len(prefix) :], copied[token])
+        return token
+
+    def _sample_compiled(self, stepper: CompiledStepper, count: int) -> Ids:
+        """Sample up to `count` n-grams, [N, B], none of which exceeds the copy limit; N may be 0."""
+        uniforms = self._uniforms(count)
+        if not self.copy_limits:
+            return self._run_compiled(stepper, uniforms)
+        snapshot, ended = stepper.snapshot(), self._ended
+        ids = self._run_compiled(stepper, uniforms)
         pieces = [self._vocabulary.decode(row) for row in ids.T.tolist()]
-        kept = count
-        for limit, piece, row in zip(self.limits, pieces, ids.T.tolist(), strict=True):
-            if (allowed := limit.within(piece)) < len(piece):
-                kept = min(kept, self._whole(row, allowed))
-        if kept == count:
-            self._ahead = min(2 * self._ahead, _MOST_AHEAD)
+        accepted = count
+        for limit, piece, row in zip(self.copy_limits, pieces, ids.T.tolist(), strict=True):
+            if (allowed := limit.allowed_length(piece)) < len(piece):
+                accepted = min(accepted, self._whole_ngrams(row, allowed))
+        if accepted == count:
+            self._lookahead = min(2 * self._lookahead, _MAX_LOOKAHEAD)
         else:
-            # Back to where a story has begun to copy too much: what it takes there is chosen with more care.
-            self._ahead = max(1, self._ahead // 2)
-            self._stepper.go_back(before)
+            # Return to the last n-gram before a document exceeds its limit; the next one is sampled one by one.
+            self._lookahead = max(1, self._lookahead // 2)
+            stepper.restore(snapshot)
             self._ended = ended
-            self._left = np.concatenate([numbers[kept:], self._left])
-            ids = self._told(numbers[:kept])
+            self._unused_uniforms = np.concatenate([uniforms[accepted:], self._unused_uniforms])
+            ids = self._run_compiled(stepper, uniforms[:accepted])
             pieces = [self._vocabulary.decode(row) for row in ids.T.tolist()]
-        for limit, piece in zip(self.limits, pieces, strict=True):
-            limit.go_on(piece)
+        for limit, piece in zip(self.copy_limits, pieces, strict=True):
+            limit.append(piece)
         return ids
 
-    def _told(self, numbers: NDArray[np.float64]) -> Ids:
-        ids = self._stepper.tell(
-            numbers, top_k=self._options.best, temperature=self._options.heat, never=[UNKNOWN], end=END
+    def _run_compiled(self, stepper: CompiledStepper, uniforms: NDArray[np.float64]) -> Ids:
+        options = self._options
+        ids = stepper.sample(
+            uniforms,
+            top_k=options.effective_top_k,
+            temperature=options.effective_temperature,
+            forbidden=[UNKNOWN],
+            end=END,
         )
-        # A step by itself, between two calls, has made the stories that are over begin again.
+        # A step between two calls clears the stepper's own record of the documents that have ended.
         ids[:, self._ended] = END
         if len(ids):
             self._ended = ids[-1] == END
         return ids
 
-    def _whole(self, ids: list[int], characters: int) -> int:
-        """How many of these n-grams lie within so many characters."""
-        ends = np.cumsum([len(self._spelt(token)) for token in ids])
+    def _whole_ngrams(self, ids: list[int], characters: int) -> int:
+        """Count the leading n-grams that fit completely into so many characters."""
+        ends = np.cumsum([len(self._text(token)) for token in ids])
         return int(np.searchsorted(ends, characters, side="right"))
 
-    def _choose(self, b: int, number: float, begun: str, candidates: list[int] | None) -> int:
-        logits = options.forbid(self._stepper.logits[b], [UNKNOWN])
-        if candidates is not None:
-            logits = options.allow_only(logits, candidates)
-        while True:
-            token = options.draw(self._options.narrow(logits, self._recent[b]), number)
-            if not self.limits:
-                return token
-            piece = self._spelt(token)[len(begun) :]
-            if self.limits[b].allows(piece):
-                self.limits[b].go_on(piece)
-                return token
-            logits[token] = -np.inf
-            if np.isneginf(logits).all():
-                return self._least_copied(b, begun, candidates)
-            number = self._again[b].random()
-
-    def _least_copied(self, b: int, begun: str, candidates: list[int] | None) -> int:
-        """Where every way on is a copy that is too long, the one that is the shortest."""
-        limit = self.limits[b]
-        possible = range(END + 1, len(self._vocabulary)) if candidates is None else candidates
-        copied = {token: limit.copied(self._spelt(token)[len(begun) :]) for token in possible}
-        token = min(copied, key=lambda token: copied[token])
-        limit.go_on(self._spelt(token)[len(begun) :], copied[token])
-        return token
-
-    def _spelt(self, token: int) -> str:
+    def _text(self, token: int) -> str:
         return self._vocabulary.decode([token])
 
-    def _numbers(self, count: int) -> NDArray[np.float64]:
-        """Random numbers, [count, B]: first those that were drawn for n-grams that were taken back."""
-        missing = max(0, count - len(self._left))
+    def _uniforms(self, count: int) -> NDArray[np.float64]:
+        """Random numbers in [0, 1), [count, B]; those of n-grams that were taken back are used first."""
+        missing = max(0, count - len(self._unused_uniforms))
         fresh = [generator.random(missing) for generator in self._generators]
-        numbers = np.concatenate([self._left, np.stack(fresh, axis=1)])
-        self._left = numbers[count:]
-        return numbers[:count]
+        uniforms = np.concatenate([self._unused_uniforms, np.stack(fresh, axis=1)])
+        self._unused_uniforms = uniforms[count:]
+        return uniforms[:count]
+
+
+def _needs_only_top_k(options: SamplingOptions) -> bool:
+    """Whether the options need no more than temperature and top-k, which the compiled stepper implements."""
+    return options.top_p == 1.0 and options.min_p == 0.0 and options.repetition_penalty == 1.0

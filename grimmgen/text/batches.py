@@ -1,9 +1,9 @@
-"""From ids to the (T, B) windows that the network reads, with the places where stories begin.
+"""Batches: windows of ids with their targets, and the positions at which documents start.
 
-    T  unrolled steps, the length of a window          B  batch rows, the streams read side by side
+    T  time steps of a window          B  batch rows          N  predictions of a stream
 
-A story of n tokens is n + 1 predictions: it is entered through `<end>` (the story before it has ended), and
-its last target is `<end>` again. Knows ids, and nothing of text or networks.
+A document of n tokens has n + 1 predictions: its first input is `<end>`, as if another document had ended before
+it, and its last target is `<end>` again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from grimmgen.text.vocabulary import END, Ids
 
 NO_TARGET = -1
-# Windows that are made at a time.
+# Windows that are read at once.
 _BLOCK = 64
 
 
 class IdSequence(Protocol):
-    """Ids that are read a slice at a time: an array, or what stands for one that is in a file."""
+    """Ids that are read in slices: an array, or a part of a mapped file."""
 
     def __len__(self) -> int: ...
 
@@ -32,12 +32,12 @@ class IdSequence(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """T steps of B rows.
+    """T time steps of B rows.
 
     Attributes:
         inputs: ids [T, B], int32.
-        targets: the ids that follow them [T, B], int32; NO_TARGET where a row has run out of text.
-        starts: [T, B], true where a story (or a row) begins: the state that enters that step is zero.
+        targets: the ids that follow [T, B], int32; NO_TARGET beyond the end of a row.
+        starts: true where a document (or a row) starts, so that the state before this step is zero, [T, B].
     """
 
     inputs: Ids
@@ -46,41 +46,41 @@ class Window:
 
     @property
     def predictions(self) -> int:
-        """How many targets there are."""
+        """Number of targets."""
         return int(np.count_nonzero(self.targets != NO_TARGET))
 
     def first(self, rows: int) -> Window:
-        """Its first rows, [T, rows]."""
+        """Return the first rows, [T, rows]."""
         return Window(self.inputs[:, :rows], self.targets[:, :rows], self.starts[:, :rows])
 
 
 class Stream:
-    """Stories laid end to end, each with its `<end>`; read a part at a time, wherever their ids are kept.
+    """Documents one after the other, each followed by `<end>`.
 
     Args:
-        stories: ids.
+        documents: ids of each.
     """
 
-    def __init__(self, stories: Sequence[IdSequence]) -> None:
-        self._stories = stories
-        # Where each story begins, and where the last one ends.
-        self._begins = np.cumsum([0, *(len(story) + 1 for story in stories)])
+    def __init__(self, documents: Sequence[IdSequence]) -> None:
+        self._documents = documents
+        # Position of each document's first prediction, and N.
+        self._firsts = np.cumsum([0, *(len(document) + 1 for document in documents)])
 
     def __len__(self) -> int:
-        """N, the predictions."""
-        return int(self._begins[-1])
+        """N, the number of predictions."""
+        return int(self._firsts[-1])
 
     def read(self, begin: int, end: int) -> Window:
-        """The predictions from `begin` to `end`, as [end - begin]."""
-        # Where nothing is written a story ends; the first is entered through the <end> of the one before it.
+        """Read the predictions from `begin` to `end`; the arrays are [end - begin]."""
+        # Positions that no document fills are the <end> after each, and the one before the first.
         ids = np.full(end - begin + 1, END, np.int32)
         starts = np.zeros(end - begin, np.bool_)
-        before = begin - 1  # what the first input is
-        number = max(0, int(np.searchsorted(self._begins, before, side="right")) - 1)
-        while number < len(self._stories) and (first := int(self._begins[number])) < end:
-            story = self._stories[number][max(0, before - first) : end - first]
+        before = begin - 1  # position of the target that is the first input
+        number = max(0, int(np.searchsorted(self._firsts, before, side="right")) - 1)
+        while number < len(self._documents) and (first := int(self._firsts[number])) < end:
+            document = self._documents[number][max(0, before - first) : end - first]
             place = max(0, first - before)
-            ids[place : place + len(story)] = story
+            ids[place : place + len(document)] = document
             if begin <= first:
                 starts[first - begin] = True
             number += 1
@@ -88,16 +88,18 @@ class Stream:
 
 
 class Windows(Sequence[Window]):
-    """Windows of rows that are read side by side; made when they are asked for, some at a time.
+    """A sequence of windows, which are read from the streams when they are needed.
 
     Args:
-        rows: for each row the stream that it reads, from where, and to where.
-        steps: T; shorter where a whole row is.
-        own: of the rows, those that the windows have; another process reads the others.
+        rows: for each row a stream, and the predictions of it that the row reads, from and to.
+        steps: T; windows are shorter if the longest row is.
+        local_rows: the rows that the windows have; other processes read the others.
     """
 
-    def __init__(self, rows: Sequence[tuple[Stream, int, int]], steps: int, own: slice = slice(None)) -> None:
-        self._rows = rows[own]
+    def __init__(
+        self, rows: Sequence[tuple[Stream, int, int]], steps: int, local_rows: slice = slice(None)
+    ) -> None:
+        self._rows = rows[local_rows]
         self._lengths = np.array([end - begin for _, begin, end in rows])
         self._length = int(self._lengths.max())
         self._steps = min(steps, self._length)
@@ -108,7 +110,7 @@ class Windows(Sequence[Window]):
         return -(-self._length // self._steps)
 
     def predictions(self, index: int) -> int:
-        """How many targets the k-th window has, in all rows."""
+        """Return the number of targets of the window at `index`, in the rows of all processes."""
         return int(np.clip(self._lengths - index * self._steps, 0, self._steps).sum())
 
     @overload
@@ -118,7 +120,7 @@ class Windows(Sequence[Window]):
     def __getitem__(self, index: slice) -> list[Window]: ...
 
     def __getitem__(self, index: int | slice) -> Window | list[Window]:
-        """The k-th window, its arrays [T, B]."""
+        """Return the window at an index, its arrays [T, B]."""
         if isinstance(index, slice):
             return [self[k] for k in range(*index.indices(len(self)))]
         block, place = divmod(range(len(self))[index], _BLOCK)
@@ -129,7 +131,7 @@ class Windows(Sequence[Window]):
 
     def _windows(self, first: int, last: int) -> Iterator[Window]:
         steps, shape = self._steps, ((last - first) * self._steps, len(self._rows))
-        # What is missing at the end of a row has no target.
+        # Steps beyond the end of a row have no target.
         inputs, targets = np.full(shape, END, np.int32), np.full(shape, NO_TARGET, np.int32)
         starts = np.zeros(shape, np.bool_)
         for row, (stream, begin, end) in enumerate(self._rows):
@@ -139,58 +141,57 @@ class Windows(Sequence[Window]):
             targets[: stop - at, row] = part.targets
             starts[: stop - at, row] = part.starts
         if first == 0:
-            # A row that begins within a story begins with no memory of it: nothing was read before.
+            # A row that begins inside a document starts with a zero state, too.
             starts[0] = True
         for cut in (slice(begin, begin + steps) for begin in range(0, shape[0], steps)):
             yield Window(inputs[cut], targets[cut], starts[cut])
 
 
 def epoch(
-    stories: Sequence[Sequence[IdSequence]],
+    documents: Sequence[Sequence[IdSequence]],
     rows: int,
     steps: int,
     random_seed: int,
     number: int,
-    own: slice = slice(None),
+    local_rows: slice = slice(None),
 ) -> Windows:
-    """The windows of one epoch of training.
+    """Return the windows of one epoch of training.
 
-    The stories, in an order drawn from (random_seed, number) alone, are laid end to end and cut into `rows`
-    streams of equal length, which are read side by side, `steps` at a time. Every token is read once: what
-    is missing from the last window has no target.
+    The documents are shuffled, concatenated and cut into `rows` streams of equal length, one for each batch row.
+    Every token is read once. The order depends on (random_seed, number) alone.
 
     Args:
-        stories: ids, for each story the ways in which it may be cut; one of them is drawn.
+        documents: for each document its ids, one sequence for each phase it may be cut from; one is drawn.
         rows: B.
-        steps: T; shorter where a whole stream is.
-        random_seed: the run's.
+        steps: T; windows are shorter if the streams are.
+        random_seed: of the run.
         number: of the epoch, from 0.
-        own: of the rows, those that the windows have.
+        local_rows: the rows that the windows have; other processes read the others.
     """
-    draw = np.random.default_rng([random_seed, number])
-    order = draw.permutation(len(stories))
-    stream = Stream([stories[i][int(draw.integers(len(stories[i])))] for i in order])
+    generator = np.random.default_rng([random_seed, number])
+    order = generator.permutation(len(documents))
+    stream = Stream([documents[i][int(generator.integers(len(documents[i])))] for i in order])
     length = -(-len(stream) // rows)
     begins = (min(row * length, len(stream)) for row in range(rows))
-    return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps, own)
+    return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps, local_rows)
 
 
-def window_count(stories: Sequence[Sequence[IdSequence]], rows: int, steps: int) -> int:
-    """How many windows an epoch has, every story cut in its first way."""
-    length = -(-sum(len(ways[0]) + 1 for ways in stories) // rows)
+def window_count(documents: Sequence[Sequence[IdSequence]], rows: int, steps: int) -> int:
+    """Return the number of windows of an epoch in which every document is cut from its first character on."""
+    length = -(-sum(len(cuts[0]) + 1 for cuts in documents) // rows)
     return -(-length // min(steps, length))
 
 
-def together(
-    stories: Sequence[IdSequence], steps: int, parts: Sequence[tuple[int, int]] | None = None
+def evaluation_windows(
+    documents: Sequence[IdSequence], steps: int, spans: Sequence[tuple[int, int]] | None = None
 ) -> Sequence[Window]:
-    """Windows for evaluation: each story in a row of its own, from its start to its end.
+    """Return windows for evaluation, in which each document has a row of its own.
 
     Args:
-        stories: ids, one array a story; the k-th is row k.
+        documents: ids of each, [B].
         steps: T.
-        parts: of each story the predictions that its row reads, from and to; None reads them all.
+        spans: for each document the predictions that its row reads, from and to; None reads all of them.
     """
-    streams = [Stream([story]) for story in stories]
-    parts = parts or [(0, len(stream)) for stream in streams]
-    return Windows([(stream, *part) for stream, part in zip(streams, parts, strict=True)], steps)
+    streams = [Stream([document]) for document in documents]
+    spans = spans or [(0, len(stream)) for stream in streams]
+    return Windows([(stream, *span) for stream, span in zip(streams, spans, strict=True)], steps)

@@ -1,8 +1,7 @@
-"""Stories: where they come from, how they are cached, and which part of a split each belongs to.
+"""Corpora: named sets of documents, and how their text is read.
 
-A corpus is a named set of stories: the fetched Grimm tales (`grimm`), the bundled ones (`sampler`), or any
-file or directory of the user's. A story is read when it is used, and is checked against what is known of it.
-Knows text files, and nothing of n-grams.
+A corpus is the fetched Grimm tales (`grimm`), the bundled ones (`sampler`), or a file or directory of the user's.
+A document is read when it is needed, and checked against its hash where one is known.
 """
 
 from __future__ import annotations
@@ -24,134 +23,134 @@ from grimmgen.io import files, paths
 
 GRIMM = "grimm"
 SAMPLER = "sampler"
-# What is read takes some twenty times its size in memory, as text, as codes and as ids.
-_LARGEST_STORY = 128 << 20
 MANIFEST = "manifest.json"
-# What is read at a time, in bytes: little enough to stay in a processor's cache while it is worked on.
+# Largest fetched document in bytes: it is read at once, and takes up to twenty times its size in memory.
+_LARGEST_FETCHED = 128 << 20
+# Bytes that are read at once: few enough to stay in the processor's cache while they are encoded.
 _PIECE = 1 << 17
-# A file of this size or more is hashed once, for as long as its size and times stay what they were.
+# Bytes from which on the hash of a file is kept, for as long as its size and times do not change.
 _LARGE = 1 << 24
 _DIGESTS: dict[tuple[object, ...], str] = {}
-_WITHIN_A_LETTER = bytes(range(0x80, 0xC0))  # in UTF-8, all bytes of a letter but its first
+_UTF8_CONTINUATION = bytes(range(0x80, 0xC0))
 
 
 @dataclass(frozen=True)
 class Document:
-    """One document.
+    """One document of a corpus.
 
     Attributes:
-        name: of the story within its corpus.
-        path: the file that holds it.
-        sha256: what the file's content must hash to; None takes any.
-        latin1: whether bytes that are not UTF-8 are Latin-1 (the CMU page is older than UTF-8).
-        part: the share of the text that this story is, from and to; all of it, unless a corpus has too few
-            stories to split by story.
+        name: unique in the corpus.
+        path: the file with its text.
+        sha256: expected hash of the file; None accepts any content.
+        latin1: whether a file that is not UTF-8 is read as Latin-1, as some of the fetched tales have to be.
+        span: the part of the text that the document consists of, from and to, as fractions of the file. It is the
+            whole file, unless the corpus has too few documents to be split by document.
     """
 
     name: str
     path: Path | Traversable
     sha256: str | None = None
     latin1: bool = False
-    part: tuple[float, float] = (0.0, 1.0)
+    span: tuple[float, float] = (0.0, 1.0)
 
     @property
     def size(self) -> int:
-        """Bytes of this share of the file, about; 0 where it cannot be read."""
-        begin, end = self.part
+        """The approximate size of the span in bytes; 0 if the file cannot be read."""
+        begin, end = self.span
         try:
-            whole = self.path.stat().st_size if isinstance(self.path, Path) else len(self.path.read_bytes())
+            size = self.path.stat().st_size if isinstance(self.path, Path) else len(self.path.read_bytes())
         except OSError:
             return 0
-        return round((end - begin) * whole)
+        return round((end - begin) * size)
 
     def digest(self) -> str:
-        """The SHA-256 of the whole file, as it is now; a large file is read piece by piece, and once.
+        """Return the SHA-256 of the whole file as it is now; that of a large file is computed once.
 
         Raises:
             GrimmgenError: the file cannot be read.
         """
-        with self._opened() as file:
+        with self._open() as file:
             if not isinstance(self.path, Path):
                 return _digest(file)
-            now = self.path.stat()
-            known = (str(self.path), now.st_size, now.st_mtime_ns, now.st_ino, now.st_dev)
-            if known not in _DIGESTS:
+            status = self.path.stat()
+            state = str(self.path), status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev
+            if state not in _DIGESTS:
                 digest = _digest(file)
-                if now.st_size < _LARGE:
+                if status.st_size < _LARGE:
                     return digest
-                _DIGESTS[known] = digest
-            return _DIGESTS[known]
+                _DIGESTS[state] = digest
+            return _DIGESTS[state]
 
     def content(self) -> bytes:
-        """The bytes of the whole file, checked.
+        """Return the bytes of the whole file, after a check of its hash.
 
         Raises:
             GrimmgenError: the file cannot be read, or is too large.
-            IntegrityError: it is not what was fetched.
+            IntegrityError: it has changed.
         """
-        with self._opened() as file:
-            content = file.read(_LARGEST_STORY + 1)
-        if len(content) > _LARGEST_STORY:
+        with self._open() as file:
+            content = file.read(_LARGEST_FETCHED + 1)
+        if len(content) > _LARGEST_FETCHED:
             raise GrimmgenError(
-                f"{self.path} is larger than {_LARGEST_STORY >> 20} MB", "cut it into several files"
+                f"{self.path} is larger than {_LARGEST_FETCHED >> 20} MB", "cut it into several files"
             )
-        self._check(files.sha256(content) if self.sha256 else None)
+        self._check_hash(files.sha256(content) if self.sha256 else None)
         return content
 
     def pieces(self) -> Iterator[str]:
-        """The text, a piece at a time, so that a text of any size takes little memory; not yet folded in any way.
+        """Yield the text piece by piece, so that a large text takes little memory; it is not normalised.
 
-        It is UTF-8, a byte order mark dropped.
+        The encoding is UTF-8, unless `latin1` allows another. A byte order mark is skipped.
 
         Raises:
-            GrimmgenError: the file cannot be read, or is not text (file and place are told).
-            IntegrityError: it is not what was fetched.
+            GrimmgenError: the file cannot be read, or is not UTF-8; the message names the byte.
+            IntegrityError: it has changed.
         """
         if self.latin1:
-            # Such a story was fetched: it is small, and only all of it tells how it is encoded.
+            # The encoding can only be known from the whole file, which is small, since it was fetched.
             content = self.content()
             try:
                 content.decode()
                 encoding = "utf-8"
             except UnicodeDecodeError:
                 encoding = "latin-1"
-            yield from self._decoded(io.BytesIO(content), encoding)
+            yield from self._decode(io.BytesIO(content), encoding)
             return
-        self._check(self.digest() if self.sha256 else None)
-        with self._opened() as file:
-            yield from self._decoded(file, "utf-8")
+        self._check_hash(self.digest() if self.sha256 else None)
+        with self._open() as file:
+            yield from self._decode(file, "utf-8")
 
     def read(self) -> str:
-        """The text; see `pieces`."""
+        """Return the whole text; see `pieces`."""
         return "".join(self.pieces())
 
     @property
     def _remedy(self) -> str:
-        return "run `grimmgen fetch` to repair it" if self.latin1 else "put it back as it was, or train anew"
+        return "run `grimmgen fetch` to repair it" if self.latin1 else "restore it, or train again"
 
-    def _check(self, sha256: str | None) -> None:
+    def _check_hash(self, sha256: str | None) -> None:
         if sha256 != self.sha256:
             raise IntegrityError(f"{self.path} has changed", self._remedy)
 
     @contextlib.contextmanager
-    def _opened(self) -> Iterator[io.BufferedIOBase]:
+    def _open(self) -> Iterator[io.BufferedIOBase]:
         if isinstance(self.path, Path) and self.sha256 is not None and self.latin1:
             if self.path.is_symlink():
                 raise IntegrityError(f"{self.path} is a link, not the story that was fetched", self._remedy)
             if self.path.exists() and not self.path.is_file():
                 raise IntegrityError(f"{self.path} is not a file", self._remedy)
         try:
-            # Also what has been put in the place of a text since is not waited for.
-            with files.opened(self.path) if isinstance(self.path, Path) else self.path.open("rb") as file:
+            # open_regular does not block if the file was replaced by a pipe since.
+            with files.open_regular(self.path) if isinstance(self.path, Path) else self.path.open("rb") as file:
                 yield cast(io.BufferedIOBase, file)
         except FileNotFoundError:
             raise IntegrityError(f"{self.path} is gone", self._remedy) from None
         except OSError as error:
             raise GrimmgenError(f"cannot read {self.path} ({error.strerror})", self._remedy) from error
 
-    def _decoded(self, file: io.BufferedIOBase, encoding: str) -> Iterator[str]:
-        """This share of a file's text."""
-        at, end = (_place(file, share) for share in self.part)
+    def _decode(self, file: io.BufferedIOBase, encoding: str) -> Iterator[str]:
+        """The text of the span, piece by piece."""
+        at, end = (_byte_position(file, fraction) for fraction in self.span)
         file.seek(at)
         decoder = codecs.getincrementaldecoder(encoding)()
         while at < end:
@@ -159,15 +158,15 @@ class Document:
             if not block:
                 raise IntegrityError(f"{self.path} has changed", self._remedy)
             if at + len(block) < end:
-                # To the last word's beginning, where there is one: pieces of words would have to be put together.
+                # Cut before a word, if there is a space: then no rest has to be carried over in normalisation.
                 block = block[: block.rfind(b" ") + 1] or block
                 file.seek(at + len(block))
-            waiting = len(decoder.getstate()[0])
+            pending = len(decoder.getstate()[0])
             try:
                 text = decoder.decode(block, final=at + len(block) == end)
             except UnicodeDecodeError as error:
                 raise GrimmgenError(
-                    f"{self.path} is not UTF-8 (byte {at - waiting + error.start})",
+                    f"{self.path} is not UTF-8 (byte {at - pending + error.start})",
                     "convert it, as with iconv -t UTF-8",
                 ) from None
             at += len(block)
@@ -176,11 +175,11 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named set of stories, in the order of their names.
+    """A named set of documents, sorted by name.
 
     Attributes:
-        name: for people.
-        source: what opens it again: `grimm`, `sampler` or an absolute path.
+        name: for messages.
+        source: the argument with which `open_corpus` opens it again: `grimm`, `sampler` or an absolute path.
         documents: at least one.
     """
 
@@ -190,48 +189,51 @@ class Corpus:
 
 
 def open_corpus(source: str) -> Corpus:
-    """Open `grimm` (what was fetched), `sampler` (bundled), or a file or directory of the user's.
+    """Open a corpus.
+
+    Args:
+        source: `grimm` (the fetched tales), `sampler` (the bundled ones), or the path of a file or directory.
 
     Raises:
-        GrimmgenError: nothing was fetched yet, or there is no text there.
+        GrimmgenError: nothing has been fetched yet, or there are no texts.
         UsageError: there is no such file or directory.
     """
     if source == GRIMM:
-        return _fetched()
+        return _fetched_corpus()
     if source == SAMPLER:
-        tales = importlib.resources.files("grimmgen") / "data" / SAMPLER
-        found = [Document(t.name[:-4], t) for t in tales.iterdir() if t.name.endswith(".txt")]
-        return Corpus(SAMPLER, SAMPLER, tuple(sorted(found, key=lambda s: s.name)))
+        directory = importlib.resources.files("grimmgen") / "data" / SAMPLER
+        found = [Document(t.name[:-4], t) for t in directory.iterdir() if t.name.endswith(".txt")]
+        return Corpus(SAMPLER, SAMPLER, _sorted(found))
     if not source:
         raise UsageError("--corpus is empty", f"give {GRIMM}, {SAMPLER}, or the path of a text file or directory")
     path = Path(source)
     try:
         path = path.expanduser().resolve(strict=True)
         if path.is_dir():
-            stories = [
+            found = [
                 Document(file.relative_to(path).as_posix()[:-4], file)
                 for file in path.rglob("*.txt")
                 if file.is_file() and not any(p.startswith(".") for p in file.relative_to(path).parts)
             ]
         elif path.is_file():
-            stories = [Document(path.stem, path)]
+            found = [Document(path.stem, path)]
         else:
-            # A pipe could be read but once, and a device for ever.
+            # A pipe can be read only once, and a device need not end.
             raise UsageError(f"{path} is not a file", "copy what it holds into a text file, and give that")
     except (FileNotFoundError, NotADirectoryError, ValueError, RuntimeError):
-        # RuntimeError: links in a circle, or the home of a user who does not exist.
+        # RuntimeError: a cycle of links, or the home directory of an unknown user.
         raise UsageError(
             f"there is no corpus {source!r}", f"give {GRIMM}, {SAMPLER}, or the path of a text file or directory"
         ) from None
     except OSError as error:
         raise GrimmgenError(f"cannot read {path} ({error.strerror})", "check the permissions") from error
-    if not stories:
+    if not found:
         raise GrimmgenError(f"{path} has no .txt file in it", "give a directory with text files, or one file")
-    return Corpus(path.stem or str(path), str(path), tuple(sorted(stories, key=lambda s: s.name)))
+    return Corpus(path.stem or str(path), str(path), _sorted(found))
 
 
-def is_sound(path: Path, entry: Mapping[str, Any] | None) -> bool:
-    """Whether a cached file is the one that the manifest describes."""
+def matches_manifest(path: Path, entry: Mapping[str, Any] | None) -> bool:
+    """Return whether a cached file has the size and hash of its entry in the manifest."""
     try:
         return (
             entry is not None
@@ -245,7 +247,7 @@ def is_sound(path: Path, entry: Mapping[str, Any] | None) -> bool:
 
 
 def read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
-    """What was fetched, by name; an unreadable manifest is as good as none: everything is fetched again."""
+    """Read the entries of the fetched documents, by name; empty if the manifest is missing or damaged."""
     try:
         value = files.read_json(directory / MANIFEST)
         return {
@@ -262,7 +264,7 @@ def read_manifest(directory: Path) -> dict[str, dict[str, Any]]:
         return {}
 
 
-def _fetched() -> Corpus:
+def _fetched_corpus() -> Corpus:
     directory = paths.corpus_directory(GRIMM)
     manifest = read_manifest(directory)
     if not manifest:
@@ -270,23 +272,26 @@ def _fetched() -> Corpus:
             "no tales have been fetched yet",
             f"run `grimmgen fetch`, or take the bundled ones with --corpus {SAMPLER}",
         )
-    stories = (
-        Document(name, directory / f"{name}.txt", entry["sha256"], latin1=True)
-        for name, entry in sorted(manifest.items())
-    )
-    return Corpus(GRIMM, GRIMM, tuple(stories))
+    found = [
+        Document(name, directory / f"{name}.txt", entry["sha256"], latin1=True) for name, entry in manifest.items()
+    ]
+    return Corpus(GRIMM, GRIMM, _sorted(found))
+
+
+def _sorted(documents: list[Document]) -> tuple[Document, ...]:
+    return tuple(sorted(documents, key=lambda document: document.name))
 
 
 def _digest(file: io.BufferedIOBase) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _place(file: io.BufferedIOBase, share: float) -> int:
-    """Where a share of a file's text ends, in bytes: at the next line's (else word's, else letter's) beginning."""
+def _byte_position(file: io.BufferedIOBase, fraction: float) -> int:
+    """Convert a fraction of a file to a position in bytes: that of the next line, else word, else character."""
     file.seek(0)
     first = len(codecs.BOM_UTF8) if file.read(3) == codecs.BOM_UTF8 else 0
     last = file.seek(0, io.SEEK_END)
-    at = first + round(share * (last - first))
+    at = first + round(fraction * (last - first))
     if at in {first, last}:
         return at
     file.seek(at)
@@ -294,4 +299,4 @@ def _place(file: io.BufferedIOBase, share: float) -> int:
     for separator in b"\n", b" ":
         if (found := ahead.find(separator)) >= 0:
             return at + found + 1
-    return at + len(ahead) - len(ahead.lstrip(_WITHIN_A_LETTER))
+    return at + len(ahead) - len(ahead.lstrip(_UTF8_CONTINUATION))

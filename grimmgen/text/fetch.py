@@ -1,6 +1,7 @@
-"""Fetching the tales of the Brothers Grimm into the cache, several at once.
+"""Download the tales of the Brothers Grimm into the cache, several at once.
 
-Knows the page and the cache; HTTP is in `grimmgen.io.http`.
+This module has the numbering of the tales, the checks of their content, and the manifest; HTTP is in
+`grimmgen.io.http`.
 """
 
 from __future__ import annotations
@@ -19,59 +20,65 @@ from urllib.parse import urlsplit
 
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, http, paths
-from grimmgen.text.corpus import GRIMM, MANIFEST, is_sound, read_manifest
+from grimmgen.text.corpus import GRIMM, MANIFEST, matches_manifest, read_manifest
 
 CMU = "https://www.cs.cmu.edu/~spok/grimmtmp/"
-STORIES_ON_THE_PAGE = 209
-_SIZES = range(200, 1 << 20)
+STORY_COUNT = 209
+_SIZES = range(200, 1 << 20)  # bytes of a tale
 _LOCK_TIMEOUT = 600.0
 
 
 @dataclass(frozen=True)
 class FetchStarted:
-    """What there is to do: stories asked for, and how many of them are not there yet."""
+    """The first event.
 
-    asked: int
+    Attributes:
+        requested: number of documents.
+        missing: number of those that are not in the cache yet.
+        directory: of the cache.
+    """
+
+    requested: int
     missing: int
     directory: Path
 
 
 @dataclass(frozen=True)
-class StoryFetched:
-    """One story has taken its place."""
+class DocumentFetched:
+    """A document is in the cache now; `size` is in bytes."""
 
     name: str
     size: int
 
 
 @dataclass(frozen=True)
-class StoryFailed:
-    """One story could not be had; the others go on."""
+class DocumentFailed:
+    """A document could not be fetched; the others are not affected."""
 
     name: str
     error: GrimmgenError
 
 
-FetchEvent = FetchStarted | StoryFetched | StoryFailed
+FetchEvent = FetchStarted | DocumentFetched | DocumentFailed
 
 
-def story_numbers(asked: str) -> list[int]:
-    """The numbers that `--stories` names: how many from the first, `all`, or numbers and ranges.
+def story_numbers(stories: str) -> list[int]:
+    """Parse the value of `--stories`: how many from the first, `all`, or numbers and ranges.
 
     >>> story_numbers("3"), story_numbers("1-2,35")
     ([1, 2, 3], [1, 2, 35])
 
     Raises:
-        UsageError: it names none, or one that the page does not have.
+        UsageError: the value has another form, or a number that does not exist.
     """
-    last = STORIES_ON_THE_PAGE
-    error = UsageError(f"--stories {asked!r} is not clear", f"give 1 to {last}, all, or a list like 1-20,35")
-    if asked == "all":
+    last = STORY_COUNT
+    error = UsageError(f"--stories {stories!r} is not clear", f"give 1 to {last}, all, or a list like 1-20,35")
+    if stories == "all":
         return list(range(1, last + 1))
-    if re.fullmatch(r"\s*[0-9]{1,4}\s*", asked):
-        asked = f"1-{asked.strip()}"
+    if re.fullmatch(r"\s*[0-9]{1,4}\s*", stories):
+        stories = f"1-{stories.strip()}"
     numbers: set[int] = set()
-    for item in asked.split(","):
+    for item in stories.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,4})(?:-([0-9]{1,4}))?\s*", item)
         if not match:
             raise error
@@ -87,22 +94,25 @@ def fetch(
     url: str = CMU,
     jobs: int = 8,
     force: bool = False,
-    waiting: Callable[[str], None] | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Iterator[FetchEvent]:
-    """Bring stories of the page into the cache, several at once; a generator of what happens.
+    """Download tales into the cache; a generator of events.
 
-    Each story is checked to be plain text of a sane size before it takes its name, and its URL, size, SHA-256
-    and time are written to the manifest. What is there already is not asked for again.
+    A document is checked to be plain text of a plausible size before it is stored, and its URL, size, SHA-256 and
+    time are written to the manifest. Documents that are in the cache already are not requested again.
 
     Args:
-        numbers: of the stories, from 1.
-        url: the place that serves `001.txt` and so on.
-        jobs: how many at once.
-        force: fetch again what is there.
-        waiting: told if another process is fetching.
+        numbers: of the tales, from 1.
+        url: address of the directory with `001.txt` and so on.
+        jobs: number of concurrent downloads.
+        force: fetch documents again that are in the cache.
+        notify: called with a message if another process is fetching.
+
+    Yields:
+        FetchStarted, then an event for each missing document, in the order in which they arrive.
 
     Raises:
-        UsageError: the URL cannot be used.
+        UsageError: the URL or the number of jobs cannot be used.
         GrimmgenError: the cache cannot be written.
     """
     base = url if url.endswith("/") else url + "/"
@@ -121,7 +131,7 @@ def fetch(
         yield FetchStarted(len(names), 0, directory)
         return
     files.make_directory(directory)
-    with files.locked(directory / ".lock", "the cache of tales", _LOCK_TIMEOUT, waiting):
+    with files.locked(directory / ".lock", "the cache of tales", _LOCK_TIMEOUT, notify):
         files.sweep(directory)
         manifest = read_manifest(directory)
         missing = names if force else _missing(directory, manifest, names)
@@ -132,22 +142,22 @@ def fetch(
 def _fetch_missing(
     directory: Path, manifest: dict[str, dict[str, Any]], missing: Sequence[str], base: str, jobs: int
 ) -> Iterator[FetchEvent]:
-    written = time.monotonic()
-    waiting, done = queue.SimpleQueue[str](), queue.SimpleQueue[tuple[str, bytes | Exception]]()
+    manifest_written = time.monotonic()
+    pending, done = queue.SimpleQueue[str](), queue.SimpleQueue[tuple[str, bytes | Exception]]()
     for name in missing:
-        waiting.put(name)
+        pending.put(name)
     with http.Downloader(jobs) as downloader:
 
         def work() -> None:
             with contextlib.suppress(queue.Empty):
                 while not downloader.stopped:
-                    name = waiting.get_nowait()
+                    name = pending.get_nowait()
                     try:
                         done.put((name, downloader.get(f"{base}{name}.txt")))
                     except Exception as error:
                         done.put((name, error))
 
-        # Daemons, since who is stopped does not wait for a host that does not answer.
+        # Daemon threads, so that an interrupted program need not wait for a host that does not answer.
         for _ in range(min(jobs, len(missing))):
             threading.Thread(target=work, name="fetch", daemon=True).start()
         try:
@@ -156,9 +166,9 @@ def _fetch_missing(
                 try:
                     if isinstance(content, Exception):
                         raise content
-                    _check_story(f"{base}{name}.txt", content)
+                    _check_content(f"{base}{name}.txt", content)
                 except GrimmgenError as error:
-                    yield StoryFailed(name, error)
+                    yield DocumentFailed(name, error)
                     continue
                 path = directory / f"{name}.txt"
                 entry = {
@@ -167,26 +177,26 @@ def _fetch_missing(
                     "sha256": files.sha256(content),
                     "time": datetime.now(UTC).isoformat(timespec="seconds"),
                 }
-                files.make_way(path)
+                files.remove_directory(path)
                 try:
                     files.write_atomically(path, content)
                 finally:
-                    # Also when the user stops just as it has taken its place.
-                    if is_sound(path, entry):
+                    # In `finally`, since an interrupt may arrive just after the rename.
+                    if matches_manifest(path, entry):
                         manifest[name] = entry
-                if time.monotonic() - written > 1.0:
+                if time.monotonic() - manifest_written > 1.0:
                     _write_manifest(directory, manifest)
-                    written = time.monotonic()
-                yield StoryFetched(name, len(content))
+                    manifest_written = time.monotonic()
+                yield DocumentFetched(name, len(content))
         finally:
-            # Also when the user stops: what has its place is remembered, what waits is not begun.
+            # In `finally`, so that the manifest is complete after an interrupt, and no further download starts.
             downloader.stop()
             if missing:
                 _write_manifest(directory, manifest)
 
 
-def _check_story(url: str, content: bytes) -> None:
-    """Refuse what is not plain text of a sane size: an error page, a binary, an empty body."""
+def _check_content(url: str, content: bytes) -> None:
+    """Refuse an error page, a binary file, and a body of an implausible size."""
     remedy = "check the --url"
     if len(content) not in _SIZES:
         raise IntegrityError(f"{url}: {len(content)} bytes are not a story", remedy)
@@ -198,8 +208,8 @@ def _check_story(url: str, content: bytes) -> None:
 
 
 def _missing(directory: Path, manifest: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:
-    """The names whose file is not there as the manifest has it."""
-    return [name for name in names if not is_sound(directory / f"{name}.txt", manifest.get(name))]
+    """Names whose file is missing, or differs from its entry in the manifest."""
+    return [name for name in names if not matches_manifest(directory / f"{name}.txt", manifest.get(name))]
 
 
 def _write_manifest(directory: Path, manifest: Mapping[str, Mapping[str, Any]]) -> None:

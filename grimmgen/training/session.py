@@ -32,7 +32,7 @@ import torch
 
 from grimmgen.configuration import Configuration, parameter_count
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation.static import EncodedDocument, encode_stories, evaluate
+from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation, evaluate
 from grimmgen.io import files
 from grimmgen.network import backends
 from grimmgen.network.captured import capture
@@ -281,7 +281,7 @@ class Training:
                 registry.make_latest(self.run, self._configuration)
                 if self._damage is not None:
                     # At once, or the next save would keep what is damaged.
-                    files.keep(self.run.previous_path, self.run.last_path)
+                    files.link_or_copy(self.run.previous_path, self.run.last_path)
                     yield Recovered(_Progress.from_json(self._checkpoint.progress).step, self._damage.what)
             given = self._configuration, self._split, self._device.type, self._ranks, self._waiting
             loop = _Loop(self, self._prepared or _prepare(*given))
@@ -319,14 +319,14 @@ def _prepare(
     ranks: Ranks,
     waiting: Callable[[str], None] | None,
 ) -> _Prepared:
-    encoded = encoding.encode_stories(split.parts["train"], configuration, waiting)
+    encoded = encoding.encode_documents(split.parts["train"], configuration, waiting)
     vocabulary, training = encoded.vocabulary, encoded.documents
     if not any("".join(itertools.islice(story.pieces(), 1)) for story in split.parts["valid"]):
         raise UsageError(
             "the text is so short that none is left to validate with",
             "give more text",
         )
-    validation = encode_stories(
+    validation = encode_for_evaluation(
         ((story.name, story.pieces()) for story in split.parts["valid"]), vocabulary, _VALIDATION
     )
     ngrams = sum(len(ways[0]) + 1 for ways in training)
@@ -487,7 +487,9 @@ class _Loop:
     def _evaluate(self, whole: bool) -> Iterator[Event]:
         progress, configuration = self._progress, self._configuration
         self._unsaved = True
-        total = evaluate(self._model, self._validation, self._ranks).total
+        total = evaluate(
+            self._model, self._validation, (self._ranks.rank, self._ranks.size), self._ranks.sum
+        ).total
         perplexity = self._ranks.told(lambda: total.perplexity)
         best = perplexity < progress.schedule.minimum
         old = progress.schedule
@@ -577,7 +579,7 @@ class _Loop:
         tensors = dict(zip(("state.h", "state.c"), state.cpu().numpy(), strict=True))
         tensors |= {name: moment.cpu().numpy() for name, moment in self._moments().items()}
         if self._run.last_path.exists():
-            files.keep(self._run.last_path, self._run.previous_path)
+            files.link_or_copy(self._run.last_path, self._run.previous_path)
         Checkpoint(
             self._configuration,
             self._vocabulary,
@@ -639,7 +641,7 @@ class _Loop:
             self._training._split.by_story,
             sum(len(ways[0]) for ways in self._stories),
             len(self._vocabulary),
-            self._vocabulary.unknown,
+            self._vocabulary.unknown_share,
             parameter_count(self._configuration, len(self._vocabulary)),
             f"{self._ranks.size} × {self._training._device.type}"
             if self._ranks.size > 1

@@ -1,4 +1,4 @@
-"""Fetching from a hostile server, several at once, and from where nothing can be written (faults 1-14)."""
+"""Fetching from hostile servers, concurrently, and with a read-only cache (faults 1-14)."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ GOOD = b"There was once a king who had a good server. " * 9
 PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>" * 9
 HEAD = answer(GOOD).removesuffix(GOOD)
 MORE = b"x" * (1 << 16)
-# A gigabyte in a megabyte.
+# A gigabyte, compressed to a megabyte.
 BOMB = gzip.compress(bytes(1 << 16)) * (1 << 14)
 
 
-def broken_off(connection: object, server: Server) -> None:
+def reset_in_the_body(connection: object, server: Server) -> None:
     connection.sendall(HEAD + GOOD[:200])  # type: ignore[attr-defined]
     reset(connection, server)  # type: ignore[arg-type]
 
 
-def to(location: str, status: int = 302) -> bytes:
+def redirect(location: str, status: int = 302) -> bytes:
     return answer(b"", status, Location=location)
 
 
-def later(value: str, status: int = 503) -> bytes:
+def busy(value: str, status: int = 503) -> bytes:
     return answer(b"Later!", status, Retry_After=value)
 
 
@@ -48,42 +48,42 @@ def raw(*lines: bytes, body: bytes = GOOD) -> bytes:
 
 
 OK = b"HTTP/1.1 200 OK"
-# What the server does with a story; the exit code of a fetch in which nothing worse happens.
+# The response to a request for a tale, and the exit code of a fetch in which it is the only failure.
 BEHAVIOURS: dict[str, tuple[Script, int]] = {
     "1 truncated": (HEAD + GOOD[:-1], 1),
-    "1 too great a length": (answer(GOOD, Content_Length="9999"), 1),
+    "1 length too large": (answer(GOOD, Content_Length="9999"), 1),
     "1 no length": (answer(GOOD, Content_Length=None), 1),
-    "1 a length that is no number": (answer(GOOD, Content_Length="12 bytes"), 1),
-    "1 a negative length": (answer(GOOD, Content_Length="-5"), 1),
+    "1 length not a number": (answer(GOOD, Content_Length="12 bytes"), 1),
+    "1 negative length": (answer(GOOD, Content_Length="-5"), 1),
     "1 two lengths": (raw(OK, b"Content-Length: 5", b"Content-Length: 405"), 1),
-    "1 a length of nothing": (answer(GOOD, Content_Length="0"), 3),
-    "1 a length too small by far": (answer(GOOD, Content_Length="100"), 3),
-    "1 cut in a chunk": (chunked(GOOD)[:-9], 1),
+    "1 length of zero": (answer(GOOD, Content_Length="0"), 3),
+    "1 length far too small": (answer(GOOD, Content_Length="100"), 3),
+    "1 truncated in a chunk": (chunked(GOOD)[:-9], 1),
     "1 no last chunk": (chunked(GOOD), 1),
-    "1 chunks of rubbish": (chunked() + b"zz\r\n" + GOOD, 1),
-    "1 a chunk of minus one": (chunked() + b"-1\r\n" + GOOD, 1),
-    "1 a vast chunk": (chunked() + b"f" * 15 + b"\r\n" + GOOD, 1),
-    "1 chunks that never were": (answer(GOOD, Content_Length=None, Transfer_Encoding="chunked"), 1),
+    "1 invalid chunk size": (chunked() + b"zz\r\n" + GOOD, 1),
+    "1 negative chunk size": (chunked() + b"-1\r\n" + GOOD, 1),
+    "1 huge chunk size": (chunked() + b"f" * 15 + b"\r\n" + GOOD, 1),
+    "1 chunked header without chunks": (answer(GOOD, Content_Length=None, Transfer_Encoding="chunked"), 1),
     "1 nothing": (b"", 1),
-    "1 cut in the head": (HEAD[:20], 1),
+    "1 truncated in the headers": (HEAD[:20], 1),
     "1 not HTTP": (b"SSH-2.0-OpenSSH_9.7\r\n" + GOOD, 1),
-    "1 a status that is no number": (raw(b"HTTP/1.1 two OK"), 1),
-    "1 a status of six digits": (raw(b"HTTP/1.1 200200 OK"), 1),
-    "1 a version from the future": (raw(b"HTTP/7.0 200 OK"), 1),
+    "1 status not a number": (raw(b"HTTP/1.1 two OK"), 1),
+    "1 status of six digits": (raw(b"HTTP/1.1 200200 OK"), 1),
+    "1 unknown HTTP version": (raw(b"HTTP/7.0 200 OK"), 1),
     "1 a thousand headers": (raw(OK, *[b"A: b"] * 1000), 1),
-    "1 a header of a megabyte": (raw(OK, b"A: " + b"b" * (1 << 20)), 1),
-    "1 a header without a name": (raw(OK, b": b"), 1),
-    "2 a stall before the head": (stalling(), 1),
-    "2 a stall in the body": (stalling(HEAD + GOOD[:-1]), 1),
-    "2 a byte at a time": (dripping(b"", HEAD + GOOD, 0.05), 1),
-    "2 a body byte by byte": (dripping(HEAD, GOOD, 0.05), 1),
-    "2 a chunk size byte by byte": (dripping(chunked(), b"0" * 999, 0.05), 1),
-    "2 no end of 100 Continue": (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), 1),
-    "2 no end of 103 Early Hints": (endless(b"", b"HTTP/1.1 103 So\r\nLink: </x>\r\n\r\n"), 1),
+    "1 header of a megabyte": (raw(OK, b"A: " + b"b" * (1 << 20)), 1),
+    "1 header without a name": (raw(OK, b": b"), 1),
+    "2 stall before the headers": (stalling(), 1),
+    "2 stall in the body": (stalling(HEAD + GOOD[:-1]), 1),
+    "2 byte by byte": (dripping(b"", HEAD + GOOD, 0.05), 1),
+    "2 body byte by byte": (dripping(HEAD, GOOD, 0.05), 1),
+    "2 chunk size byte by byte": (dripping(chunked(), b"0" * 999, 0.05), 1),
+    "2 endless 100 Continue": (endless(b"", b"HTTP/1.1 100 Continue\r\n\r\n"), 1),
+    "2 endless 103 Early Hints": (endless(b"", b"HTTP/1.1 103 So\r\nLink: </x>\r\n\r\n"), 1),
     "3 busy": (answer(b"Later!", 503), 1),
-    "3 too many": (answer(b"Later!", 429), 1),
+    "3 too many requests": (answer(b"Later!", 429), 1),
     **{
-        f"3 Retry-After: {value[:20]}": (later(value, 429), 1)
+        f"3 Retry-After: {value[:20]}": (busy(value, 429), 1)
         for value in (
             "1",
             "0",
@@ -99,50 +99,50 @@ BEHAVIOURS: dict[str, tuple[Script, int]] = {
             format_datetime(datetime.now(UTC) + timedelta(days=9), usegmt=True),
         )
     },
-    "4 a reset": (reset, 1),
-    "4 a reset in the body": (broken_off, 1),
-    "5 a page": (answer(PAGE), 3),
-    "5 a page in chunks": (chunked(PAGE) + b"0\r\n\r\n", 3),
-    "5 a picture": (answer(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9), 3),
-    "5 nothing, well said": (answer(b""), 3),
-    "5 a few words": (answer(b"Not here.\n"), 3),
+    "4 reset": (reset, 1),
+    "4 reset in the body": (reset_in_the_body, 1),
+    "5 web page": (answer(PAGE), 3),
+    "5 web page in chunks": (chunked(PAGE) + b"0\r\n\r\n", 3),
+    "5 image": (answer(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 9), 3),
+    "5 empty body": (answer(b""), 3),
+    "5 few words": (answer(b"Not here.\n"), 3),
     "5 escape sequences": (answer(b"\x1b[2J\x1b]0;owned\x07" * 40), 3),
     "5 UTF-16": (answer(GOOD.decode().encode("utf-16")), 3),
-    "5 a megabyte": (answer(b"x" * (1 << 20)), 3),
+    "5 megabyte": (answer(b"x" * (1 << 20)), 3),
     "5 not found": (answer(GOOD, 404), 1),
-    "5 a part": (answer(GOOD, 206), 1),
-    "6 to a file": (to("file:///etc/passwd"), 1),
-    "6 to another host": (to("http://127.0.0.2/001.txt"), 1),
-    "6 to another port": (to("http://127.0.0.1:9/001.txt"), 1),
-    "6 to no scheme": (to("//tales.invalid/001.txt"), 1),
-    "6 to a script": (to("javascript:alert(1)"), 1),
-    "6 to a user": (to("http://127.0.0.1@tales.invalid/"), 1),
-    "6 to escape sequences": (to("http://\x1b[2J/"), 1),
-    "6 to rubbish": (to("http://[", 301), 1),
-    "6 to nowhere": (answer(b"", 308), 1),
-    "6 far": (to("/" + "a" * 60_000, 307), 1),
-    "6 in a circle": (to("/loop"), 1),
-    "7 an endless body": (endless(answer(Content_Length="9" * 12), MORE), 3),
+    "5 partial content": (answer(GOOD, 206), 1),
+    "6 to a file": (redirect("file:///etc/passwd"), 1),
+    "6 to another host": (redirect("http://127.0.0.2/001.txt"), 1),
+    "6 to another port": (redirect("http://127.0.0.1:9/001.txt"), 1),
+    "6 to no scheme": (redirect("//tales.invalid/001.txt"), 1),
+    "6 to javascript": (redirect("javascript:alert(1)"), 1),
+    "6 to a user": (redirect("http://127.0.0.1@tales.invalid/"), 1),
+    "6 to escape sequences": (redirect("http://\x1b[2J/"), 1),
+    "6 to an invalid URL": (redirect("http://[", 301), 1),
+    "6 without a location": (answer(b"", 308), 1),
+    "6 long location": (redirect("/" + "a" * 60_000, 307), 1),
+    "6 cycle": (redirect("/loop"), 1),
+    "7 endless body": (endless(answer(Content_Length="9" * 12), MORE), 3),
     "7 endless chunks": (endless(chunked(), b"10000\r\n%b\r\n" % MORE), 3),
     "7 endless small chunks": (endless(chunked(), b"1\r\nx\r\n" * 10_000), 1),
-    "7 a length of 5000 digits": (answer(Content_Length="9" * 5000), 3),
-    "7 a gzip bomb": (answer(BOMB, Content_Encoding="gzip"), 3),
-    "7 a gzip bomb in chunks": (
+    "7 length of 5000 digits": (answer(Content_Length="9" * 5000), 3),
+    "7 gzip bomb": (answer(BOMB, Content_Encoding="gzip"), 3),
+    "7 gzip bomb in chunks": (
         answer(Content_Length=None, Transfer_Encoding="chunked", Content_Encoding="gzip")
         + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BOMB), BOMB),
         3,
     ),
-    "7 a gzip bomb as a transfer": (
+    "7 gzip bomb as a transfer encoding": (
         answer(Content_Length=None, Transfer_Encoding="gzip, chunked")
         + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BOMB), BOMB),
         3,
     ),
     "7 deflate": (answer(b"x\x9c" * 200, Content_Encoding="deflate"), 3),
-    "7 an encoding of no name": (answer(GOOD, Content_Encoding="\x1b[2J"), 3),
+    "7 unknown encoding": (answer(GOOD, Content_Encoding="\x1b[2J"), 3),
     "7 endless headers": (endless(OK + b"\r\n", b"A: " + b"b" * 60_000 + b"\r\n"), 1),
-    "7 an endless header": (endless(OK + b"\r\nA: ", MORE), 1),
+    "7 endless header": (endless(OK + b"\r\nA: ", MORE), 1),
     "7 endless trailers": (endless(chunked(GOOD) + b"0\r\n", b"A: b\r\n" * 10_000), 1),
-    "7 an endless chunk size": (endless(chunked(), b"0" * (1 << 16)), 1),
+    "7 endless chunk size": (endless(chunked(), b"0" * (1 << 16)), 1),
 }
 
 
@@ -154,11 +154,11 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """It has all tales, and redirects one path to itself."""
+    """Serve all tales, and redirect /loop to itself."""
     with Server() as server:
         for number in range(1, 210):
             server.on(f"/{number:03d}.txt", answer(GOOD))
-        server.on("/loop", to("/loop"))
+        server.on("/loop", redirect("/loop"))
         yield server
 
 
@@ -172,65 +172,61 @@ STORIES = 20
 
 @pytest.mark.faults
 @pytest.mark.parametrize("name", BEHAVIOURS)
-def test_faults_1_to_7_whatever_a_server_does_nothing_bad_is_cached(
+def test_faults_1_to_7_nothing_bad_is_cached(
     victim: Victim, server: Server, home: Path, cache: Path, name: str
 ) -> None:
-    # All at once, so that what stalls is waited for once.
+    # All concurrently, so that the time of a stall passes only once.
     fetch = ["fetch", "--url", server.url, "--quiet", "--jobs", "25", "--stories"]
-    harmless = victim.run(home, *fetch, "2")
-    assert harmless.code == 0
+    baseline = victim.run(home, *fetch, "2")
+    assert baseline.code == 0
     earlier = {path.name: path.read_bytes() for path in cache.glob("*.txt")}
     script, code = BEHAVIOURS[name]
     bad = [f"{number:03d}" for number in range(3, 3 + STORIES)]
-    for story in bad:
-        server.on(f"/{story}.txt", script)
+    for name_of_bad in bad:
+        server.on(f"/{name_of_bad}.txt", script)
     ended = victim.run(home, *fetch, f"1-{2 + STORIES + 3}")
     # One line, exit code, nothing on standard output.
     assert (ended.code, ended.out, ended.err.count("\n")) == (code, "", 1), ended.err
     assert ended.err.startswith(f"error: {STORIES} of {STORIES + 3} tales could not be fetched (003, 004, ")
     assert ended.err[:-1].isprintable()
     assert len(ended.err) < 1000
-    # The others are there, and nothing else is.
-    there = {"001", "002", "023", "024", "025"}
-    assert {path.name for path in cache.iterdir()} == {*(f"{n}.txt" for n in there), "manifest.json", ".lock"}
-    assert set(json.loads((cache / "manifest.json").read_text())["stories"]) == there
-    assert {story.name: story.content() for story in corpus.open_corpus("grimm").documents} == dict.fromkeys(
-        there, GOOD
-    )
+    # The other documents are in the cache, and nothing else is.
+    expected = {"001", "002", "023", "024", "025"}
+    assert {path.name for path in cache.iterdir()} == {*(f"{n}.txt" for n in expected), "manifest.json", ".lock"}
+    assert set(json.loads((cache / "manifest.json").read_text())["stories"]) == expected
+    assert {d.name: d.content() for d in corpus.open_corpus("grimm").documents} == dict.fromkeys(expected, GOOD)
     assert {name: (cache / name).read_bytes() for name in earlier} == earlier
-    # Each of the jobs may hold a body of four megabytes, and the copy that it grows into.
-    assert ended.peak < harmless.peak + 25 * (9 << 20), (ended.peak, harmless.peak)
-    print(f"{name}: {(ended.peak - harmless.peak) / 1e6:.1f} MB more than a harmless fetch")  # noqa: T201
+    # Each job may hold a body of 4 MB, and a copy of it while the buffer grows.
+    assert ended.peak < baseline.peak + 25 * (9 << 20), (ended.peak, baseline.peak)
+    print(f"{name}: {(ended.peak - baseline.peak) / 1e6:.1f} MB more than a fetch without failures")  # noqa: T201
 
 
-def test_fault_01_a_length_too_small_cannot_be_noticed(server: Server, home: Path, run: Program) -> None:
-    # What is cut off by the server's own word is whole to all that HTTP can tell.
+def test_fault_01_too_small_a_length_cannot_be_detected(server: Server, home: Path, run: Program) -> None:
+    # HTTP cannot detect a truncated body if the Content-Length has the truncated size.
     server.on("/001.txt", answer(GOOD, Content_Length=str(len(GOOD) - 5)))
     assert run("fetch", "--url", server.url, "--stories", "1").code == 0
     assert (home / "cache/corpora/grimm/001.txt").read_bytes() == GOOD[:-5]
 
 
-@pytest.mark.parametrize("start", [b"", HEAD, HEAD + GOOD[:99]], ids=["no head", "no body", "no rest"])
-def test_fault_02_who_stops_does_not_wait_for_a_server_that_stalls(
-    server: Server, cache: Path, start: bytes
-) -> None:
+@pytest.mark.parametrize("start", [b"", HEAD, HEAD + GOOD[:99]], ids=["no headers", "no body", "truncated body"])
+def test_fault_02_interrupt_does_not_wait_for_a_stall(server: Server, cache: Path, start: bytes) -> None:
     server.on("/002.txt", stalling(start))
     with begin("fetch", "--url", server.url, "--stories", "2", "--jobs", "2") as process:
         while len(server.requests) < 2 or not (cache / "001.txt").exists():
             time.sleep(0.01)
-        time.sleep(0.5)  # for what follows when a file has its place
+        time.sleep(0.5)  # until the document is in the manifest
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        assert time.monotonic() - began < 12.0, "the server would have been waited for for 15 s"
+        assert time.monotonic() - began < 12.0, "the read timeout would be 15 s"
         assert process.stderr
-        # Some versions of Typer say nothing here.
+        # Some versions of Typer print nothing here.
         assert process.stderr.read() in {b"", b"stopped\n"}
-    assert [story.name for story in corpus.open_corpus("grimm").documents] == ["001"]
+    assert [document.name for document in corpus.open_corpus("grimm").documents] == ["001"]
 
 
 @pytest.mark.parametrize("stories", ["../x", "/etc/passwd", "001.txt", "1\0", "1;2", "-1", "%2e%2e"])
-def test_fault_09_a_name_that_leads_elsewhere_is_refused_before_anything_is_done(
+def test_fault_09_path_as_a_story_number_is_refused(
     server: Server, home: Path, run: Program, stories: str
 ) -> None:
     ran = run("fetch", "--url", server.url, "--stories", stories)
@@ -240,11 +236,11 @@ def test_fault_09_a_name_that_leads_elsewhere_is_refused_before_anything_is_done
 
 
 @pytest.mark.faults
-def test_fault_11_eight_fetches_at_once_again_and_again(
+def test_fault_11_eight_concurrent_fetches_repeatedly(
     server: Server, home: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    places = [tmp_path_factory.mktemp("victim") for _ in range(8)]
-    victims = [Victim(place, "grimmgen.io.http", "grimmgen.text.corpus") for place in places]
+    directories = [tmp_path_factory.mktemp("victim") for _ in range(8)]
+    victims = [Victim(directory, "grimmgen.io.http", "grimmgen.text.corpus") for directory in directories]
     expected = {f"{number:03d}": GOOD for number in range(1, 13)}
     for _ in range(count := rounds(5, 50)):
         server.requests.clear()
@@ -253,7 +249,7 @@ def test_fault_11_eight_fetches_at_once_again_and_again(
         for victim in victims:
             ended = victim.end()
             assert (ended.code, ended.err) == (0, "")
-        assert sorted(server.requests) == [f"/{name}.txt" for name in expected], "each was asked for once"
+        assert sorted(server.requests) == [f"/{name}.txt" for name in expected], "each was requested once"
         assert {s.name: s.content() for s in corpus.open_corpus("grimm").documents} == expected
         for path in cache.iterdir():
             path.unlink()
@@ -264,13 +260,13 @@ def test_fault_11_eight_fetches_at_once_again_and_again(
 
 @pytest.fixture
 def make_read_only(home: Path) -> Iterator[Callable[[], None]]:
-    """Mounts the home directory upon itself, to be read only; the superuser alone can."""
+    """A function that mounts the home directory read-only over itself, which only root can."""
     mounted = []
 
     def mount() -> None:
         for options in (["--bind", str(home), str(home)], ["-o", "remount,bind,ro", str(home)]):
             if subprocess.run(["mount", *options], capture_output=True, check=False).returncode:
-                pytest.skip("nothing can be mounted here")
+                pytest.skip("mounting is not permitted")
             mounted.append(home)
 
     yield mount
@@ -278,32 +274,28 @@ def make_read_only(home: Path) -> Iterator[Callable[[], None]]:
         subprocess.run(["umount", str(home)], check=True)
 
 
-def test_fault_13_of_a_cache_on_a_read_only_mount_what_is_there_can_be_used(
+def test_fault_13_cache_on_a_read_only_mount_can_be_read(
     server: Server, run: Program, make_read_only: Callable[[], None]
 ) -> None:
     fetch = ["fetch", "--url", server.url, "--stories"]
     assert run(*fetch, "2").code == 0
-    asked = len(server.requests)
+    requested = len(server.requests)
     make_read_only()
-    there = run(*fetch, "2")
-    assert (there.code, len(server.requests)) == (0, asked)
-    assert "all there already" in there.out
+    cached = run(*fetch, "2")
+    assert (cached.code, len(server.requests)) == (0, requested)
+    assert "all there already" in cached.out
     assert run("vocab", "--min-count", "1").code == 0
     missing = run(*fetch, "3")
-    assert (missing.code, missing.out, missing.err.count("\n"), len(server.requests)) == (1, "", 1, asked)
-    assert (
-        "(Read-only file system): the file system is read-only; set GRIMMGEN_HOME to a place that" in missing.err
-    )
+    assert (missing.code, missing.out, missing.err.count("\n"), len(server.requests)) == (1, "", 1, requested)
+    assert "(Read-only file system): the file system is read-only; set GRIMMGEN_HOME to a writable" in missing.err
 
 
-def test_fault_14_a_full_cache_is_used_where_there_is_no_network_at_all(
-    server: Server, home: Path, victim: Victim
-) -> None:
+def test_fault_14_complete_cache_needs_no_network(server: Server, home: Path, victim: Victim) -> None:
     fetch = ["fetch", "--url", server.url, "--stories", "3", "--quiet"]
     assert victim.run(home, *fetch).code == 0
-    alone = subprocess.run(
+    offline = subprocess.run(
         ["unshare", "--user", "--net", *PROGRAM, *fetch], capture_output=True, text=True, check=False
     )
-    if "unshare: " in alone.stderr:
-        pytest.skip("no namespaces here")
-    assert (alone.returncode, alone.stderr) == (0, "")
+    if "unshare: " in offline.stderr:
+        pytest.skip("namespaces are not available")
+    assert (offline.returncode, offline.stderr) == (0, "")

@@ -1,4 +1,4 @@
-"""Text of any kind and size: every character comes through, and memory is bounded (faults 20-23)."""
+"""Text of any kind and size: no character is lost, and the memory is bounded (faults 20-23)."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.program import Ran, grimmgen
 
 Program = Callable[..., Ran]
 
-# A busy machine is no failure.
-patiently = settings(deadline=None)
+# No deadline, so that a busy machine does not fail the test.
+no_deadline = settings(deadline=None)
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +28,9 @@ def tale(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("tales") / "tale.txt"
 
 
-@patiently
+@no_deadline
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=60), ngram=st.integers(1, 3))
-def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, text: str, ngram: int) -> None:
+def test_fault_20_any_text_survives_file_and_vocabulary(tale: Path, text: str, ngram: int) -> None:
     tale.write_bytes(text.encode())
     read = Document("tale", tale).read()
     assert read == text.removeprefix("\ufeff")
@@ -42,9 +42,9 @@ def test_fault_20_any_text_comes_through_a_file_and_a_vocabulary(tale: Path, tex
     assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
 
 
-@patiently
+@no_deadline
 @given(content=st.binary(max_size=80))
-def test_fault_20_any_bytes_are_text_or_told_with_their_place(tale: Path, content: bytes) -> None:
+def test_fault_20_any_bytes_are_read_or_located_in_an_error(tale: Path, content: bytes) -> None:
     tale.write_bytes(content)
     try:
         assert Document("tale", tale).read().encode() == content.removeprefix("\ufeff".encode())
@@ -56,7 +56,7 @@ def test_fault_20_any_bytes_are_text_or_told_with_their_place(tale: Path, conten
     assert isinstance(Document("tale", tale, latin1=True).read(), str)
 
 
-def test_fault_20_each_code_point_there_is_has_an_id_of_its_own() -> None:
+def test_fault_20_every_code_point_has_its_own_id() -> None:
     alphabet = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     text = "".join(alphabet)
     vocabulary = Vocabulary.build([text], 1, 1, lower=False)
@@ -65,36 +65,36 @@ def test_fault_20_each_code_point_there_is_has_an_id_of_its_own() -> None:
     assert vocabulary.decode(ids) == vocabulary.normalise(text)
 
 
-# --- too little, and too much ------------------------------------------------------------------------------
+# --- too little text, and too much ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("content", "code", "told"),
+    ("content", "code", "message"),
     [
         (b"", 2, "the training stories are empty"),
         (b"\n", 2, "no 2-gram occurs 10 times"),
         (b"the king", 2, "no 2-gram occurs 10 times"),
         (b"ab" * 40, 2, "--batch-size 64 is more than the 33 n-grams of the training stories"),
     ],
-    ids=["empty", "a line end", "two words", "less than a batch"],
+    ids=["empty", "line end", "two words", "less than a batch"],
 )
-def test_fault_21_too_little_text_is_told_before_there_is_a_run(
-    tmp_path: Path, home: Path, run: Program, content: bytes, code: int, told: str
+def test_fault_21_too_little_text_is_an_error_before_the_run(
+    tmp_path: Path, home: Path, run: Program, content: bytes, code: int, message: str
 ) -> None:
     (tmp_path / "tale.txt").write_bytes(content)
     ran = run("train", "--corpus", str(tmp_path / "tale.txt"))
     assert (ran.code, ran.out, ran.err.count("\n")) == (code, "", 1)
-    assert told in ran.err
+    assert message in ran.err
     assert not (home / "data" / "runs").exists()
 
 
-def test_fault_21_a_text_of_less_than_one_unrolled_batch_is_learnt_from(tmp_path: Path, run: Program) -> None:
+def test_fault_21_text_shorter_than_one_window_is_trained_on(tmp_path: Path, run: Program) -> None:
     (tmp_path / "tale.txt").write_text("the king. " * 40)
     options = "--batch-size 64 --unroll 1000 --epochs 2 --hidden 3 --quiet".split()
     assert run("train", "--corpus", str(tmp_path / "tale.txt"), *options).code == 0
 
 
-def test_fault_21_a_directory_without_a_text_is_told(tmp_path: Path, run: Program) -> None:
+def test_fault_21_directory_without_texts_is_an_error(tmp_path: Path, run: Program) -> None:
     ran = run("vocab", "--corpus", str(tmp_path))
     assert ran == (
         1,
@@ -109,19 +109,17 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
         yield victim
 
 
-def test_fault_21_a_line_without_a_place_to_cut_it_is_read_in_bounded_memory(
-    tmp_path: Path, home: Path, victim: Victim
-) -> None:
+def test_fault_21_line_without_spaces_takes_bounded_memory(tmp_path: Path, home: Path, victim: Victim) -> None:
     (tmp_path / "tale.txt").touch()
-    # Of holes: it takes no room on the disk.
+    # A sparse file, which takes no space on the disk.
     os.truncate(tmp_path / "tale.txt", 1 << 28)
-    harmless = victim.run(home, "vocab", "--corpus", "sampler")
+    baseline = victim.run(home, "vocab", "--corpus", "sampler")
     ended = victim.run(home, "vocab", "--corpus", str(tmp_path / "tale.txt"))
     assert (ended.code, ended.err.count("error")) == (0, 0)
-    assert ended.peak < harmless.peak + (100 << 20)
+    assert ended.peak < baseline.peak + (100 << 20)
 
 
-def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fault_21_out_of_memory_is_one_line(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: object) -> str:
         raise MemoryError
 
@@ -131,7 +129,7 @@ def test_fault_21_a_memory_that_is_full_is_one_line(run: Program, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device"])
-def test_fault_21_what_is_no_file_is_not_read_for_ever(tmp_path: Path, run: Program, kind: str) -> None:
+def test_fault_21_pipe_or_device_is_refused(tmp_path: Path, run: Program, kind: str) -> None:
     path = tmp_path / "tale.txt"
     if kind == "pipe":
         os.mkfifo(path)
@@ -139,41 +137,41 @@ def test_fault_21_what_is_no_file_is_not_read_for_ever(tmp_path: Path, run: Prog
         path = Path("/dev/zero")
     line = f"error: {path} is not a file: copy what it holds into a text file, and give that\n"
     assert run("vocab", "--corpus", str(path)) == (2, "", line)
-    # In a directory it is passed over.
+    # In a directory it is skipped.
     (tmp_path / "other.txt").write_text("the king. " * 40)
     assert run("vocab", "--corpus", str(tmp_path)).code == 0
 
 
-# --- the same everywhere -----------------------------------------------------------------------------------
+# --- reproducibility -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes there")
-def test_fault_23_the_vocabulary_is_the_same_whatever_the_surroundings_are(
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are bytes there")
+def test_fault_23_vocabulary_ignores_the_environment(
     tales: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places = []
+    directories = []
     for number, order in enumerate((1, -1)):
-        place = tmp_path / str(number) / "tales"
-        place.mkdir(parents=True)
+        directory = tmp_path / str(number) / "tales"
+        directory.mkdir(parents=True)
         for path in sorted(tales.iterdir())[::order]:
-            (place / path.name).write_bytes(path.read_bytes())
-        (place / "Ärger.txt").write_text("ärger " * 30)
-        places.append(place)
-    surroundings = [
+            (directory / path.name).write_bytes(path.read_bytes())
+        (directory / "Ärger.txt").write_text("ärger " * 30)
+        directories.append(directory)
+    environments = [
         {"PYTHONHASHSEED": "0", "LC_ALL": "C", "OMP_NUM_THREADS": "1"},
         {"PYTHONHASHSEED": "1", "LC_ALL": "C.UTF-8", "OMP_NUM_THREADS": "2"},
         {"PYTHONHASHSEED": "4242", "LC_ALL": "POSIX", "PYTHONUTF8": "0"},
     ]
-    told = {
-        grimmgen("vocab", "--json", "--corpus", str(place), variables=variables).out.replace(str(place), "")
-        for place in places
-        for variables in surroundings
+    outputs = {
+        grimmgen("vocab", "--json", "--corpus", str(path), variables=variables).out.replace(str(path), "")
+        for path in directories
+        for variables in environments
     }
-    assert len(told) == 1
-    assert "ä" in told.pop()
-    # Whatever order the operating system lists a directory in.
-    expected = [story.name for story in open_corpus(str(places[0])).documents]
+    assert len(outputs) == 1
+    assert "ä" in outputs.pop()
+    # The order in which the operating system lists a directory has no effect.
+    expected = [document.name for document in open_corpus(str(directories[0])).documents]
     scandir = os.scandir
 
     class Backwards:
@@ -188,4 +186,4 @@ def test_fault_23_the_vocabulary_is_the_same_whatever_the_surroundings_are(
             pass
 
     monkeypatch.setattr(os, "scandir", Backwards)
-    assert [story.name for story in open_corpus(str(places[0])).documents] == expected
+    assert [document.name for document in open_corpus(str(directories[0])).documents] == expected

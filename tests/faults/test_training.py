@@ -270,9 +270,9 @@ def test_fault_31_who_reads_while_checkpoints_are_replaced_sees_a_whole_one(home
     def read() -> None:
         try:
             while not done.is_set():
-                name, best = registry.find_checkpoint("sly-fox")
-                TextGenerator(name, best).generate("the ", length=4)
-                for found in (best, Checkpoint.read(trained.last_path)):
+                model = registry.load_model("sly-fox")
+                TextGenerator(model).generate("the ", length=4)
+                for found in (model.checkpoint, Checkpoint.read(trained.last_path)):
                     hidden = found.configuration.hidden
                     assert (
                         found.weights["output.bias"].tobytes() == written[hidden].weights["output.bias"].tobytes()

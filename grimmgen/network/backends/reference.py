@@ -81,6 +81,11 @@ class ReferenceBackend:
     tanh = staticmethod(torch.tanh)
     stack = staticmethod(torch.stack)
 
+    @staticmethod
+    def split(x: Tensor, parts: int) -> Sequence[Tensor]:
+        """The parts of a tensor side by side in its columns."""
+        return x.chunk(parts, dim=-1)
+
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:
         """The product of two matrices, [N, K] and [K, M]: [N, M]."""
         if self.precision == "bf16":
@@ -117,7 +122,7 @@ class ReferenceBackend:
             resets: where the state is reset to zero before the time step, [T, B] bool; None is nowhere.
         """
         T, B = inputs.shape[:2]
-        x = None if cell.pre_step else self._project(inputs, weights).view(T, B, len(cell.gates), -1)
+        x = None if cell.pre_step else self._project(inputs, weights).view(T, B, -1)
         mask = None if mask is None else mask.expand(T, -1, -1)
         saved = _Saved(inputs, weights, [], [], mask, [])
         states, outputs = tuple(state), []
@@ -130,15 +135,12 @@ class ReferenceBackend:
             h, hook = states[0], None
             if cell.pre_step:
                 x_in, h, hook = cell.pre_step.forward(self, inputs[t], h, weights)
-                gates = self.linear(x_in, weights["input_weight"], weights["bias"])
+                x_t = self.linear(x_in, weights["input_weight"], weights["bias"])
                 hook = (hook, x_in, h)
-                x_t = gates.chunk(len(cell.gates), dim=1)
             else:
                 assert x is not None
-                x_t = x[t].unbind(1)
-            a_t = None
-            if cell.recurrent_product:
-                a_t = self.matmul(h, weights["recurrent_weight"]).chunk(len(cell.gates), dim=1)
+                x_t = x[t]
+            a_t = self.matmul(h, weights["recurrent_weight"]) if cell.recurrent_product else None
             states, pointwise = cell.pointwise_forward(self, x_t, a_t, (h, *states[1:]), weights)
             if mask is not None:
                 states = (states[0] * mask[t], *states[1:])

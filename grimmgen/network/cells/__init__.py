@@ -31,6 +31,9 @@ class Ops(Protocol):
     def tanh(self, x: Array, /) -> Array:
         """The hyperbolic tangent."""
 
+    def split(self, x: Array, parts: int, /) -> Sequence[Array]:
+        """The parts [B, H] of an array [B, parts · H], side by side in its columns."""
+
     def stack(self, arrays: Sequence[Array], /) -> Array:
         """The arrays along a new first axis."""
 
@@ -84,9 +87,9 @@ class CellSpec:
         title: for people.
         gates: names of its gates, in the order in which they stand side by side in the columns of its weights.
         states: names of what it carries from one time step to the next; the first, h, is its output.
-        pointwise_forward: (ops, x, a, state, weights) → new state, saved. `x` has for each gate what the input and
-            the bias add to it, `a` the recurrent product h U (None without one), each [B, H]; `weights` the extra
-            weights by name. `saved` is what `pointwise_backward` needs, a tuple of arrays.
+        pointwise_forward: (ops, x, a, state, weights) → new state, saved. `x` is what the input and the bias add to
+            the gates, [B, GH], `a` the recurrent product h U (None without one), [B, GH]; `weights` the extra
+            weights by name. `saved` is what `pointwise_backward` needs, a tuple of arrays [B, H].
         pointwise_backward: (ops, saved, state, weights, d_state) → `Gradients`. `state` is the one that entered the
             time step, `d_state` has the gradient by each new state.
         recurrent_product: whether h is multiplied with a recurrent weight U [H, GH] at each time step.

@@ -20,12 +20,12 @@ from __future__ import annotations
 from grimmgen.network.cells import Array, Arrays, CellSpec, Gradients, Ops
 
 
-def forward(ops: Ops, x: Arrays, a: Arrays, state: Arrays, weights: dict[str, Array]) -> tuple[Arrays, Arrays]:
+def forward(ops: Ops, x: Array, a: Array, state: Arrays, weights: dict[str, Array]) -> tuple[Arrays, Arrays]:
     """Equations (2) to (5); see `CellSpec.pointwise_forward`."""
-    (h,), (x_r, x_z, x_n), (a_r, a_z, a_n) = state, x, a
-    r, z = ops.sigmoid(x_r + a_r), ops.sigmoid(x_z + a_z)  # (2)
-    s = a_n + weights["recurrent_bias"]  # (3)
-    n = ops.tanh(x_n + r * s)  # (4)
+    (h,) = state
+    r, z, _ = ops.split(ops.sigmoid(x + a), 3)  # (2); one call for all gates is faster than two
+    s = ops.split(a, 3)[2] + weights["recurrent_bias"]  # (3)
+    n = ops.tanh(ops.split(x, 3)[2] + r * s)  # (4)
     return (n + z * (h - n),), (r, z, n, s)  # (5)
 
 

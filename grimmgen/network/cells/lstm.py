@@ -18,13 +18,13 @@ from grimmgen.network.cells import Array, Arrays, CellSpec, Gradients, Ops
 
 
 def forward(
-    ops: Ops, x: Arrays, a: Arrays, state: Arrays, weights: dict[str, Array] | None = None
+    ops: Ops, x: Array, a: Array, state: Arrays, weights: dict[str, Array] | None = None
 ) -> tuple[Arrays, Arrays]:
     """Equations (1) to (5); see `CellSpec.pointwise_forward`."""
     _, c = state
-    z_i, z_f, z_c, z_o = (x_gate + a_gate for x_gate, a_gate in zip(x, a, strict=True))  # (1)
-    i, f, o = ops.sigmoid(z_i), ops.sigmoid(z_f), ops.sigmoid(z_o)  # (2)
-    candidate = ops.tanh(z_c)  # (3)
+    z = x + a  # (1)
+    i, f, _, o = ops.split(ops.sigmoid(z), 4)  # (2); one call for all gates is faster than three
+    candidate = ops.tanh(ops.split(z, 4)[2])  # (3)
     new_c = f * c + i * candidate  # (4)
     tanh_c = ops.tanh(new_c)
     return (o * tanh_c, new_c), (i, f, candidate, o, tanh_c)  # (5)

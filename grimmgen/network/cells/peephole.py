@@ -18,11 +18,11 @@ from __future__ import annotations
 from grimmgen.network.cells import Array, Arrays, CellSpec, Gradients, Ops
 
 
-def forward(ops: Ops, x: Arrays, a: Arrays, state: Arrays, weights: dict[str, Array]) -> tuple[Arrays, Arrays]:
+def forward(ops: Ops, x: Array, a: Array, state: Arrays, weights: dict[str, Array]) -> tuple[Arrays, Arrays]:
     """Equations (1) to (6); see `CellSpec.pointwise_forward`."""
     p_i, p_f, p_o = weights["peephole"]
     _, c = state
-    z_i, z_f, z_c, z_o = (x_gate + a_gate for x_gate, a_gate in zip(x, a, strict=True))  # (1)
+    z_i, z_f, z_c, z_o = ops.split(x + a, 4)  # (1)
     i, f = ops.sigmoid(z_i + p_i * c), ops.sigmoid(z_f + p_f * c)  # (2)
     candidate = ops.tanh(z_c)  # (3)
     new_c = f * c + i * candidate  # (4)

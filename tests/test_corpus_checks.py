@@ -1,4 +1,4 @@
-"""The corpus doctor: each fault is found and named with its remedy, and a sound corpus is left in peace."""
+"""Corpus checks: each problem is found with its remedy, and a sound corpus has no findings."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from grimmgen.configuration import Configuration
 from grimmgen.evaluation import corpus_checks
-from grimmgen.evaluation.corpus_checks import examine
+from grimmgen.evaluation.corpus_checks import check_corpus
 from grimmgen.text import corpus
 from grimmgen.text.corpus import Document
 from grimmgen.text.split import Split
 from tests.program import Ran
 
-# Small enough for the stories of these tests.
+# A model small enough for the short texts of these tests.
 CONFIGURATION = Configuration(hidden=2, batch_size=2, unroll=5, min_count=1)
 WORDS = [a + b + c for a in "bcdfg" for b in "aeiou" for c in "klmn"]
 
@@ -31,7 +31,7 @@ def tale(random_seed: int, words: int = 200) -> str:
 
 @pytest.fixture
 def split(tmp_path: Path) -> Callable[..., Split]:
-    """A split of 30 sound stories; keyword arguments are files put in the place of some, as in train3=b"x"."""
+    """Make a split of 30 sound documents; keyword arguments replace some of them, as in train3=b"x"."""
 
     def make(**changed: bytes | str) -> Split:
         parts: dict[str, list[Document]] = {"train": [], "valid": [], "test": []}
@@ -48,24 +48,24 @@ def split(tmp_path: Path) -> Callable[..., Split]:
     return make
 
 
-def test_a_sound_corpus_is_left_in_peace(split: Callable[..., Split]) -> None:
-    assert examine(split(), CONFIGURATION) == []
+def test_sound_corpus_has_no_findings(split: Callable[..., Split]) -> None:
+    assert check_corpus(split(), CONFIGURATION) == []
 
 
 CHANGED = tale(3).replace("a", "e", 30)
 
 
-def test_what_is_wrong_with_a_file_is_told_with_its_own_remedy(
+def test_unreadable_file_is_found_with_its_remedy(
     split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sound = split()
     monkeypatch.setattr(corpus, "_LARGEST_STORY", len(sound.parts["train"][0].content()) - 1)
-    found = examine(sound, CONFIGURATION)[0]
+    found = check_corpus(sound, CONFIGURATION)[0]
     assert (found.kind, found.remedy) == ("file", "cut it into several files")
 
 
 @pytest.mark.parametrize(
-    ("changed", "kind", "what", "remedy", "stories"),
+    ("changed", "kind", "what", "remedy", "documents"),
     [
         ({"train3": b"caf\xe9"}, "encoding", "train3.txt is not UTF-8 (byte 3)", "iconv -f LATIN1", "train3"),
         ({"train3": tale(3).encode("utf-16")}, "encoding", "looks like UTF-16", "iconv -f UTF-16", "train3"),
@@ -80,8 +80,8 @@ def test_what_is_wrong_with_a_file_is_told_with_its_own_remedy(
         ),
         ({"train3": "\u200b" + tale(3)}, "characters", "U+200B ZERO WIDTH SPACE", "remove", "train3"),
         ({"train3": "\ufffd" + tale(3)}, "characters", "U+FFFD REPLACEMENT CHARACTER", "lost", "train3"),
-        ({"train3": "cafÃ© " + tale(3)}, "characters", "once taken for Latin-1", "iconv", "train3"),
-        ({"valid3": tale(21) + "Ж"}, "characters", "valid stories have characters that no training", "some", ""),
+        ({"train3": "cafÃ© " + tale(3)}, "characters", "decoded as Latin-1", "iconv", "train3"),
+        ({"valid3": tale(21) + "Ж"}, "characters", "valid stories have characters that do not occur", "add", ""),
         ({"train3": tale(4)}, "duplicate", "train3 and train4 are the same (both train)", "one", "train3 train4"),
         ({"train3": "  " + tale(4).upper() + "\n"}, "duplicate", "are the same", "remove", "train3 train4"),
         ({"train5": CHANGED}, "duplicate", "of the smaller one (both train)", "remove", "train3 train5"),
@@ -91,83 +91,81 @@ def test_what_is_wrong_with_a_file_is_told_with_its_own_remedy(
     ],
     ids=lambda value: str(value)[:20],
 )
-def test_a_fault_is_found_and_named_with_its_remedy(
+def test_problem_of_a_document_is_found_with_its_remedy(
     split: Callable[..., Split],
     changed: dict[str, bytes | str],
     kind: str,
     what: str,
     remedy: str,
-    stories: str,
+    documents: str,
 ) -> None:
-    [found] = examine(split(**changed), CONFIGURATION)
+    [found] = check_corpus(split(**changed), CONFIGURATION)
     assert found.kind == kind
     assert what in found.what
     assert remedy in found.remedy
-    assert " ".join(found.stories) == stories
+    assert " ".join(found.documents) == documents
 
 
-def test_what_most_stories_have_is_told_once_and_not_as_duplicates(split: Callable[..., Split]) -> None:
+def test_boilerplate_is_found_once(split: Callable[..., Split]) -> None:
     header = "this tale is brought to you by the friends of tales, who ask nothing for it. " * 3
     parts = split().parts
-    changed = {story.name: header + story.read() for part in parts.values() for story in part}
-    found = examine(split(**changed), CONFIGURATION)
-    assert [finding.kind for finding in found if finding.kind != "duplicate" and finding.kind != "leak"] == [
-        "boilerplate"
-    ]
+    changed = {document.name: header + document.read() for part in parts.values() for document in part}
+    found = check_corpus(split(**changed), CONFIGURATION)
+    assert [finding.kind for finding in found if finding.kind not in {"duplicate", "leak"}] == ["boilerplate"]
     assert found[-1].what.startswith("“")
     assert found[-1].what[1:40] in header * 2
-    assert found[-1].what.endswith(" stands in 30 of 30 stories")
+    assert found[-1].what.endswith(" occurs in 30 of 30 stories")
 
 
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"hidden": 999}, "parameters from (--hidden 999)"),
-        ({"unroll": 2000}, "1 updates an epoch (--batch-size 2, --unroll 2000)"),
+        ({"hidden": 999}, "parameters (--hidden 999)"),
+        ({"unroll": 2000}, "1 updates per epoch (--batch-size 2, --unroll 2000)"),
         ({"min_count": 300}, "of the 2-grams of the valid stories are <unk>"),
         ({"min_count": 10**6}, "no 2-gram occurs 1000000 times"),
     ],
     ids=str,
 )
-def test_what_is_too_little_for_the_model_is_told(
+def test_too_little_text_for_the_model_is_found(
     split: Callable[..., Split], options: dict[str, Any], what: str
 ) -> None:
-    found = examine(
+    found = check_corpus(
         split(), Configuration(**{"hidden": 2, "batch_size": 2, "unroll": 5, "min_count": 1, **options})
     )
     assert {finding.kind for finding in found} == {"size"}
     assert any(what in finding.what for finding in found)
 
 
-def test_few_held_out_stories_are_told(split: Callable[..., Split]) -> None:
+def test_few_held_out_documents_are_found(split: Callable[..., Split]) -> None:
     parts = split().parts
     few = Split({**parts, "valid": parts["valid"][:5]})
-    assert [(f.kind, f.what) for f in examine(few, CONFIGURATION)] == [
-        ("size", "5 valid stories: differences between runs may be chance")
+    assert [(f.kind, f.what) for f in check_corpus(few, CONFIGURATION)] == [
+        ("size", "5 valid stories: too few to compare runs")
     ]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 11), max_size=4), min_size=2, max_size=6))
-def test_the_shares_are_those_of_brute_force(made_of: list[list[int]]) -> None:
+def test_shared_shingles_match_brute_force(block_numbers: list[list[int]]) -> None:
     blocks = [tale(number, 12) for number in range(12)]
-    texts = [" ".join(blocks[number] for number in numbers) for numbers in made_of]
-    pieces = [{text[at : at + 24] for at in range(len(text) - 23)} for text in texts]
+    texts = [" ".join(blocks[number] for number in numbers) for numbers in block_numbers]
+    shingles = [{text[at : at + 24] for at in range(len(text) - 23)} for text in texts]
     expected = {}
     for a in range(len(texts)):
         for b in range(a + 1, len(texts)):
-            smaller = min(len(pieces[a]), len(pieces[b]))
-            if smaller >= 8 and (share := len(pieces[a] & pieces[b]) / smaller) >= corpus_checks.NEAR:
+            smaller = min(len(shingles[a]), len(shingles[b]))
+            if smaller >= 8 and (share := len(shingles[a] & shingles[b]) / smaller) >= corpus_checks.NEAR:
                 expected[a, b] = min(0.99, share)
-    near, _ = corpus_checks._near(texts)
+    near, _ = corpus_checks._near_duplicates(texts)
     assert {(a, b): share for a, b, share in near} == pytest.approx(expected)
 
 
-def test_a_large_corpus_is_sampled_and_the_shares_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampled_shingles_estimate_the_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [tale(1, 2000), tale(2, 1000) + tale(1, 2000)[:5000], tale(3, 2000)]
-    [(_, _, exact)] = corpus_checks._near(texts)[0]
-    monkeypatch.setattr(corpus_checks, "_MOST_PIECES", 3000)
-    [(a, b, sampled)] = corpus_checks._near(texts)[0]
+    [(_, _, exact)] = corpus_checks._near_duplicates(texts)[0]
+    monkeypatch.setattr(corpus_checks, "_MAX_SHINGLES", 3000)
+    [(a, b, sampled)] = corpus_checks._near_duplicates(texts)[0]
     assert (a, b) == (0, 1)
     assert sampled == pytest.approx(exact, abs=0.05)
 
@@ -175,18 +173,18 @@ def test_a_large_corpus_is_sampled_and_the_shares_stay(monkeypatch: pytest.Monke
 # --- the command line ----------------------------------------------------------------------------------------
 
 
-def test_vocab_check_tells_a_finding_a_line_and_is_no_failure(tales: Path, run: Callable[..., Ran]) -> None:
+def test_vocab_check_prints_one_line_for_each_finding(tales: Path, run: Callable[..., Ran]) -> None:
     ran = run("vocab", "--corpus", str(tales), "--check")
     assert (ran.code, ran.err) == (0, "")
     *lines, last = ran.out.splitlines()
-    assert last == f"{len(lines)} things found to mind in 30 stories of tales"
+    assert last == f"{len(lines)} warnings in 30 documents of tales"
     found = json.loads(run("vocab", "--corpus", str(tales), "--check", "--json").out)
     assert (found["corpus"], found["stories"]) == (str(tales), 30)
     assert [f"{f['kind']:11} {f['what']}: {f['remedy']}" for f in found["findings"]] == lines
     assert {finding["kind"] for finding in found["findings"]} == {"size", "boilerplate"}
 
 
-def test_vocab_check_looks_at_the_split_that_is_given(tmp_path: Path, run: Callable[..., Ran]) -> None:
+def test_vocab_check_uses_the_split(tmp_path: Path, run: Callable[..., Ran]) -> None:
     for number in range(20):
         (tmp_path / f"{number:02d}.txt").write_text(tale(number % 19))
     names = [f"{number:02d}" for number in range(20)]
@@ -200,7 +198,7 @@ def test_vocab_check_looks_at_the_split_that_is_given(tmp_path: Path, run: Calla
     assert kinds == ["leak", "duplicate"]
 
 
-def test_a_finding_is_one_line_whatever_a_story_holds(tmp_path: Path, run: Callable[..., Ran]) -> None:
+def test_vocab_check_escapes_control_characters(tmp_path: Path, run: Callable[..., Ran]) -> None:
     (tmp_path / "[red]x\x1b.txt").write_text(tale(1) + "\u202e")
     (tmp_path / "y.txt").write_text(tale(1) + "\u202e")
     out = run("vocab", "--check", "--corpus", str(tmp_path)).out

@@ -1,0 +1,186 @@
+"""The cache of encoded texts: files of ids that are mapped into memory.
+
+A file has the ids of all documents, each in all its cuts (`ways`, one for each phase), then a JSON object with the
+vocabulary and the number of ids in each cut, then three fixed fields: the CRC-32 of all that (4 bytes), the length
+of the JSON object (8 bytes) and the magic number (8 bytes). The whole file is checked when it is opened, since a
+damaged id would otherwise be trained on unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grimmgen.errors import IntegrityError
+from grimmgen.io import files, paths
+from grimmgen.text.batches import IdSequence
+from grimmgen.text.vocabulary import Vocabulary
+
+FORMAT = 2
+# Number of files that are kept, the most recently used ones. Each is as large as its text; with phases n times.
+KEPT = 3
+
+_MAGIC = b"grimmids"
+_TRAILER = 20  # bytes: checksum, length, magic number
+_LOCK_TIMEOUT = 3600.0
+
+# A vocabulary, and for each document that is not empty its ids in all cuts.
+Encoded = tuple[Vocabulary, list[list[IdSequence]]]
+
+
+class MappedIds:
+    """Ids in a mapped file; reading a slice copies it and releases the pages, so that the memory stays bounded."""
+
+    def __init__(self, mapped: mmap.mmap, kind: type[Any], first: int, length: int) -> None:
+        self._mapped, self._type, self._first, self._length = mapped, np.dtype(kind), first, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, cut: slice, /) -> NDArray[Any]:
+        begin, end, _ = cut.indices(self._length)
+        place = (self._first + begin) * self._type.itemsize
+        ids = np.frombuffer(self._mapped, self._type, max(0, end - begin), place).copy()
+        # The pages stay in the operating system's cache, but no longer count as memory of this process.
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)
+        return ids
+
+
+def load_or_write(
+    key: str, write_file: Callable[[Path], None], notify: Callable[[str], None] | None = None
+) -> Encoded:
+    """Open the file of a key; if it is missing or damaged, write it first.
+
+    Of several processes that need the same file, one writes it and the others wait.
+
+    Args:
+        key: identifies the text and the options it is encoded with.
+        write_file: writes the file to the given path, with `write`.
+        notify: called with a message if another process is writing.
+
+    Raises:
+        GrimmgenError: the cache cannot be written, or another process writes for an hour.
+    """
+    directory = paths.id_cache_directory()
+    path = directory / f"{key}.ids"
+    # Reading takes no lock, so that a cache that cannot be written can still be used.
+    if encoded := _open(path):
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return encoded
+    files.make_directory(directory)
+    with files.locked(directory / ".lock", "the cache of encoded texts", _LOCK_TIMEOUT, notify):
+        files.sweep(directory)
+        encoded = _open(path)
+        if encoded is None:
+            files.remove_directory(path)
+            write_file(path)
+            encoded = read(path)
+        _remove_old(directory, path)
+    return encoded
+
+
+def write(path: Path, vocabulary: Vocabulary, cuts: int, encoded: Iterable[Iterable[NDArray[Any]]]) -> None:
+    """Write a file of ids.
+
+    Args:
+        path: of the file.
+        vocabulary: of the ids.
+        cuts: number of cuts of each document.
+        encoded: the ids of the first document's cuts, then those of the second document's, and so on; each in
+            pieces of type `Vocabulary.id_type`.
+
+    Raises:
+        GrimmgenError: the file cannot be written.
+    """
+    lengths, checksum = [], 0
+    with files.atomic_writer(path) as file:
+        for pieces in encoded:
+            length = 0
+            for ids in pieces:
+                content = ids.tobytes()
+                checksum = zlib.crc32(content, checksum)
+                file.write(content)
+                length += len(ids)
+            lengths.append(length)
+        metadata = json.dumps({"vocabulary": vocabulary.to_json(), "ways": cuts, "lengths": lengths}).encode()
+        checksum = zlib.crc32(metadata, checksum)
+        file.write(metadata + checksum.to_bytes(4, "little") + len(metadata).to_bytes(8, "little") + _MAGIC)
+
+
+def read(path: Path) -> Encoded:
+    """Map a file of `write` into memory, and check it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        IntegrityError: it is damaged.
+    """
+    damaged = IntegrityError(f"{path} is not a file of ids", "remove it")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise damaged
+    with files.wrap_os_errors(f"cannot read {path}", missing_ok=True), files.open_regular(path) as file:
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except ValueError:
+            raise damaged from None  # an empty file
+    try:
+        return _decode(mapped)
+    except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError, IntegrityError):
+        # Windows cannot replace a file that is mapped.
+        mapped.close()
+        raise damaged from None
+
+
+def _open(path: Path) -> Encoded | None:
+    """Read a file of ids; None if it is missing or damaged."""
+    with contextlib.suppress(FileNotFoundError, IntegrityError):
+        return read(path)
+    return None
+
+
+def _decode(mapped: mmap.mmap) -> Encoded:
+    """Decode a mapped file; raise one of several exceptions if it is damaged."""
+    end = len(mapped) - _TRAILER - int.from_bytes(mapped[-16:-8], "little")
+    metadata_bytes = mapped[max(0, end) : -_TRAILER]
+    metadata = json.loads(metadata_bytes)
+    vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+    cuts, lengths, kind = int(metadata["ways"]), list(map(int, metadata["lengths"])), vocabulary.id_type
+    all_ids = MappedIds(mapped, kind, 0, sum(lengths))
+    if mapped[-8:] != _MAGIC or end != len(all_ids) * np.dtype(kind).itemsize or min(lengths) < 0:
+        raise ValueError
+    checksum = 0
+    for at in range(0, len(all_ids), 1 << 20):
+        ids = all_ids[at : at + (1 << 20)]
+        checksum = zlib.crc32(ids.data, checksum)
+        # A larger id would read beyond the end of the weights.
+        if ids.max() >= len(vocabulary):
+            raise ValueError
+    if zlib.crc32(metadata_bytes, checksum) != int.from_bytes(mapped[-20:-16], "little"):
+        raise ValueError
+    firsts = np.cumsum([0, *lengths]).tolist()
+    documents: list[list[IdSequence]] = [
+        [MappedIds(mapped, kind, firsts[i], lengths[i]) for i in range(document, document + cuts)]
+        for document in range(0, len(lengths), cuts)
+        if lengths[document]
+    ]
+    return vocabulary, documents
+
+
+def _remove_old(directory: Path, used: Path) -> None:
+    """Remove all files of ids but the KEPT most recently used ones; never `used`, whatever its time is."""
+    with files.wrap_os_errors(f"cannot clean up {directory}"):
+        others = [path for path in directory.glob("*.ids") if path != used]
+        for path in sorted(others, key=lambda p: -p.lstat().st_mtime_ns)[KEPT - 1 :]:
+            # Windows cannot remove a file that is in use; a later run will.
+            with contextlib.suppress(PermissionError):
+                path.unlink()
