@@ -16,7 +16,7 @@ H_CARRIED = True
 @triton.jit
 def pointwise_forward(x, a, state, weights):
     """Equations (2) to (5)."""
-    (h,), (recurrent_bias,) = state, weights
+    h, recurrent_bias = state[0], weights[0]
     r, z = tl.sigmoid(x[0] + a[0]), tl.sigmoid(x[1] + a[1])  # (2)
     s = a[2] + recurrent_bias  # (3)
     n = tanh(x[2] + r * s)  # (4)
@@ -27,7 +27,7 @@ def pointwise_forward(x, a, state, weights):
 def pointwise_backward(saved, state, new_state, weights, d_state):
     """The gradients of `pointwise_forward`, numbered after the equations that they reverse."""
     r, z, n, s = saved
-    (h,), (d_h,) = state, d_state
+    h, d_h = state[0], d_state[0]
     d_n = d_h * (1.0 - z) * (1.0 - n * n)  # (5), (4)
     d_r = d_n * s * r * (1.0 - r)  # (4), (2)
     d_z = d_h * (h - n) * z * (1.0 - z)  # (5), (2)
