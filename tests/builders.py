@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
-from grimmgen.configuration import Cell, Configuration, weight_shapes
+from grimmgen.configuration import Configuration
+from grimmgen.network.cells import cells
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint, Tensors, training_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
@@ -16,13 +18,13 @@ from grimmgen.text.vocabulary import Vocabulary
 TEXT = "the king and the thin hen; the king is the end.\n"
 
 
-# Every cell, the Mogrifier with as few rounds as there can be, too; each layer but a Mogrifier's first may read
-# one-hot n-grams or an embedding, and the embedding may be tied to the output.
+# Every cell in one and in two layers, over one-hot n-grams (unless a hook changes its input), over an embedding, and
+# over one tied to the output layer; a hook with every number of rounds of which it has a case of its own.
 NETWORKS: dict[str, dict[str, Any]] = {
-    f"{cell}{layers}{name}": {"cell": cell, "layers": layers, **options}
-    for cell in get_args(Cell)
+    f"{cell.name}{layers}{suffix}": {"cell": cell.name, "layers": layers, **options}
+    for cell in cells().values()
     for layers in (1, 2)
-    for name, options in {
+    for suffix, options in {
         "": {},
         "-embedded": {"embedding": 4},
         "-tied": {"embedding": 4, "tied": True},
@@ -30,7 +32,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         "-1-round": {"embedding": 4, "rounds": 1},
         "-2-rounds": {"embedding": 4, "rounds": 2},
     }.items()
-    if ("round" not in name if cell != "mogrifier" else name)
+    if (suffix if cell.pre_step else "round" not in suffix)
 }
 
 
