@@ -78,13 +78,14 @@ def adam(
 ):
     """One step of Adam; the equations are those of `grimmgen.network.optimiser`."""
     at = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    live = at < count
     scale = tl.load(numbers)
     if loss_and_norm is not None:
-        norm = tl.load(loss_and_norm + 1)
-        # Equal to the float64 arithmetic of `clip_scale`, so that captured and eager steps agree to the bit.
+        loss, norm = tl.load(loss_and_norm), tl.load(loss_and_norm + 1)
+        # In float64, as `clip_scale` computes it, so that captured and eager steps agree to the bit.
         scale = tl.minimum(1.0, scale / (norm + 1e-6))
-        live = live & (tl.abs(tl.load(loss_and_norm)) < float("inf")) & (norm < float("inf"))
+        # The sum is finite only if both are; NaN compares as false.
+        count = tl.where(tl.abs(loss) + norm < float("inf"), count, 0)
+    live = at < count
     w = tl.load(weight + at, mask=live, other=0.0)
     g = tl.load(gradient + at, mask=live, other=0.0)
     mean = tl.load(m + at, mask=live, other=0.0)
