@@ -1,11 +1,10 @@
-"""How much of the whole command `grimmgen train` is inside its updates.
+"""Measure how much of the time of `grimmgen train` is spent in training steps.
 
     python benchmarks/command.py --corpus DIRECTORY
 
-Trains on the first hundred texts of a directory for ten epochs at the tutorial's defaults, at a terminal of its
-own (where the system has such), so that the progress bar is drawn. What counts comes after the start: from the
-first update to the end of the command, with the judging of the validation stories after each epoch, the drawing,
-logging and saving. Printed are medians over the rounds, and the spread.
+Trains on the first hundred texts of a directory for ten epochs with the defaults, on a pseudo-terminal where the
+system has them, so that the progress bar is drawn. Measured is the time from the first update to the end of the
+command, including validation, drawing, logging and saving. Prints medians over the rounds, and the range.
 """
 
 from __future__ import annotations
@@ -21,23 +20,23 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 
 def measure(arguments: list[str], report: Path) -> None:
-    """Run the command in this process, its updates under a clock."""
+    """Run the command in this process and write the time in training steps to a file."""
     from grimmgen import cli
-    from grimmgen.training import session
+    from grimmgen.network.train_step import StepResult, TrainStep
 
-    loop = session._Loop
-    update, spans = loop._update, []
+    step, spans = TrainStep.__call__, []
 
-    def clocked(*given: object) -> float:
+    def timed(*arguments: Any) -> StepResult:
         began = time.perf_counter()
-        rate = update(*given)  # type: ignore[arg-type]
+        result = step(*arguments)
         spans.append((began, time.perf_counter()))
-        return rate
+        return result
 
-    loop._update = clocked  # type: ignore[method-assign, assignment]
+    TrainStep.__call__ = timed  # type: ignore[method-assign, assignment]
     sys.argv[1:] = arguments
     with contextlib.suppress(SystemExit):
         cli.main()
@@ -46,8 +45,8 @@ def measure(arguments: list[str], report: Path) -> None:
     report.write_text(json.dumps({"updates": len(spans), "inside": inside, "whole": ended - spans[0][0]}))
 
 
-def at_a_terminal(command: list[str]) -> None:
-    """Run a command so that it believes to draw at a terminal, if this system has such a thing."""
+def run_on_terminal(command: list[str]) -> None:
+    """Run a command on a pseudo-terminal, if the system has them."""
     try:
         import pty
     except ImportError:
@@ -60,7 +59,7 @@ def at_a_terminal(command: list[str]) -> None:
         while os.read(leader, 65536):
             pass
     except OSError:
-        pass  # so Linux says that the other end was closed
+        pass  # Linux: the other end was closed
     process.wait()
     os.close(leader)
 
@@ -69,11 +68,11 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", type=Path, required=True, help="a directory of texts")
-    parser.add_argument("--stories", type=int, default=100, help="the first so many of them")
+    parser.add_argument("--stories", type=int, default=100, help="number of texts")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # what is measured
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # in the measured process
     options = parser.parse_args()
     if options.report:
         measure(["train", "--corpus", str(options.corpus), "--epochs", str(options.epochs)], options.report)
@@ -85,10 +84,10 @@ def main() -> None:
         texts.mkdir()
         for path in sorted(options.corpus.glob("*.txt"))[: options.stories]:
             shutil.copy(path, texts)
-        given = ["--corpus", str(texts), "--epochs", str(options.epochs)]
+        arguments = ["--corpus", str(texts), "--epochs", str(options.epochs)]
         report = Path(directory) / "report.json"
         for _ in range(options.rounds):
-            at_a_terminal([sys.executable, __file__, *given, "--report", str(report)])
+            run_on_terminal([sys.executable, __file__, *arguments, "--report", str(report)])
             runs.append(json.loads(report.read_text()))
     shares = [run["inside"] / run["whole"] for run in runs]
     document = {
@@ -105,7 +104,7 @@ def main() -> None:
         return
     print(
         f"grimmgen train, {options.stories} texts, {options.epochs} epochs, {document['updates']} updates:\n"
-        f"{document['inside, s']:.2f} s of {document['whole, s']:.2f} s are inside the updates: "
+        f"{document['inside, s']:.2f} s of {document['whole, s']:.2f} s in training steps: "
         f"{document['share']:.0%} ({min(shares):.0%} – {max(shares):.0%}, {len(shares)} rounds)"
     )
 

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator

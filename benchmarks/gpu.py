@@ -38,11 +38,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import triton
+from grimmgen.network.captured import capture
 from torch import Tensor, nn
 from training import Rival, Update, interleaved
 
-from grimmgen.configuration import GATES, Configuration, Products
-from grimmgen.network.captured import capture
+from grimmgen.configuration import Configuration, Products
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW
 from grimmgen.text.batches import Window

@@ -81,7 +81,10 @@ def main() -> None:
         rival, module = theirs(H, H, L), ours(H, H, L)
         module.load_state_dict(rival.state_dict())
         x, upstream = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
-        for what, make in (("forward", lambda m: forward(m, x)), ("forward + backward", lambda m: step(m, x, upstream))):  # noqa: B023
+        for what, make in (
+            ("forward", lambda m: forward(m, x)),
+            ("forward + backward", lambda m: step(m, x, upstream)),
+        ):  # noqa: B023
             times = interleaved({"grimmgen": make(module), "torch": make(rival)}, options.rounds)
             row: dict[str, object] = {"cell": cell, "what": what, "T": T, "B": B, "H": H, "L": L}
             for name, values in times.items():

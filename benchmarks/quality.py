@@ -42,8 +42,8 @@ from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs.events import Finished, Started
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
-from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
 from grimmgen.text.normalisation import normalise
+from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.session import Training, cosine
 

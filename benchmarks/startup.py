@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.text.corpus import open_corpus
 from grimmgen.text.vocabulary import END, Vocabulary

@@ -1,4 +1,4 @@
-"""Write grimmgen.bash, _grimmgen and grimmgen.fish beside this file, from what Typer makes of the program.
+"""Write grimmgen.bash, _grimmgen and grimmgen.fish beside this file: Typer's completion scripts of the program.
 
 With --check nothing is written: exit 1 if one of them is stale.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 FILES = {"bash": "grimmgen.bash", "zsh": "_grimmgen", "fish": "grimmgen.fish"}
 
 _REGISTER = "compdef _grimmgen_completion grimmgen"
-# Typer's script registers itself when it is read. From a directory of $fpath zsh reads it when the first TAB
-# is pressed, and would answer none but the next: within a completion, it has to answer at once.
+# Typer's script only registers its function. From a directory of $fpath, zsh loads the script during the first
+# completion, where it has to complete as well.
 _REGISTER_OR_ANSWER = f"""\
 if (( $+compstate )); then
   _grimmgen_completion "$@"
@@ -24,8 +24,8 @@ fi"""
 
 
 def script(shell: str) -> str:
-    """What that shell has to read to complete grimmgen's command lines."""
-    made = subprocess.run(
+    """The completion script for a shell."""
+    source = subprocess.run(
         [sys.executable, "-m", "grimmgen"],
         env={**os.environ, "_GRIMMGEN_COMPLETE": f"source_{shell}"},
         check=True,
@@ -33,13 +33,13 @@ def script(shell: str) -> str:
         text=True,
     ).stdout.strip()
     if shell == "zsh":
-        assert made.count(_REGISTER) == 1
-        made = made.replace(_REGISTER, _REGISTER_OR_ANSWER)
-    return made + "\n"
+        assert source.count(_REGISTER) == 1
+        source = source.replace(_REGISTER, _REGISTER_OR_ANSWER)
+    return source + "\n"
 
 
 def main() -> int:
-    """Write what is stale, or with --check only tell."""
+    """Write the stale scripts, or with --check only report them."""
     directory = Path(__file__).parent
     wanted = {directory / name: script(shell).encode() for shell, name in FILES.items()}
     stale = [path for path, content in wanted.items() if not path.exists() or path.read_bytes() != content]

@@ -1,4 +1,4 @@
-"""grimmgen: train a recurrent language model, written from scratch, on folk tales, and tell new stories.
+"""grimmgen: train a recurrent language model, written from scratch, on folk tales, and generate new stories.
 
     >>> import grimmgen
     >>> for event in grimmgen.train("sampler", budget=0.1, hidden=16):
@@ -7,7 +7,7 @@
     >>> story.startswith("the king")
     True
 
-The command line does the same through the same functions; what is not named here is free to change.
+The command line uses the same functions. Names that are not listed here may change.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Configuration",
-    "SamplingOptions",
     "Evaluated",
     "Finished",
     "GrimmgenError",
     "IntegrityError",
     "RateDecayed",
     "Recovered",
+    "SamplingOptions",
     "Saved",
     "Started",
     "Stepped",
@@ -78,8 +78,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: `import grimmgen` waits for neither PyTorch nor NumPy, nor, for its own version, for
-    # what reads the metadata of packages: a fifth of `grimmgen --help`.
+    # Imported on first use: `import grimmgen` imports neither PyTorch nor NumPy, nor importlib.metadata, which
+    # would take a fifth of the time of `grimmgen --help`.
     if name == "__version__":
         from importlib.metadata import version
 

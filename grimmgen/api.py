@@ -1,4 +1,4 @@
-"""Three calls for Python: train, load, evaluate. They put together what the other modules do.
+"""The functions of the Python interface: train, load, evaluate.
 
 `load` and what it returns need no PyTorch.
 """
@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from grimmgen.configuration import Configuration
+from grimmgen.runs.registry import LATEST
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.corpus import open_corpus
 
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 def train(
     corpus: str = "grimm", *, run: str | None = None, device: str = "auto", **options: Any
 ) -> Iterator[Event]:
-    """Train a new run; a generator of what happens (`grimmgen.runs.events`).
+    """Train a new run; a generator of its events (`grimmgen.runs.events`).
 
     Args:
         corpus: `grimm`, `sampler`, or the path of a text file or directory.
-        run: its name; None makes one up.
+        run: name of the run; None generates one.
         device: `auto`, `cpu` or `cuda`.
         options: of `Configuration`, as in `train("sampler", hidden=256, epochs=3)`.
 
@@ -36,27 +37,32 @@ def train(
     return Training.begin(open_corpus(corpus), Configuration(**options), run=run, device=device).events()
 
 
-def load(run_or_path: str = "latest") -> TextGenerator:
-    """A trained model: that of a run, of the latest one, or of a checkpoint file.
+def load(run_or_path: str = LATEST) -> TextGenerator:
+    """Load the model of a run, of the latest run, or of a checkpoint file.
 
     Raises:
-        GrimmgenError: there is none, or it is not what it should be.
+        GrimmgenError: there is no such run or file.
+        IntegrityError: the checkpoint is damaged.
     """
     return TextGenerator.load(run_or_path)
 
 
-def evaluate(teller: TextGenerator, texts: Iterable[str], device: str = "auto") -> Evaluation:
-    """How well a model foretells these texts: one score a text, and the total of all.
+def evaluate(generator: TextGenerator, texts: Iterable[str], device: str = "auto") -> Evaluation:
+    """Evaluate a model on texts; returns the score of each text, and of all together.
+
+    Args:
+        generator: the model.
+        texts: one string per document.
+        device: `auto`, `cpu` or `cuda`.
 
     Raises:
         GrimmgenError: there is no text, or no such device.
     """
-    from grimmgen.evaluation.static import encode_for_evaluation
-    from grimmgen.evaluation.static import evaluate as score
+    from grimmgen.evaluation import static
     from grimmgen.network.model import LanguageModel, choose_device
 
-    checkpoint = teller.checkpoint
+    checkpoint = generator.checkpoint
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(choose_device(device))
     model.load_weights(checkpoint.weights)
     named = ((f"text {number}", text) for number, text in enumerate(texts, 1))
-    return score(model, encode_for_evaluation(named, checkpoint.vocabulary))
+    return static.evaluate(model, static.encode_for_evaluation(named, checkpoint.vocabulary))

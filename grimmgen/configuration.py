@@ -1,156 +1,347 @@
-"""What a run is made of: the options of training, and the shapes of the weights that follow from them.
+"""Options, each declared once as a field of a dataclass, and `Configuration`: the options of training.
 
-Everything here is checked when it is made, so that what holds a configuration can trust it. Neither PyTorch
-nor NumPy: help texts show the defaults, and the registry shows configurations, without waiting for them.
+A declaration (`option`) yields the check of the range, the parameter of the command and its completions, the way
+the option is typed, the type check of a stored value, and a row of docs/options.md.
+
+Needs neither PyTorch nor NumPy: help texts show the defaults, and the registry reads configurations.
 """
+
+# ruff: noqa: RUF009 - `option` returns a dataclass field
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cache, partial
+from types import NoneType
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.network.cells import cells
 
-Cell = Literal["lstm", "peephole", "gru", "mogrifier"]
 Initialisation = Literal["auto", "normal", "xavier"]
 DropoutMode = Literal["tutorial", "output", "locked"]
 Schedule = Literal["plateau", "cosine"]
 Newlines = Literal["keep", "space"]
-# What a product of matrices rounds its factors to; `auto` is not decided yet.
+# What a matrix product rounds its factors to; `auto` is resolved when the backend is known.
 Products = Literal["fp32", "bf16"]
 Precision = Literal["auto", Products]
 
-# How many gates stand side by side in the columns of a cell's weights.
-GATES: dict[Cell, int] = {"lstm": 4, "peephole": 4, "gru": 3, "mogrifier": 4}
 LONGEST_NGRAM = 8
+NETWORK, TRAINING, TEXT = "Network", "Training", "Text"
 _LARGEST = 1 << 20
+_SEEDS = 2**63 - 1
+
+
+class Option(NamedTuple):
+    """The declaration of an option.
+
+    Attributes:
+        help: one line for `--help`; `{choices}` stands for the choices.
+        low: the smallest value; None where there is no range.
+        high: the largest value; None is no limit.
+        range: the range in words, where "low to high" would not say it well.
+        unit: follows the range in an error message.
+        choices: the values of a text; those of a `Literal` are known without this.
+        flag: what is typed where it is not the field's name; `--on/--off` for a bool; a single flag of a bool
+            sets the opposite of its default.
+        panel: the heading in `--help`; None is the first one.
+        metavar: the value's name in `--help`.
+        default_text: the default in words.
+        parse: converts the text that was typed, where the type alone does not say how.
+        typed: the inverse of `parse`.
+        effective_with: another option and the value that it must have for this one to have an effect; refused only
+            where this one was typed.
+        requires: another option that must be set where this one is.
+        excludes: options that make this one ineffective.
+        name: the field's name; this and what follows come from the field.
+        type: int, float, str or bool.
+        optional: whether None is a value.
+        default: the field's default.
+    """
+
+    help: str
+    low: float | None = None
+    high: float | None = None
+    range: str = ""
+    unit: str = ""
+    choices: Callable[[], tuple[str, ...]] = tuple
+    flag: str = ""
+    panel: str | None = None
+    metavar: str | None = None
+    default_text: str | None = None
+    parse: Callable[[str], Any] | None = None
+    typed: Callable[[Any], str] = str
+    effective_with: tuple[str, Any] | None = None
+    requires: str | None = None
+    excludes: tuple[str, ...] = ()
+    name: str = ""
+    type: type = str
+    optional: bool = False
+    default: Any = None
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """What is typed: for a bool the one that switches it on, then the one that switches it off."""
+        dashed = self.name.replace("_", "-")
+        return tuple(
+            (self.flag or (f"--{dashed}/--no-{dashed}" if self.type is bool else f"--{dashed}")).split("/")
+        )
+
+    @property
+    def parameter(self) -> str:
+        """The name of the command's parameter, and in capitals of its variable: `lr`, `keep_case`."""
+        return self.flags[0].removeprefix("--").replace("-", "_")
+
+    @property
+    def inverted(self) -> bool:
+        """Whether the flag switches off what is on by default."""
+        return self.type is bool and len(self.flags) == 1 and bool(self.default)
+
+    @property
+    def description(self) -> str:
+        """The help with the choices put in."""
+        *first, last = self.choices() or ("",)
+        return self.help.replace("{choices}", f"{', '.join(first)} or {last}")
+
+    @property
+    def limits(self) -> str:
+        """The range or the choices in words; empty where there are none."""
+        if self.range or self.choices():
+            return self.range or " or ".join(self.choices())
+        if self.low is None:
+            return ""
+        return f"{_number(self.low)} to {_number(self.high)}" if self.high is not None else f"{self.low:g} or more"
+
+    def as_typed(self, value: Any) -> str:
+        """The option with this value on a command line."""
+        if self.type is bool:
+            return self.flags[0] if bool(value) != self.inverted else self.flags[-1]
+        return f"{self.flags[0]} {self.typed(value)}"
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError if the value is out of range, or none of the choices."""
+        if self.optional and value is None:
+            return
+        if (choices := self.choices()) and value not in choices:
+            raise UsageError(f"{self.flags[0]} {str(value)[:80]!r} is not known", f"give {self.limits}")
+        # The comparison is false for NaN.
+        if self.low is not None and not self.low <= value <= (value if self.high is None else self.high):
+            raise UsageError(f"{self.flags[0]} {_number(value)} is out of range", f"give {self.limits}{self.unit}")
+
+    def accepts(self, value: object) -> bool:
+        """Whether a stored value has the right type; a whole number may stand for a float."""
+        if value is None:
+            return self.optional
+        return type(value) is self.type or (self.type is float and type(value) is int)
+
+
+def option(default: Any, help: str, **declaration: Any) -> Any:  # noqa: A002 - as in Typer
+    """A dataclass field that declares an option; see `Option`."""
+    return dataclasses.field(default=default, metadata={"option": Option(help=help, **declaration)})
+
+
+@cache
+def options_of(options: type) -> Mapping[str, Option]:
+    """The options that a dataclass declares, by the names of its fields."""
+    hints = get_type_hints(options)
+    found = {}
+    for field in dataclasses.fields(options):
+        parts = [part for part in get_args(hints[field.name]) if part is not NoneType]
+        hint, optional = hints[field.name], False
+        if NoneType in get_args(hint):
+            [hint], optional = parts, True
+        declared: Option = field.metadata["option"]
+        if get_origin(hint) is Literal:
+            known = get_args(hint)
+            declared, hint = declared._replace(choices=partial(tuple, known)), str
+        found[field.name] = declared._replace(name=field.name, type=hint, optional=optional, default=field.default)
+    return found
+
+
+def check_options(options: Any) -> None:
+    """Check the values of a dataclass of options, each by itself and beside the others.
+
+    Raises:
+        UsageError: a value is out of range, or two contradict each other.
+    """
+    declared = options_of(options.__class__)
+    for name, option in declared.items():
+        option.check(getattr(options, name))
+    for name, option in declared.items():
+        if getattr(options, name) == option.default:
+            continue
+        flag = option.flags[0]
+        if option.requires and getattr(options, option.requires) == declared[option.requires].default:
+            needed = declared[option.requires].flags[0]
+            raise UsageError(f"{flag} has no effect without {needed}", f"give {needed} as well")
+        for other in option.excludes:
+            if getattr(options, other) != declared[other].default:
+                excluding = declared[other].flags[0]
+                raise UsageError(f"{flag} has no effect with {excluding}", f"leave out {flag}")
+
+
+def duration(text: str) -> float:
+    """Seconds of a duration as typed: 90, 30s, 10m, 1.5h.
+
+    >>> duration("10m")
+    600.0
+
+    Raises:
+        UsageError: the text is not a duration.
+    """
+    number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "s")
+    try:
+        return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit.lower()]
+    except (ValueError, KeyError):
+        raise UsageError(f"--budget {text!r} is not a duration", "give one like 30s, 10m or 1h") from None
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """The options of a run; the defaults are the tutorial's.
+    """The options of a training run; the defaults are the tutorial's. docs/options.md lists them.
 
-    Attributes:
-        cell: `lstm` (the tutorial's), `peephole`, `gru`, or `mogrifier`.
-        rounds: how often input and state modulate each other in a mogrifier, before each step.
-        hidden: H, units a layer (tutorial: num_nodes).
-        layers: L, cells on top of each other.
-        embedding: E, numbers a token is looked up as before the first layer; 0 looks the gates up directly, as
-            one-hot tokens do in the tutorial.
-        tied: whether the softmax layer uses the embedding once more, through a projection of H to E.
-        dropout: probability with which an output is dropped.
-        dropout_mode: `tutorial`: anew at each step, for the next layer and the next step alike; `output`: anew
-            at each step, for the next layer alone; `locked`: for the next layer alone, one mask a window.
-        input_dropout: probability with which a number of an n-gram's embedding is dropped, one mask a window.
-        weight_drop: probability with which a recurrent weight is dropped, one mask a window.
-        initialisation: of the weights: `normal` (truncated, σ 0.02: the tutorial's), `xavier` (Glorot), or
-            `auto`: normal for one layer, xavier for more, as the tutorial advises.
-        batch_size: B, rows read side by side.
-        unroll: T, steps of truncated back-propagation through time (tutorial: num_unrollings).
-        learning_rate: of Adam, before any decay.
-        clip: largest global norm of the gradient.
-        weight_decay: what a weight is pulled to zero by, decoupled from the gradient, times the rate.
-        schedule: of the rate: `plateau` lowers it when validation perplexity stops falling, `cosine` warms it up
-            and lowers it smoothly to the end of `epochs` or `budget`.
-        warmup: share of the training over which `cosine` raises the rate from zero.
-        decay_factor: what the rate is multiplied with when validation perplexity stops falling.
-        decay_patience: evaluations without a new minimum until that happens (tutorial: decay_threshold).
-        precision: of the matrix products in training: `fp32`, or `bf16`, which rounds the factors to bfloat16 and
-            adds up in float32, faster where the processor can do that; `auto` leaves the choice to
-            `kernels.resolve_precision`. Weights, states, gates, loss and optimiser are float32 in any case, and
-            so is all of evaluation and generation.
-        epochs: passes over the training stories, at most.
-        budget: seconds of training, at most; None is no limit.
-        reset_state: whether the state is put to zero where a story starts.
-        random_seed: everything random follows from it.
-        ngram: characters of a token.
-        min_count: occurrences that a token needs in the training stories.
-        lower: whether text is folded to lower case.
-        newlines: whether line ends are kept, or read as spaces.
-        phases: whether a story may be cut in all n ways, one drawn each epoch: one text, n times the patterns.
+    The precision is that of the matrix products in training; weights, states, gates, loss and optimiser are always
+    float32, and so are evaluation and generation.
 
     Raises:
-        UsageError: a value is out of range.
+        UsageError: a value is out of range, or lacks an option that it requires.
     """
 
-    cell: Cell = "lstm"
-    rounds: int = 5
-    hidden: int = 128
-    layers: int = 1
-    embedding: int = 0
-    tied: bool = False
-    dropout: float = 0.2
-    dropout_mode: DropoutMode = "tutorial"
-    input_dropout: float = 0.0
-    weight_drop: float = 0.0
-    initialisation: Initialisation = "auto"
-    batch_size: int = 64
-    unroll: int = 50
-    learning_rate: float = 0.001
-    clip: float = 5.0
-    weight_decay: float = 0.0
-    schedule: Schedule = "plateau"
-    warmup: float = 0.02
-    decay_factor: float = 0.5
-    decay_patience: int = 5
-    precision: Precision = "auto"
-    epochs: int = 180
-    budget: float | None = None
-    reset_state: bool = True
-    random_seed: int = 0
-    ngram: int = 2
-    min_count: int = 10
-    lower: bool = True
-    newlines: Newlines = "keep"
-    phases: bool = False
+    cell: str = option(
+        "lstm", "Recurrent cell: {choices}", choices=lambda: tuple(cells()), metavar="CELL", panel=NETWORK
+    )
+    rounds: int = option(
+        5,
+        "Modulation rounds of the mogrifier",
+        low=0,
+        high=20,
+        effective_with=("cell", "mogrifier"),
+        panel=NETWORK,
+    )
+    hidden: int = option(128, "Hidden units per layer", low=1, high=1 << 15, panel=NETWORK)
+    layers: int = option(1, "Number of layers", low=1, high=64, panel=NETWORK)
+    embedding: int = option(0, "Embedding size; 0 uses one-hot input", low=0, high=1 << 15, panel=NETWORK)
+    tied: bool = option(
+        False,
+        "Share the embedding with the output layer",
+        flag="--tied/--untied",
+        requires="embedding",
+        panel=NETWORK,
+    )
+    dropout: float = option(0.2, "Dropout probability of a layer's output", low=0.0, high=0.99, panel=TRAINING)
+    dropout_mode: DropoutMode = option(
+        "tutorial",
+        "tutorial: the next time step receives the dropped output, too; output: only the next layer does;"
+        " locked: the same, with one mask per window",
+        metavar="MODE",
+        panel=TRAINING,
+    )
+    input_dropout: float = option(
+        0.0,
+        "Dropout probability of the embedding, one mask per window",
+        low=0.0,
+        high=0.99,
+        requires="embedding",
+        panel=TRAINING,
+    )
+    weight_drop: float = option(
+        0.0,
+        "Dropout probability of the recurrent weights, one mask per window",
+        low=0.0,
+        high=0.99,
+        panel=TRAINING,
+    )
+    initialisation: Initialisation = option(
+        "auto",
+        "Weight initialisation: normal (σ 0.02), xavier, or auto: xavier from two layers on",
+        flag="--init",
+        metavar="INIT",
+        panel=NETWORK,
+    )
+    batch_size: int = option(64, "Batch rows", low=1, high=_LARGEST, panel=TRAINING)
+    unroll: int = option(50, "Time steps of truncated back-propagation", low=1, high=_LARGEST, panel=TRAINING)
+    learning_rate: float = option(
+        0.001, "Learning rate after warm-up", low=1e-12, high=1e6, flag="--lr", panel=TRAINING
+    )
+    clip: float = option(5.0, "Largest global norm of the gradient", low=1e-12, high=1e12, panel=TRAINING)
+    weight_decay: float = option(
+        0.0, "Decoupled weight decay, relative to the learning rate", low=0.0, high=1e3, panel=TRAINING
+    )
+    schedule: Schedule = option(
+        "plateau",
+        "Learning rate: plateau decays it when validation perplexity stops improving, cosine anneals it to the end"
+        " of --epochs or --budget",
+        metavar="SCHEDULE",
+        panel=TRAINING,
+    )
+    warmup: float = option(
+        0.02,
+        "Share of the training over which cosine warms up",
+        low=0.0,
+        high=1.0,
+        effective_with=("schedule", "cosine"),
+        panel=TRAINING,
+    )
+    decay_factor: float = option(
+        0.5,
+        "Factor by which plateau decays the rate",
+        low=1e-6,
+        high=1.0,
+        effective_with=("schedule", "plateau"),
+        panel=TRAINING,
+    )
+    decay_patience: int = option(
+        5,
+        "Evaluations without improvement before the rate decays",
+        low=1,
+        high=_LARGEST,
+        effective_with=("schedule", "plateau"),
+        panel=TRAINING,
+    )
+    precision: Precision = option(
+        "auto",
+        "Matrix products in training: fp32, bf16, or auto: bf16 where the compiled kernel supports it",
+        metavar="PRECISION",
+        panel=TRAINING,
+    )
+    epochs: int = option(180, "Maximum number of passes over the training set", low=1, high=1 << 30)
+    budget: float | None = option(
+        None,
+        "Maximum training time, as in 30s, 10m, 1h",
+        low=1e-3,
+        high=1e9,
+        unit=" (as in 30s, 10m, 1h)",
+        metavar="TIME",
+        default_text="no limit",
+        parse=duration,
+        typed=lambda seconds: f"{seconds:.15g}s",  # without an exponent
+    )
+    reset_state: bool = option(True, "Reset the state at the start of each story", panel=NETWORK)
+    random_seed: int = option(0, "Seed of all randomness", low=0, high=_SEEDS)
+    ngram: int = option(2, "Characters per token", low=1, high=LONGEST_NGRAM, panel=TEXT)
+    min_count: int = option(
+        10,
+        "Minimum occurrences of a token in the training set; rarer ones become <unk>",
+        low=1,
+        high=1 << 40,
+        panel=TEXT,
+    )
+    lower: bool = option(True, "Keep upper case instead of folding to lower case", flag="--keep-case", panel=TEXT)
+    newlines: Newlines = option("keep", "Line ends: keep them, or read each as a space", metavar="HOW", panel=TEXT)
+    phases: bool = option(
+        False, "Train on tokens cut from every offset, a new offset for each story and epoch", panel=TEXT
+    )
 
     def __post_init__(self) -> None:
-        _among("--cell", self.cell, get_args(Cell))
-        _within("--rounds", self.rounds, 0, 20)
-        _within("--hidden", self.hidden, 1, 1 << 15)
-        _within("--layers", self.layers, 1, 64)
-        _within("--embedding", self.embedding, 0, 1 << 15)
-        _within("--dropout", self.dropout, 0.0, 0.99)
-        _within("--input-dropout", self.input_dropout, 0.0, 0.99)
-        _within("--weight-drop", self.weight_drop, 0.0, 0.99)
-        _within("--weight-decay", self.weight_decay, 0.0, 1e3)
-        _within("--warmup", self.warmup, 0.0, 1.0)
-        _within("--batch-size", self.batch_size, 1, _LARGEST)
-        _within("--unroll", self.unroll, 1, _LARGEST)
-        _within("--lr", self.learning_rate, 1e-12, 1e6)
-        _within("--clip", self.clip, 1e-12, 1e12)
-        _within("--decay-factor", self.decay_factor, 1e-6, 1.0)
-        _within("--decay-patience", self.decay_patience, 1, _LARGEST)
-        _within("--epochs", self.epochs, 1, 1 << 30)
-        if self.budget is not None:
-            _within("--budget", self.budget, 1e-3, 1e9, " (as in 30s, 10m, 1h)")
-        _within("--random-seed", self.random_seed, 0, 2**63 - 1)
-        _within("--ngram", self.ngram, 1, LONGEST_NGRAM)
-        _within("--min-count", self.min_count, 1, 1 << 40)
-        _among("--init", self.initialisation, get_args(Initialisation))
-        _among("--dropout-mode", self.dropout_mode, get_args(DropoutMode))
-        _among("--schedule", self.schedule, get_args(Schedule))
-        _among("--precision", self.precision, get_args(Precision))
-        _among("--newlines", self.newlines, get_args(Newlines))
-        if self.cell == "mogrifier" and not self.embedding:
-            raise UsageError(
-                "--cell mogrifier needs an embedding to modulate", "give --embedding, as in --embedding 256"
-            )
-        if self.tied and not self.embedding:
-            raise UsageError(
-                "--tied needs an embedding to use once more", "give --embedding, as in --embedding 256"
-            )
-        if self.input_dropout and not self.embedding:
-            raise UsageError(
-                "--input-dropout needs an embedding to drop from", "give --embedding, as in --embedding 256"
-            )
+        check_options(self)
+        if cells()[self.cell].pre_step is not None and not self.embedding:
+            raise UsageError(f"--cell {self.cell} needs --embedding", "give it as well, as in --embedding 256")
 
     def departures(self) -> dict[str, Any]:
         """The options that are not the tutorial's."""
-        defaults = Configuration().to_json()
-        return {name: value for name, value in self.to_json().items() if value != defaults[name]}
+        return {name: value for name, value in self.to_json().items() if value != OPTIONS[name].default}
 
     def to_json(self) -> dict[str, Any]:
         """A value that `from_json` reads."""
@@ -158,27 +349,27 @@ class Configuration:
 
     @classmethod
     def from_json(cls, value: object) -> Configuration:
-        """The configuration that `to_json` wrote.
+        """The configuration that `to_json` wrote, here or in an earlier version; a missing option is the default.
 
         Raises:
-            IntegrityError: an option is missing, unknown, of the wrong type or out of range.
+            IntegrityError: an option is unknown, of the wrong type, or out of range.
         """
-        fields = {field.name: field.default for field in dataclasses.fields(cls)}
-        if not isinstance(value, dict) or set(value) != set(fields):
-            raise IntegrityError("the configuration has other options than this grimmgen", "train anew")
-        for name, default in fields.items():
-            right = (float, int, type(None)) if name == "budget" else type(default)
-            if isinstance(default, float) and type(value[name]) is int:
-                right = int
-            if not isinstance(value[name], right) or (
-                isinstance(value[name], bool) and not isinstance(default, bool)
-            ):
-                raise IntegrityError(f"the configuration's {name} has the wrong type", "train anew")
+        if not isinstance(value, dict):
+            raise IntegrityError("the configuration is not a JSON object", "train again")
+        for name, stored in value.items():
+            if name not in OPTIONS:
+                raise IntegrityError(
+                    f"the configuration has an unknown option {str(name)[:80]!r}", "upgrade grimmgen"
+                )
+            if not OPTIONS[name].accepts(stored):
+                raise IntegrityError(f"the configuration's {name} has the wrong type", "train again")
         try:
             return cls(**value)
         except UsageError as error:
-            raise IntegrityError(f"the configuration cannot be: {error.what}", "train anew") from error
+            raise IntegrityError(f"the configuration is invalid: {error.what}", "train again") from error
 
+
+OPTIONS = options_of(Configuration)
 
 _STRONG: dict[str, Any] = {
     "hidden": 512,
@@ -222,72 +413,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def layer_shapes(configuration: Configuration, inputs: int) -> dict[str, tuple[int, ...]]:
-    """The name and the shape of every weight of one layer of cells that reads vectors of so many numbers.
-
-    With H hidden units and G gates, which stand side by side in the columns: the input weight [inputs, GH], the
-    recurrent weight [H, GH], the bias [GH], and what the cell has besides.
-    """
-    H, rounds = configuration.hidden, configuration.rounds
-    gates = GATES[configuration.cell] * H
-    shapes: dict[str, tuple[int, ...]] = {
-        "input_weight": (inputs, gates),
-        "recurrent_weight": (H, gates),
-        "bias": (gates,),
-    }
-    match configuration.cell:
-        case "peephole":
-            shapes["peephole"] = (3, H)
-        case "gru":
-            shapes["recurrent_bias"] = (H,)
-        case "mogrifier":
-            shapes["q"] = (-(-rounds // 2), H, inputs)
-            shapes["r"] = (rounds // 2, inputs, H)
-        case "lstm":
-            pass
-    return shapes
-
-
-def weight_shapes(configuration: Configuration, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
-    """The name and the shape of every weight of a model.
-
-    With H hidden units, V n-grams and an embedding of E, the first layer reads one-hot n-grams (V numbers) or the
-    embedding [V, E], the further ones H numbers. The softmax layer has a weight [H, V], or, tied, a projection
-    [H, E] to the embedding.
-    """
-    H, E, V = configuration.hidden, configuration.embedding, vocabulary_size
-    shapes: dict[str, tuple[int, ...]] = {"embedding": (V, E)} if E else {}
-    for layer in range(configuration.layers):
-        of_layer = layer_shapes(configuration, (E or V) if layer == 0 else H)
-        shapes |= {f"layers.{layer}.{name}": shape for name, shape in of_layer.items()}
-    if configuration.tied:
-        shapes["output.projection"] = (H, E)
-    else:
-        shapes["output.weight"] = (H, V)
-    shapes["output.bias"] = (V,)
-    return shapes
-
-
-def parameter_count(configuration: Configuration, vocabulary_size: int) -> int:
-    """How many numbers a model learns."""
-    return sum(math.prod(shape) for shape in weight_shapes(configuration, vocabulary_size).values())
-
-
-def _within(option: str, value: float, low: float, high: float, form: str = "") -> None:
-    # Written so that a value that is not a number is outside.
-    if not low <= value <= high:
-        raise UsageError(
-            f"{option} {_shown(value)} is out of range", f"give {_shown(low)} to {_shown(high)}{form}"
-        )
-
-
-def _shown(number: float) -> str:
-    # A whole number in full, as it was typed; hundreds of digits help nobody, and have no form as a float.
+def _number(number: float) -> str:
+    # A whole number in full, as it was typed, unless it has too many digits to be of use.
     if isinstance(number, float):
         return f"{number:g}"
     return str(number) if -(10**40) < number < 10**40 else "(a number of more than 40 digits)"
-
-
-def _among(option: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UsageError(f"{option} {value[:80]!r} is not known", f"give {' or '.join(known)}")

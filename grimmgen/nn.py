@@ -49,14 +49,20 @@ class _Layer(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, d_h: Tensor | None, *d_state: Tensor | None) -> tuple[Tensor | None, ...]:  # noqa: D102
+    def backward(ctx: Any, d_h: Tensor | None, *d_state: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors  # raises if one of them was changed in place
         cell = ctx.cell
         if d_h is None:
             T, B = x.shape[:2]
             d_h = x.new_zeros(T, B, tensors[0].shape[1])
         found = ctx.backend.layer_backward(cell, ctx.layer, d_h, d_state)
-        return None, None, found.inputs, *found.state, *(found.weights[name] for name in cell.shapes(Sizes(1, 1, 0)))
+        return (
+            None,
+            None,
+            found.inputs,
+            *found.state,
+            *(found.weights[name] for name in cell.shapes(Sizes(1, 1, 0))),
+        )
 
 
 class _Recurrent(nn.Module):
@@ -79,7 +85,9 @@ class _Recurrent(nn.Module):
     ) -> None:
         super().__init__()
         if bidirectional or proj_size:
-            raise ValueError("grimmgen.nn has neither bidirectional layers nor projections: use torch.nn for these")
+            raise ValueError(
+                "grimmgen.nn has neither bidirectional layers nor projections: use torch.nn for these"
+            )
         if not 0.0 <= dropout <= 1.0:
             raise ValueError(f"dropout is {dropout}, not a probability")
         self.cell = cells()[self.cell_name]
@@ -218,4 +226,3 @@ class MinGRU(_Recurrent):
     """The minimal GRU, without a recurrent product; see `grimmgen.network.cells.mingru`."""
 
     cell_name = "mingru"
-

@@ -1,4 +1,4 @@
-"""The program as its users run it: in a pipe, on a terminal, and with signals."""
+"""Run the program as users do: in a pipe, on a terminal, and with signals."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from typing import NamedTuple
 
 PROGRAM = [sys.executable, "-m", "grimmgen"]
 _PATIENCE = 60.0
-# Becomes the command that follows, with its terminal in control of it: Ctrl-C is a signal.
+# Runs the command that follows with its terminal as the controlling one, so that Ctrl-C is a signal.
 _CONTROLLED = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execvp(sys.argv[1], sys.argv[1:])"
 )
 
 
 class Ran(NamedTuple):
-    """What the program left: its exit code and its two outputs."""
+    """The exit code and the outputs of a program."""
 
     code: int
     out: str
@@ -32,7 +32,7 @@ class Ran(NamedTuple):
 
 
 def grimmgen(*arguments: str, stdin: bytes = b"", variables: Mapping[str, str] | None = None) -> Ran:
-    """Run it in a process of its own, its streams in pipes, with these variables in its environment."""
+    """Run it in a separate process, with its streams in pipes and these variables in its environment."""
     ran = subprocess.run(
         [*PROGRAM, *arguments],
         input=stdin,
@@ -45,14 +45,14 @@ def grimmgen(*arguments: str, stdin: bytes = b"", variables: Mapping[str, str] |
 
 
 def begin(*arguments: str) -> subprocess.Popen[bytes]:
-    """Let it run beside the test, its outputs in pipes."""
+    """Start it in a separate process, with its outputs in pipes."""
     return subprocess.Popen(
         [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
 def shell(command: str) -> Ran:
-    """Run a line of bash in which `grimmgen` is the program; a pipe fails if any part of it does."""
+    """Run a line of bash, in which `grimmgen` is the program, with the option pipefail."""
     function = f'grimmgen() {{ "{PROGRAM[0]}" -m grimmgen "$@"; }}; set -o pipefail; '
     ran = subprocess.run(
         ["bash", "-c", function + command], capture_output=True, timeout=_PATIENCE, check=False, cwd=Path.cwd()
@@ -60,13 +60,16 @@ def shell(command: str) -> Ran:
     return Ran(ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
-def on_terminal(*command: str, typed: Sequence[tuple[bytes, bytes]] = (), columns: int = 80) -> Ran:
-    """Run a command with all its streams on a terminal; what the terminal shows is its `out`.
+def on_terminal(
+    *command: str, typed: Sequence[tuple[bytes, bytes]] = (), insists: bool = False, columns: int = 80
+) -> Ran:
+    """Run a command with all its streams on a terminal; `out` is what the terminal shows.
 
     Args:
-        command: and its arguments.
-        typed: what is waited for, and the keys then pressed, one pair after the other; what has appeared before
-            the last keys counts no more.
+        command: the program and its arguments.
+        typed: pairs of a text to wait for, in the output since the last keys, and the keys to press then.
+        insists: press the last keys again while there is no output: Python ignores a Ctrl-C just before it starts
+            to read a line.
         columns: the terminal's width.
     """
     ours, its = pty.openpty()
@@ -82,18 +85,21 @@ def on_terminal(*command: str, typed: Sequence[tuple[bytes, bytes]] = (), column
     )
     os.close(its)
     began = time.monotonic()
-    shown, seen, waiting = b"", 0, list(typed)
+    shown, seen, waiting, pressed = b"", 0, list(typed), b""
     try:
         while True:
             if waiting and waiting[0][0] in shown[seen:]:
-                os.write(ours, waiting.pop(0)[1])
+                _, pressed = waiting.pop(0)
+                os.write(ours, pressed)
                 seen = len(shown)
             elif not select.select([ours], [], [], 2.0)[0]:
                 assert time.monotonic() < began + _PATIENCE, shown
+                if insists and not waiting:
+                    os.write(ours, pressed)
             else:
                 shown += os.read(ours, 1 << 16)
     except OSError:
-        pass  # So Linux says that the last process has left the terminal.
+        pass  # Linux: the last process has closed the terminal.
     finally:
         os.close(ours)
     return Ran(process.wait(_PATIENCE), shown.decode().replace("\r\n", "\n"), "")

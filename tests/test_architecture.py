@@ -34,6 +34,7 @@ PACKAGES = [
     "evaluation",
     "sampling",
     "training",
+    "ranks",
     "api",
     "cli",
     "__main__",
@@ -154,13 +155,19 @@ def test_a_circle_of_imports_is_found() -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("def f():\n    from grimmgen.training import session", ["text.batches imports training.session, which is above it"]),
+        (
+            "def f():\n    from grimmgen.training import session",
+            ["text.batches imports training.session, which is above it"],
+        ),
         ("import grimmgen.cli.console", ["text.batches imports cli.console, which is above it"]),
         ("from grimmgen.text.corpus import Document", []),
         ("from grimmgen.nowhere import novel", ["text.batches imports nowhere, which is above it"]),
         ("from . import errors", ["text.batches imports ., which is relative"]),
         ("from grimmgen import load", ["text.batches imports the whole package"]),
-        ("if TYPE_CHECKING:\n    from grimmgen.training import session\nelse:\n    from grimmgen.io import files", []),
+        (
+            "if TYPE_CHECKING:\n    from grimmgen.training import session\nelse:\n    from grimmgen.io import files",
+            [],
+        ),
     ],
 )
 def test_an_upward_import_is_found(line: str, complaint: list[str]) -> None:

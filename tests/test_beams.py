@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.network import backends
 from grimmgen.network.backends.numpy import Floats, Stepper
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.sampling import beams
 from grimmgen.sampling.beams import Beam, BeamSearch, grow
 from grimmgen.sampling.logits import log_probabilities

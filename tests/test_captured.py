@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grimmgen.network.captured import RecordedUpdate
 from torch import Tensor
 
-from grimmgen.configuration import PRESETS, Cell, Configuration, Products
+from grimmgen.configuration import PRESETS, Configuration, Products
 from grimmgen.network.backends import COMPILED
 from grimmgen.network.backends.cpu import library, native, recording
-from grimmgen.network.captured import RecordedUpdate
-from grimmgen.network.model import State
 from tests.learner import Learner, V
 
 INSTRUCTIONS = library.instruction_sets()
@@ -60,7 +59,7 @@ def equal(made: Learner, right: Learner) -> bool:
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("cell", sorted(COMPILED))
 def test_a_recorded_update_is_to_the_bit_one_that_is_not(
-    cell: Cell, precision: Products, options: str, count: int
+    cell: str, precision: Products, options: str, count: int
 ) -> None:
     torch.set_num_threads(count)
     configuration = Configuration(**{**TINY, **OPTIONS[options], "cell": cell})

@@ -1,4 +1,4 @@
-"""The completions: each shell that is there is asked, with the script that is shipped; none of them is stale."""
+"""Completions: the shipped scripts work in each installed shell and are up to date."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def bash(*words: str) -> list[str]:
 
 
 def zsh(*words: str) -> list[str]:
-    # Without a line editor there is nothing to complete into: what would be offered is written out.
+    # Without a line editor, print the candidates.
     ask = (
         "compdef() {}; _arguments() { print -r -- $1 }; _files() {}; source $1; shift;"
         ' words=("$@") CURRENT=$#; _grimmgen_completion'
@@ -71,7 +71,7 @@ def fish(*words: str) -> list[str]:
     ids=lambda value: " ".join(value),
 )
 @pytest.mark.parametrize("shell", [bash, zsh, fish], ids=lambda shell: shell.__name__)
-def test_tab_offers(shell: Callable[..., list[str]], words: list[str], offered: list[str]) -> None:
+def test_tab_completes(shell: Callable[..., list[str]], words: list[str], offered: list[str]) -> None:
     if shutil.which(shell.__name__) is None:
         pytest.skip(f"no {shell.__name__} here")
     assert sorted(shell("grimmgen", *words)) == offered
@@ -95,7 +95,7 @@ def test_the_first_tab_and_the_next_complete_in_zsh(tmp_path: Path, reading: str
 
 
 @pytest.mark.slow
-def test_the_scripts_are_what_the_program_makes_and_a_stale_one_is_told(tmp_path: Path) -> None:
+def test_completion_scripts_are_up_to_date(tmp_path: Path) -> None:
     generate = Path(shutil.copy(COMPLETIONS / "generate.py", tmp_path))
     assert answer(sys.executable, str(generate)).splitlines() == [f"wrote completions/{name}" for name in NAMES]
     for name in NAMES:

@@ -1,4 +1,4 @@
-"""Learning curves: read from a log, drawn in characters of any width, drawn by matplotlib or said to need it."""
+"""Learning curves: read from a log, drawn in characters at any width, and plotted with matplotlib."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ perplexities = st.floats(1e-300, 1e300)
 
 
 def falling(evaluations: int = 60, **changes: tuple[float, ...]) -> Curve:
-    """Validation falls to its best at the 41st evaluation; the rate is lowered after the 46th and the 56th."""
+    """A curve with its best at the 41st evaluation, and decays of the rate after the 46th and the 56th."""
     steps = range(1, evaluations + 1)
     values = {
         "training": tuple(8 + 70 * math.exp(-k / 6) for k in steps),
@@ -48,7 +48,7 @@ def falling(evaluations: int = 60, **changes: tuple[float, ...]) -> Curve:
 # --- the log -------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_is_what_was_logged(trained: Run) -> None:
+def test_a_curve_has_the_evaluations_of_the_log(trained: Run) -> None:
     scores = [event for event in trained.log() if event["event"] == "evaluated"]
     trained.append_log({**scores[-1], "step": 333, "epoch": 3, "perplexity": 1.5, "best": True})
     trained.append_log({"event": "rate decayed", "step": 333, "epoch": 3})
@@ -76,13 +76,11 @@ def test_a_curve_is_what_was_logged(trained: Run) -> None:
     ],
     ids=lambda change: str(change)[:40],
 )
-def test_a_log_that_is_not_what_it_should_be_is_told(
-    trained: Run, change: dict[str, object], run: Callable[..., Ran]
-) -> None:
+def test_a_damaged_log_is_an_error(trained: Run, change: dict[str, object], run: Callable[..., Ran]) -> None:
     [event] = [event for event in trained.log() if event["event"] == "evaluated"][:1]
     with trained.log_path.open("a") as file:
         file.write(json.dumps({**event, **change}) + "\n")
-    with pytest.raises(IntegrityError, match="sly-fox is not"):
+    with pytest.raises(IntegrityError, match="sly-fox is damaged"):
         curves.read(trained)
     assert run("runs", "plot").code == 3
     assert run("runs", "show").code == 3
@@ -92,11 +90,11 @@ def test_a_log_that_is_not_what_it_should_be_is_told(
 
 
 @pytest.mark.parametrize("width", [80, 40])
-def test_the_curve_falls_from_the_left_and_shows_its_best_and_its_decays(width: int) -> None:
+def test_the_chart_shows_the_best_and_the_decays(width: int) -> None:
     lines = draw(falling(), width)
     plot = [line[8:].ljust(width - 8) for line in lines[:11]]
     columns = width - 8
-    # Each column has validation, at a height that falls to the best, and training below it.
+    # In each column the validation perplexity falls to the best, and the training perplexity is below it.
     heights = [next(row for row in range(11) if plot[row][x] in "●★") for x in range(columns)]
     assert heights[: round(columns * 40 / 59)] == sorted(heights[: round(columns * 40 / 59)])
     assert heights[0] <= 1
@@ -116,8 +114,8 @@ def test_a_steep_curve_has_no_gaps() -> None:
     assert all(any(glyph in "●★" for glyph in line[8:]) for line in lines[:11])
 
 
-def test_a_perplexity_just_below_what_has_more_digits_fits_its_label() -> None:
-    # exp(log(10⁶)) is 999999.99…, of which .0f makes seven digits.
+def test_a_perplexity_just_below_a_power_of_ten_fits() -> None:
+    # exp(log(10⁶)) is 999999.99…, which .0f rounds to seven digits.
     for highest in (1e3, 1e6):
         assert max(map(len, draw(Curve("x", (0, 1), (0.0, 1.0), (1.0, 1.0), (1.0, highest), ()), 24))) <= 24
 
@@ -128,7 +126,7 @@ def test_a_perplexity_just_below_what_has_more_digits_fits_its_label() -> None:
     st.sampled_from([UNICODE, ASCII]),
     st.data(),
 )
-def test_no_line_is_wider_than_asked_for_whatever_the_figures(
+def test_no_line_is_wider_than_the_chart(
     values: list[tuple[float, float]], width: int, glyphs: object, data: st.DataObject
 ) -> None:
     steps = sorted(data.draw(st.lists(st.integers(0, 10**9), min_size=len(values), max_size=len(values))))
@@ -153,7 +151,7 @@ def test_no_line_is_wider_than_asked_for_whatever_the_figures(
     ids=str,
 )
 @pytest.mark.usefixtures("trained")
-def test_a_terminal_that_has_no_unicode_gets_ascii(variables: dict[str, str], ascii_: bool) -> None:
+def test_a_terminal_without_unicode_gets_ascii(variables: dict[str, str], ascii_: bool) -> None:
     set_ = [f"{name}={value}" for name, value in variables.items()]
     ran = on_terminal("env", *set_, *PROGRAM, "runs", "show", columns=40)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", ran.out).splitlines()
@@ -167,31 +165,31 @@ def test_a_terminal_that_has_no_unicode_gets_ascii(variables: dict[str, str], as
 # --- pictures ------------------------------------------------------------------------------------------------
 
 
-def test_without_matplotlib_it_says_what_to_install(
+def test_without_matplotlib_the_error_names_the_extra(
     trained: Run, run: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     target = tmp_path / "x.svg"
     ran = run("runs", "plot", trained.name, "--output", str(target))
-    message = "a picture needs matplotlib, which is not installed: pip install 'grimmgen[plot]'"
+    message = "plotting needs matplotlib, which is not installed: pip install 'grimmgen[plot]'"
     assert ran == (1, "", f"error: {message}\n")
     assert not target.exists()
 
 
 @pytest.mark.parametrize("name", ["x", "x.gif", ".svg"])
-def test_an_ending_that_is_no_format_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"names a format: give one of \.svg, \.png, \.pdf"):
+def test_an_unknown_extension_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"extension .* \.svg, \.png, \.pdf"):
         curves.plot([falling()], tmp_path / name)
 
 
-def test_a_run_without_an_evaluation_is_told(tmp_path: Path) -> None:
+def test_a_run_without_an_evaluation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(GrimmgenError, match="the run x has no evaluation yet"):
         curves.plot([Curve("x", (), (), (), (), ())], tmp_path / "x.svg")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not MATPLOTLIB, reason="matplotlib is an extra: grimmgen[plot]")
-def test_the_picture_is_drawn_the_same_each_time_in_each_format(
+def test_equal_curves_are_equal_pictures_in_each_format(
     trained: Run, run: Callable[..., Ran], tmp_path: Path
 ) -> None:
     begins = {"svg": b"<?xml", "png": b"\x89PNG", "pdf": b"%PDF"}

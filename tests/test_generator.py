@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
 from grimmgen.evaluation.novelty import CopyIndex
 from grimmgen.network.backends.numpy import Stepper
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run, TrainedModel

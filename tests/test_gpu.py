@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode, Products
+from grimmgen.configuration import PRESETS, Configuration, DropoutMode, Products
 from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel
@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here"),
 ]
 
-FUSED: list[Cell] = ["lstm", "peephole", "gru"]
+FUSED: list[str] = ["lstm", "peephole", "gru"]
 TINY: dict[str, Any] = {"hidden": 24, "batch_size": 5, "unroll": 12, "min_count": 1, "epochs": 2}
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -62,7 +62,7 @@ def learner(configuration: Configuration, precision: Products, graph: bool) -> L
 @pytest.mark.parametrize("precision", get_args(Products))
 @pytest.mark.parametrize("cell", FUSED)
 def test_a_captured_update_is_to_the_bit_one_that_is_not_and_the_same_again(
-    cell: Cell, precision: Products, options: dict[str, Any]
+    cell: str, precision: Products, options: dict[str, Any]
 ) -> None:
     configuration = Configuration(**{**TINY, **options, "cell": cell})
     eager, graph, again = (learner(configuration, precision, graph) for graph in (False, True, True))
@@ -75,7 +75,7 @@ def test_a_captured_update_is_to_the_bit_one_that_is_not_and_the_same_again(
 
 
 @pytest.mark.parametrize("cell", FUSED)
-def test_a_capture_changes_nothing(cell: Cell) -> None:
+def test_a_capture_changes_nothing(cell: str) -> None:
     graph = learner(Configuration(**TINY, cell=cell), "fp32", graph=False)
     graph.learn(3)
     before = graph.numbers()
@@ -87,7 +87,7 @@ def test_a_capture_changes_nothing(cell: Cell) -> None:
 @pytest.mark.parametrize("precision", get_args(Products))
 @pytest.mark.parametrize("cell", FUSED)
 def test_updates_are_those_of_the_plain_path(
-    cell: Cell, precision: Products, monkeypatch: pytest.MonkeyPatch
+    cell: str, precision: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = Configuration(**TINY, cell=cell)
     made = learner(configuration, precision, graph=True).learn(5)
@@ -116,7 +116,7 @@ def trained(training: Training, stop: int | None = None) -> list[Event]:
 @pytest.mark.parametrize(("cell", "mode"), [*zip(FUSED, get_args(DropoutMode), strict=True)])
 @pytest.mark.parametrize("precision", get_args(Products))
 def test_a_run_that_is_stopped_and_resumed_is_bit_equal(
-    corpus: Corpus, cell: Cell, mode: DropoutMode, precision: Products
+    corpus: Corpus, cell: str, mode: DropoutMode, precision: Products
 ) -> None:  # fault 34
     configuration = Configuration(**TINY, cell=cell, dropout_mode=mode, precision=precision, layers=2, phases=True)
     whole = Training.begin(corpus, configuration, device="cuda")

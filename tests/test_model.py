@@ -8,15 +8,16 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from grimmgen.network.loss import CrossEntropy
+from grimmgen.network.products import Affine
 from torch import Tensor
 
-from grimmgen.configuration import Cell, Configuration, DropoutMode, weight_shapes
+from grimmgen.configuration import Configuration, DropoutMode
 from grimmgen.errors import UsageError
 from grimmgen.network.backends.numpy import Stepper
-from grimmgen.network.cells import gru, lstm, mogrifier, peephole
-from grimmgen.network.loss import CrossEntropy
+from grimmgen.network.cells import cells, gru, lstm, mogrifier, peephole
 from grimmgen.network.model import LanguageModel, State, choose_device
-from grimmgen.network.products import Affine
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.batches import NO_TARGET, Window
 from tests.builders import NETWORKS
 from tests.equations import gru_step, lstm_step, mogrifier_step, peephole_step
@@ -285,9 +286,9 @@ def test_dropout_reaches_the_output_and_the_next_step() -> None:
     assert not torch.allclose(hidden[1][hidden[1] != 0], (dry[1] * 2)[hidden[1] != 0])
 
 
-@pytest.mark.parametrize("cell", get_args(Cell))
+@pytest.mark.parametrize("cell", cells())
 @pytest.mark.parametrize("mode", ["output", "locked"])
-def test_these_modes_drop_what_goes_up_and_nothing_that_is_carried(cell: Cell, mode: DropoutMode) -> None:
+def test_these_modes_drop_what_goes_up_and_nothing_that_is_carried(cell: str, mode: DropoutMode) -> None:
     model = model_of(Configuration(cell=cell, hidden=40, embedding=6, dropout=0.5, dropout_mode=mode))
     inputs = torch.from_numpy(random_window(6, 5).inputs).long()
     hidden, state = model(inputs, model.zero_state(5), None, torch.Generator().manual_seed(0))
@@ -334,8 +335,8 @@ def test_input_dropout_drops_numbers_of_the_embedding_one_mask_a_window() -> Non
 
 
 @pytest.mark.parametrize("mode", get_args(DropoutMode))
-@pytest.mark.parametrize("cell", get_args(Cell))
-def test_weight_drop_masks_each_recurrent_weight_once_a_window(cell: Cell, mode: DropoutMode) -> None:
+@pytest.mark.parametrize("cell", cells())
+def test_weight_drop_masks_each_recurrent_weight_once_a_window(cell: str, mode: DropoutMode) -> None:
     options: dict[str, Any] = {"embedding": 4, "dropout": 0.0, "dropout_mode": mode, "weight_drop": 0.3}
     model = model_of(Configuration(cell=cell, hidden=30, layers=2, **options))
     windows = [given_to_layers(model, random_seed) for random_seed in (1, 1, 2)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
 from grimmgen.network.backends.cpu import library
@@ -18,6 +18,7 @@ from grimmgen.network.backends.cpu.stepper import CompiledStepper
 from grimmgen.network.backends.numpy import Floats, Stepper
 from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.sampling.logits import draw, filter_logits
 from grimmgen.sampling.options import SamplingOptions
 from tests.builders import NETWORKS, random_tensors

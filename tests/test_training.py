@@ -1,9 +1,11 @@
-"""The training loop: what it yields, what it leaves on the disk, and that stopping changes nothing."""
+"""Training: its events, what it writes, and that a resumed run is bit-equal."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,18 +18,22 @@ import torch
 from grimmgen.configuration import PRESETS, Cell, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
-from grimmgen.network.model import LanguageModel
+from grimmgen.network.model import LanguageModel, State
+from grimmgen.network.train_step import StepResult
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Evaluated, Event, Finished, RateDecayed, Saved, Started, Stepped
 from grimmgen.text import encoding
-from grimmgen.text.batches import epoch
+from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import session as training_module
-from grimmgen.training.session import Plateau, Training, cosine
+from grimmgen.training import text as text_module
+from grimmgen.training.loop import Progress, SaveDue, TrainingLoop
+from grimmgen.training.schedule import Plateau, cosine, progress_of
+from grimmgen.training.session import Training
 
-# A run of three updates an epoch.
+# Three updates per epoch.
 TINY: dict[str, Any] = {"hidden": 6, "batch_size": 9, "unroll": 25, "min_count": 1}
 SMALL = Configuration(hidden=6, batch_size=4, unroll=10, epochs=3, min_count=1, dropout=0.3)
 
@@ -55,7 +61,7 @@ def without_times(log: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in event.items() if k not in {"seconds", "run", "path"}} for event in log]
 
 
-def test_events_tell_the_whole_story_in_order(corpus: Corpus) -> None:
+def test_events_come_in_order_and_agree_with_the_log(corpus: Corpus) -> None:
     training, events = trained(corpus)
     started, finished = events[0], events[-1]
     assert isinstance(started, Started)
@@ -70,7 +76,7 @@ def test_events_tell_the_whole_story_in_order(corpus: Corpus) -> None:
     assert [e["event"] for e in log] == ["started", "evaluated", "evaluated", "evaluated", "finished"]
 
 
-def test_the_model_learns(corpus: Corpus) -> None:
+def test_perplexity_falls(corpus: Corpus) -> None:
     _, events = trained(
         corpus, Configuration(hidden=24, batch_size=4, unroll=10, epochs=20, min_count=1, learning_rate=0.02)
     )
@@ -78,7 +84,7 @@ def test_the_model_learns(corpus: Corpus) -> None:
     assert perplexities[-1] < perplexities[0] / 3
 
 
-def test_the_same_random_seed_gives_the_same_weights_and_another_gives_others(corpus: Corpus) -> None:
+def test_weights_depend_on_the_random_seed_only(corpus: Corpus) -> None:
     weights = [
         trained(corpus, Configuration(**{**SMALL.to_json(), "random_seed": seed}))[0].run.checkpoint().weights
         for seed in (1, 1, 2)
@@ -97,7 +103,7 @@ def contents(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
 def resumed_is_bit_equal(
     corpus: Corpus, configuration: Configuration, stops: Iterable[int] | None = None
 ) -> list[Event]:
-    """Stop after each of these updates (None: any), resume and compare; returns the events of the whole run."""
+    """Stop after each of these updates (None: all), resume and compare; returns the events of one whole run."""
     whole, events = trained(corpus, configuration)
     steps = len(only(Stepped, events))
     stepped = [(e.step, e.perplexity, e.rate) for e in only(Stepped, events)]
@@ -110,22 +116,22 @@ def resumed_is_bit_equal(
                 first.stop()
         last = seen[-1]
         assert isinstance(last, Finished)
-        # An update that is the last of all ends the run by itself.
+        # The last update ends the run by itself.
         assert last.reason == ("epochs" if stop == steps else "interrupted")
         second = Training.resume(registry.find(first.run.name))
         after = list(second.events())
         assert [(e.step, e.perplexity, e.rate) for e in only(Stepped, seen + after)] == stepped
         assert contents(first.run.last_path) == contents(whole.run.last_path)
-        best, right = Checkpoint.read(first.run.best_path), Checkpoint.read(whole.run.best_path)
-        assert all(np.array_equal(best.weights[name], right.weights[name]) for name in right.weights)
+        best, expected = Checkpoint.read(first.run.best_path), Checkpoint.read(whole.run.best_path)
+        assert all(np.array_equal(best.weights[name], expected.weights[name]) for name in expected.weights)
         assert without_times(first.run.log()) == without_times(whole.run.log())
     return events
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reset_state", [True, False])
-def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus, reset_state: bool) -> None:
-    # Fault 34: every step, the edges of epochs among them; a decay on the way; carried state either way.
+def test_a_resume_from_any_update_is_bit_equal(corpus: Corpus, reset_state: bool) -> None:
+    # Fault 34: at every step, including the ends of epochs, with a decay on the way.
     configuration = Configuration(
         **{
             **SMALL.to_json(),
@@ -142,17 +148,17 @@ def test_a_run_stopped_after_any_update_and_resumed_is_bit_equal(corpus: Corpus,
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_run_of_any_preset_is_bit_equal_when_resumed(corpus: Corpus, preset: str) -> None:
+def test_a_resume_is_bit_equal_for_each_preset(corpus: Corpus, preset: str) -> None:
     options = {**PRESETS[preset], **TINY, "epochs": 2}
     options |= {name: 4 for name in ("embedding",) if PRESETS[preset].get(name)}
-    # Within an epoch, and at its end.
+    # Within an epoch and at its end.
     resumed_is_bit_equal(corpus, Configuration(**options), (1, 3))
 
 
 @pytest.mark.parametrize(
     ("cell", "mode"), [*zip(get_args(Cell), itertools.cycle(get_args(DropoutMode)), strict=False)]
 )
-def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell, mode: DropoutMode) -> None:
+def test_a_resume_is_bit_equal_for_each_cell(corpus: Corpus, cell: Cell, mode: DropoutMode) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "tied": True, "phases": True}
     options |= {"dropout": 0.3, "dropout_mode": mode, "input_dropout": 0.2, "weight_drop": 0.2, "epochs": 2}
     options |= {"schedule": "cosine", "weight_decay": 0.1, "newlines": "space"}
@@ -160,7 +166,7 @@ def test_a_run_of_any_cell_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell,
 
 
 @pytest.mark.parametrize("cell", get_args(Cell))
-def test_a_run_of_bfloat16_products_is_bit_equal_when_resumed(corpus: Corpus, cell: Cell) -> None:
+def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: Cell) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "epochs": 2}
     resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (1, 3))
     _, exact = trained(corpus, Configuration(**options, precision="fp32"))
@@ -170,49 +176,47 @@ def test_a_run_of_bfloat16_products_is_bit_equal_when_resumed(corpus: Corpus, ce
     assert np.allclose(ours, theirs, rtol=0.01)
 
 
-def test_a_run_on_ids_in_a_file_is_the_one_on_ids_in_memory_and_resumes_to_the_bit(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_mapped_ids_train_bit_equal(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=True)
-    right, _ = trained(corpus, configuration)
+    expected, _ = trained(corpus, configuration)
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     resumed_is_bit_equal(corpus, configuration, (1, 4))
-    made, _ = trained(corpus, configuration)
-    assert contents(made.run.last_path) == contents(right.run.last_path)
+    mapped, _ = trained(corpus, configuration)
+    assert contents(mapped.run.last_path) == contents(expected.run.last_path)
 
 
-def test_of_much_text_a_part_is_validated_with(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_module, "_VALIDATION", 9)
+def test_validation_of_a_large_text_is_limited(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_module, "VALIDATION_NGRAMS", 9)
     training = Training.begin(corpus, SMALL)
-    assert training._prepared is not None
-    # Of twelve stories, each with a few n-grams to validate with.
-    read = [len(story.ids) for story in training._prepared.validation]
-    assert sum(read[:-1]) < 9 <= sum(read)
-    assert len(read) < 12
+    assert training._text is not None
+    # Each of the twelve documents has a few n-grams of validation text.
+    lengths = [len(document.ids) for document in training._text.validation]
+    assert sum(lengths[:-1]) < 9 <= sum(lengths)
+    assert len(lengths) < 12
 
 
 @pytest.mark.parametrize("rounds", [0, 1])
-def test_a_mogrifier_of_hardly_any_rounds_is_trained_and_resumed(corpus: Corpus, rounds: int) -> None:
+def test_a_mogrifier_of_few_rounds_is_trained_and_resumed(corpus: Corpus, rounds: int) -> None:
     configuration = Configuration(**TINY, cell="mogrifier", rounds=rounds, embedding=4, epochs=2)
     resumed_is_bit_equal(corpus, configuration, (1,))
 
 
 @pytest.mark.parametrize("phases", [False, True])
-def test_a_listener_may_leave_after_the_last_update_of_an_epoch(corpus: Corpus, phases: bool) -> None:
+def test_a_caller_may_stop_iterating_at_the_end_of_an_epoch(corpus: Corpus, phases: bool) -> None:
     configuration = Configuration(**TINY, epochs=2, phases=phases)
     whole, events = trained(corpus, configuration)
     edges = [one.step for one, other in itertools.pairwise(only(Stepped, events)) if one.epoch != other.epoch]
     for edge in edges:
         first = Training.begin(corpus, configuration)
-        heard = first.events()
-        assert any(isinstance(event, Stepped) and event.step == edge for event in heard)
-        heard.close()  # type: ignore[attr-defined]
+        iterator = first.events()
+        assert any(isinstance(event, Stepped) and event.step == edge for event in iterator)
+        iterator.close()  # type: ignore[attr-defined]
         list(Training.resume(first.run).events())
         assert contents(first.run.last_path) == contents(whole.run.last_path)
     assert edges
 
 
-def test_a_listener_that_leaves_loses_nothing(corpus: Corpus) -> None:
+def test_a_caller_that_stops_iterating_loses_nothing(corpus: Corpus) -> None:
     whole, _ = trained(corpus)
     first = Training.begin(corpus, SMALL)
     events = first.events()
@@ -224,31 +228,31 @@ def test_a_listener_that_leaves_loses_nothing(corpus: Corpus) -> None:
     assert contents(first.run.last_path) == contents(whole.run.last_path)
 
 
-def test_what_was_logged_after_the_checkpoint_is_logged_once_after_a_crash(corpus: Corpus) -> None:
+def test_events_after_the_checkpoint_are_logged_once(corpus: Corpus) -> None:
     whole, _ = trained(corpus)
     crashed = Training.begin(corpus, SMALL)
     crashed.stop()
     list(crashed.events())
-    # As if the process had gone on for an epoch and been killed before its next save.
+    # As if the process had been killed an epoch later, before its next save.
     crashed.run.append_log({"event": "evaluated", "step": 10**6, "epoch": 1})
     list(Training.resume(crashed.run).events())
     assert without_times(crashed.run.log()) == without_times(whole.run.log())
 
 
-def test_an_evaluation_that_was_logged_and_not_saved_is_logged_once(corpus: Corpus) -> None:
+def test_an_unsaved_evaluation_is_logged_once(corpus: Corpus) -> None:
     whole, events = trained(corpus)
     edge = only(Evaluated, events)[0].step
     crashed = Training.begin(corpus, SMALL)
-    heard = crashed.events()
-    assert any(isinstance(event, Stepped) and event.step == edge for event in heard)
-    # Its listener leaves at the last update of the epoch; the resume is killed between the log and its first save.
-    heard.close()  # type: ignore[attr-defined]
+    iterator = crashed.events()
+    assert any(isinstance(event, Stepped) and event.step == edge for event in iterator)
+    # The caller stops at the last update of the epoch; the resume is killed between the log and its first save.
+    iterator.close()  # type: ignore[attr-defined]
     crashed.run.append_log(next(e for e in whole.run.log() if e["event"] == "evaluated"))
     list(Training.resume(crashed.run).events())
     assert without_times(crashed.run.log()) == without_times(whole.run.log())
 
 
-def test_limits_can_be_moved_when_a_run_is_resumed(corpus: Corpus) -> None:
+def test_a_resume_may_change_the_limits(corpus: Corpus) -> None:
     longer, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 5}))
     first, _ = trained(corpus)
     events = list(Training.resume(first.run, epochs=5).events())
@@ -257,7 +261,7 @@ def test_limits_can_be_moved_when_a_run_is_resumed(corpus: Corpus) -> None:
     assert first.run.configuration.epochs == 5
 
 
-def test_a_finished_run_resumed_has_nothing_to_do(corpus: Corpus) -> None:
+def test_a_resume_of_a_finished_run_does_nothing(corpus: Corpus) -> None:
     training, _ = trained(corpus)
     before = training.run.log()
     events = list(Training.resume(training.run).events())
@@ -265,10 +269,8 @@ def test_a_finished_run_resumed_has_nothing_to_do(corpus: Corpus) -> None:
     assert without_times(training.run.log()) == without_times(before)
 
 
-def test_a_budget_ends_training_within_an_epoch_and_is_judged_there(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # A clock on which a second passes whenever it is looked at.
+def test_a_budget_ends_within_an_epoch_with_an_evaluation(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock on which one second passes with each call.
     monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=itertools.count().__next__))
     _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 10.0}))
     assert 1 <= len(only(Stepped, events)) <= 10
@@ -276,8 +278,8 @@ def test_a_budget_ends_training_within_an_epoch_and_is_judged_there(
     assert only(Finished, events)[0].reason == "budget"
 
 
-def test_training_ends_when_the_rate_has_decayed_away(corpus: Corpus) -> None:
-    # A rate of next to nothing never improves twice: every second evaluation lowers it.
+def test_training_ends_when_the_rate_has_decayed(corpus: Corpus) -> None:
+    # With such a low rate the perplexity improves only once: every second evaluation decays the rate.
     configuration = Configuration(
         **{**SMALL.to_json(), "epochs": 100, "decay_patience": 1, "decay_factor": 0.05, "learning_rate": 1e-12}
     )
@@ -287,9 +289,9 @@ def test_training_ends_when_the_rate_has_decayed_away(corpus: Corpus) -> None:
     assert [e.new_rate for e in decays] == pytest.approx([5e-14, 2.5e-15])
 
 
-def test_plateau_is_the_tutorials() -> None:
+def test_plateau_equals_the_code_of_the_tutorial() -> None:
     perplexities = [9.0, 8.0, 8.5, 8.1, 8.0, 8.2, 8.3, 7.9, 9, 9, 9, 9, 9, 9]
-    # The tutorial's own lines, from its section "Decaying learning rate over time".
+    # The tutorial's code, from its section "Decaying learning rate over time".
     decay_count, minimum, gstep = 0, 1e10, 0
     schedule = Plateau(0.001)
     for perplexity in perplexities:
@@ -307,22 +309,28 @@ def test_plateau_is_the_tutorials() -> None:
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.02, 0.3, 1.0])
-def test_cosine_rises_over_the_warmup_then_falls_to_a_hundredth(warmup: float) -> None:
-    places = np.linspace(0.0, 1.0, 1001)
-    shares = np.array([cosine(float(place), warmup) for place in places])
-    assert shares.min() >= 0.01 - 1e-12
-    assert shares.max() == pytest.approx(1.0)
-    rising = places < warmup
-    assert shares[rising].tolist() == pytest.approx([max(0.01, p / warmup) for p in places[rising]])
-    right = [
-        0.01 + 0.99 * (1 + math.cos(math.pi * (p - warmup) / (1 - warmup))) / 2 for p in places if warmup <= p < 1
-    ]
-    assert shares[~rising][: len(right)].tolist() == pytest.approx(right)
-    assert (np.diff(shares[~rising]) <= 0).all()
-    assert warmup == 1.0 or shares[-1] == pytest.approx(0.01)
+def test_cosine_warms_up_and_falls_to_one_percent(warmup: float) -> None:
+    progress = np.linspace(0.0, 1.0, 1001)
+    rates = np.array([cosine(float(p), warmup) for p in progress])
+    assert rates.min() >= 0.01 - 1e-12
+    assert rates.max() == pytest.approx(1.0)
+    rising = progress < warmup
+    assert rates[rising].tolist() == pytest.approx([max(0.01, p / warmup) for p in progress[rising]])
+    falling = [p for p in progress if warmup <= p < 1]
+    expected = [0.01 + 0.99 * (1 + math.cos(math.pi * (p - warmup) / (1 - warmup))) / 2 for p in falling]
+    assert rates[~rising][: len(expected)].tolist() == pytest.approx(expected)
+    assert (np.diff(rates[~rising]) <= 0).all()
+    assert warmup == 1.0 or rates[-1] == pytest.approx(0.01)
 
 
-def test_a_run_of_a_cosine_warms_up_and_ends_low_whatever_validation_says(corpus: Corpus) -> None:
+def test_progress_is_that_of_the_updates_or_of_the_budget() -> None:
+    assert progress_of(3, 12, 100.0, None) == 0.25
+    assert progress_of(3, 12, 5.0, 10.0) == 0.5
+    assert progress_of(3, 12, 1.0, 10.0) == 0.25
+    assert progress_of(12, 12, 11.0, 10.0) == 1.0
+
+
+def test_the_cosine_schedule_ignores_the_validation_set(corpus: Corpus) -> None:
     options: dict[str, Any] = {"schedule": "cosine", "warmup": 0.25, "learning_rate": 0.02, "decay_patience": 1}
     _, events = trained(corpus, Configuration(**{**TINY, **options}, epochs=8))
     steps = len(only(Stepped, events))
@@ -336,7 +344,7 @@ def test_a_run_of_a_cosine_warms_up_and_ends_low_whatever_validation_says(corpus
     assert only(Finished, events)[0].reason == "epochs"
 
 
-def test_a_cosine_follows_the_budget_where_it_ends_sooner(corpus: Corpus) -> None:
+def test_the_cosine_schedule_follows_the_budget(corpus: Corpus) -> None:
     options: dict[str, Any] = {"schedule": "cosine", "epochs": 10**6, "budget": 0.2, "learning_rate": 0.02}
     _, events = trained(corpus, Configuration(**TINY, **options))
     before = 0.0
@@ -348,8 +356,8 @@ def test_a_cosine_follows_the_budget_where_it_ends_sooner(corpus: Corpus) -> Non
     assert only(Finished, events)[0].reason == "budget"
 
 
-def test_weight_decay_shrinks_the_weights_apart_from_the_gradient(corpus: Corpus) -> None:
-    # With dropout away, the first update differs by the decay alone: each weight by the same share.
+def test_weight_decay_is_decoupled_from_the_gradient(corpus: Corpus) -> None:
+    # The first updates differ by the decay only: by the same fraction of each weight.
     stopped = []
     for decay in (0.0, 0.5):
         options: dict[str, Any] = {"weight_decay": decay, "learning_rate": 0.01, "initialisation": "xavier"}
@@ -365,7 +373,7 @@ def test_weight_decay_shrinks_the_weights_apart_from_the_gradient(corpus: Corpus
 
 
 @pytest.mark.slow
-def test_weight_decay_keeps_weights_small_in_the_long_run(corpus: Corpus) -> None:
+def test_weight_decay_keeps_weights_small(corpus: Corpus) -> None:
     norms = []
     for decay in (0.0, 2.0):
         training, _ = trained(corpus, Configuration(**TINY, epochs=15, learning_rate=0.02, weight_decay=decay))
@@ -374,19 +382,19 @@ def test_weight_decay_keeps_weights_small_in_the_long_run(corpus: Corpus) -> Non
     assert norms[1] < 0.7 * norms[0]
 
 
-def test_with_phases_the_vocabulary_is_of_both_cuts_and_an_epoch_reads_one_of_each_story(corpus: Corpus) -> None:
+def test_an_epoch_reads_one_phase_of_each_document(corpus: Corpus) -> None:
     plain, _ = trained(corpus, Configuration(**TINY, epochs=1))
     configuration = Configuration(**TINY, epochs=1, phases=True, dropout=0.0)
     phased, events = trained(corpus, configuration)
     grams = [set(training.run.checkpoint().vocabulary.ngrams) for training in (plain, phased)]
     assert grams[0] < grams[1]
     started, *_ = only(Started, events)
-    texts = [story.read() for story in split_by_hash(corpus).parts["train"]]
+    texts = [document.read() for document in split_by_hash(corpus).parts["train"]]
     assert started.ngrams == sum(math.ceil(len(text) / 2) for text in texts)
-    # One epoch reads each story cut in one of its ways, as drawn.
+    # One epoch reads one phase of each document, as drawn by `epoch`.
     vocabulary = phased.run.checkpoint().vocabulary
-    stories = [[vocabulary.encode(text, phase) for phase in range(2)] for text in texts]
-    windows = epoch(stories, 9, 25, 0, 0)
+    documents = [[vocabulary.encode(text, phase) for phase in range(2)] for text in texts]
+    windows = epoch(documents, 9, 25, 0, 0)
     assert len(only(Stepped, events)) == len(windows)
     model = LanguageModel(configuration, len(vocabulary))
     model.initialise()
@@ -395,8 +403,8 @@ def test_with_phases_the_vocabulary_is_of_both_cuts_and_an_epoch_reads_one_of_ea
     assert first.perplexity == pytest.approx(math.exp(losses.sum() / windows[0].predictions), rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpoint(corpus: Corpus) -> None:
-    # Fault 35.
+def test_a_loss_that_is_not_finite_keeps_the_checkpoint(corpus: Corpus) -> None:
+    # Fault 35
     training = Training.begin(corpus, SMALL)
     training.stop()
     list(training.events())
@@ -404,12 +412,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_keeps_the_checkpo
     resumed = Training.resume(training.run)
     assert resumed._checkpoint is not None
     resumed._checkpoint.weights["output.bias"][:] = np.inf
-    with pytest.raises(GrimmgenError, match=r"no longer finite at update \d+.*train anew with --lr 0.0001"):
+    with pytest.raises(GrimmgenError, match=r"not finite at update 1.*--lr 0\.0001"):
         list(resumed.events())
     assert training.run.last_path.read_bytes() == before
 
 
-def test_two_trainings_of_one_run_are_refused_of_two_runs_are_fine(corpus: Corpus) -> None:  # fault 36
+def test_a_run_is_locked_while_it_is_trained(corpus: Corpus) -> None:  # fault 36
     first, second = Training.begin(corpus, SMALL), Training.begin(corpus, SMALL)
     events = first.events()
     next(events)
@@ -425,7 +433,7 @@ def test_two_trainings_of_one_run_are_refused_of_two_runs_are_fine(corpus: Corpu
         ({"min_count": 10**6}, "no 2-gram occurs 1000000 times"),
     ],
 )
-def test_a_text_too_short_is_refused_before_there_is_a_run(
+def test_a_text_too_short_is_refused_before_a_run_is_created(
     corpus: Corpus, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
@@ -433,46 +441,128 @@ def test_a_text_too_short_is_refused_before_there_is_a_run(
     assert registry.all_runs() == []
 
 
-def test_a_changed_story_is_noticed_when_a_run_is_resumed(corpus: Corpus) -> None:
+def test_a_resume_with_a_changed_document_is_an_error(corpus: Corpus) -> None:
     training, _ = trained(corpus)
-    story = split_by_hash(corpus).parts["train"][0]
-    assert isinstance(story.path, Path)
-    story.path.write_text("another tale", encoding="utf-8")
-    with pytest.raises(IntegrityError, match="has changed"):
+    document = split_by_hash(corpus).parts["train"][0]
+    assert isinstance(document.path, Path)
+    document.path.write_text("another tale", encoding="utf-8")
+    with pytest.raises(IntegrityError, match="changed"):
         list(Training.resume(training.run, epochs=9).events())
 
 
-def test_the_logged_perplexity_is_that_of_evaluation_with_the_best_weights(corpus: Corpus) -> None:
+def test_the_logged_perplexity_is_that_of_the_best_weights(corpus: Corpus) -> None:
     training, events = trained(corpus)
     checkpoint = training.run.checkpoint()
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)
-    stories = split_by_hash(corpus).parts["valid"]
-    texts = encode_for_evaluation([(s.name, s.read()) for s in stories], checkpoint.vocabulary)
+    documents = split_by_hash(corpus).parts["valid"]
+    texts = encode_for_evaluation([(d.name, d.read()) for d in documents], checkpoint.vocabulary)
     assert evaluate(model, texts).total.perplexity == only(Finished, events)[0].best_perplexity
 
 
-def test_evaluation_is_the_mean_over_stories_read_alone_unknown_ngrams_charged(corpus: Corpus) -> None:
+def test_evaluation_equals_one_document_at_a_time(corpus: Corpus) -> None:
     training, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "min_count": 12}))
     checkpoint = training.run.checkpoint()
     vocabulary = checkpoint.vocabulary
-    model = LanguageModel(checkpoint.configuration, len(vocabulary)).double()
+    model = LanguageModel(checkpoint.configuration, len(vocabulary))
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]
-    result = evaluate(model.float(), encode_for_evaluation(texts, vocabulary))
+    result = evaluate(model, encode_for_evaluation(texts, vocabulary))
     for (_, text), score in zip(texts, result.documents, strict=True):
         ids = vocabulary.encode(text)
         inputs = torch.tensor([1, *ids.tolist()])[:, None]
-        hidden, _ = model(inputs, model.zero_state(1), None)
-        logits = hidden[:, 0] @ model.output.weight + model.output.bias
+        logits, _ = model.logits(inputs, model.zero_state(1))
         targets = torch.tensor([*ids.tolist(), 1])
-        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
-        spelt = [text.lower()[i * 2 : i * 2 + 2] for i in np.flatnonzero(ids == 0)]
-        nats += sum(vocabulary.spelling_cost(c) for gram in spelt for c in gram)
-        nats += sum(vocabulary.spelling_cost("") for gram in spelt if len(gram) < 2)
+        nats = torch.nn.functional.cross_entropy(logits[:, 0].double(), targets, reduction="sum").item()
+        unknown = [text.lower()[i * 2 : i * 2 + 2] for i in np.flatnonzero(ids == 0)]
+        nats += sum(vocabulary.spelling_cost(c) for gram in unknown for c in gram)
+        nats += sum(vocabulary.spelling_cost("") for gram in unknown if len(gram) < 2)
         assert score.nats == pytest.approx(nats, rel=1e-5)
         assert score.bits_per_character == pytest.approx(nats / math.log(2) / len(text), rel=1e-5)
-        assert score.unknown == len(spelt)
+        assert score.unknown == len(unknown)
     assert result.total.perplexity == pytest.approx(
         math.exp(sum(s.nats for s in result.documents) / sum(s.predictions for s in result.documents))
     )
+
+
+# --- the loop by itself ----------------------------------------------------------------------------------
+
+
+class FakeStep:
+    """A training step that counts: its loss is the number of the update, its state the sum of the losses."""
+
+    def __init__(self) -> None:
+        self.seeds: list[int] = []
+
+    def __call__(self, _: Window, state: State, __: float, random_seed: int) -> StepResult:
+        self.seeds.append(random_seed)
+        return StepResult(float(len(self.seeds)), 1.0, (state[0] + len(self.seeds),))
+
+
+def fake_loop(step: FakeStep, **options: Any) -> TrainingLoop:
+    """A loop over two epochs of three windows; a second passes with each look at the clock."""
+    configuration = Configuration(batch_size=2, unroll=2, epochs=2, decay_patience=1, **options)
+    return TrainingLoop(
+        configuration,
+        step,  # type: ignore[arg-type]
+        (torch.zeros(1, 2, 1),),
+        Progress(Plateau(configuration.learning_rate)),
+        lambda number: epoch([[np.arange(2, 13, dtype=np.uint16)]], 2, 2, 0, number),
+        3,
+        lambda: (7.0, 2.0),
+        lambda: False,
+        itertools.count().__next__,
+        5.0,
+        lambda clocks, stop: (clocks, stop),
+    )
+
+
+def test_the_loop_yields_events_and_knows_no_files(home: Path) -> None:
+    step = FakeStep()
+    loop = fake_loop(step)
+    events = list(loop.events())
+    assert [type(event) for event in events if not isinstance(event, SaveDue)] == [
+        *[Stepped] * 3,
+        Evaluated,
+        *[Stepped] * 3,
+        *(Evaluated, RateDecayed, Finished),
+    ]
+    assert any(isinstance(event, SaveDue) for event in events)
+    # All randomness of an update follows from the random seed and its number.
+    assert step.seeds == [np.random.SeedSequence([0, k]).generate_state(1)[0] for k in range(6)]
+    assert loop.state[0].tolist() == [[[21.0], [21.0]]]
+    assert (loop.progress.step, loop.progress.epoch, loop.progress.window) == (6, 2, 0)
+    assert not home.exists()
+
+
+def test_the_loop_repeats_an_evaluation_that_was_interrupted() -> None:
+    loop = fake_loop(FakeStep())
+    assert any(isinstance(event, Evaluated) for event in loop.events())
+    again = dataclasses.replace(loop, progress=Progress.from_json(loop.progress.to_json()))
+    first = next(event for event in again.events() if not isinstance(event, SaveDue))
+    assert isinstance(first, Evaluated)
+    assert (first.step, first.epoch) == (3, 1)
+
+
+def test_the_loop_evaluates_after_a_save_at_the_end_of_the_budget() -> None:
+    loop = fake_loop(FakeStep(), budget=6.0)
+    for event in loop.events():
+        if isinstance(event, Stepped) and event.seconds >= 6.0:
+            break
+    again = dataclasses.replace(loop, progress=Progress.from_json(loop.progress.to_json()))
+    evaluated, finished = again.events()
+    assert isinstance(evaluated, Evaluated)
+    assert isinstance(finished, Finished)
+    assert (evaluated.step, finished.reason, finished.best_perplexity) == (loop.progress.step, "budget", 7.0)
+
+
+def test_ranks_is_a_deprecated_name(corpus: Corpus) -> None:
+    sys.modules.pop("grimmgen.ranks", None)
+    with pytest.warns(DeprecationWarning, match="process_group"):
+        from grimmgen import ranks
+    with ranks.joined() as group, pytest.warns(DeprecationWarning, match="use `group`"):
+        training = Training.begin(corpus, SMALL, ranks=group)
+    training.stop()
+    list(training.events())
+    with pytest.warns(DeprecationWarning, match="use `group`"):
+        Training.resume(training.run, ranks=group)

@@ -1,7 +1,7 @@
-"""The command line: one module a subcommand, each of which parses, makes one call and renders.
+"""The command line: one module per command, each of which parses, makes one call and renders the result.
 
-Here they are put together, and here every error becomes one line and an exit code:
-0 well, 1 failed, 2 usage, 3 integrity, 70 a bug of ours, 128+N signal N.
+This module puts the commands together and turns every error into one line and an exit code: 0 success, 1 failure,
+2 usage, 3 integrity, 70 a bug of grimmgen, 128+N signal N.
 """
 
 from __future__ import annotations
@@ -9,42 +9,47 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+import typer.main
 
-from grimmgen.cli import eval, fetch, generate, help, options, runs, train, vocab
+from grimmgen.cli import eval as eval_command
+from grimmgen.cli import fetch, formatting, generate, options, runs, train, vocab
 from grimmgen.errors import GrimmgenError
 from grimmgen.training import distributed
 
 __all__ = ["app", "main"]
 
 _BUG = 70
-_FULL = "the memory is full: give less text, or a smaller network"
 _INTERRUPTED = 130
-_YES = {"1", "true", "t", "yes", "y", "on"}
+_OUT_OF_MEMORY = "out of memory: give less text, or a smaller network"
+# The values that Typer reads as true in a variable.
+_TRUE = {"1", "true", "t", "yes", "y", "on"}
 _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
+# The base of Typer's errors about a command line, which Typer does not export by itself.
+_CommandLineError: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="grimmgen",
-    cls=help.Group,
-    help="Train a recurrent language model, written from scratch, on folk tales or any text of yours,"
-    " and tell new stories with it.",
-    epilog="Begin with: grimmgen train --corpus sampler, then: grimmgen generate. Every option has a variable too:"
-    " GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME moves cache and runs.",
-    no_args_is_help=True,
+    cls=formatting.Group,
+    help="Train a recurrent language model, written from scratch, on folk tales or your own text, and generate"
+    " stories with it.",
+    epilog="Start with: grimmgen train --corpus sampler, then: grimmgen generate. Environment variables set"
+    " options, too: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME is the directory of"
+    " cache and runs.",
+    invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "GRIMMGEN"},
 )
-app.command("fetch", cls=help.Command)(fetch.fetch)
-app.command("vocab", cls=help.Command)(vocab.vocab)
-app.command("train", cls=help.Command)(train.train)
-app.command("eval", cls=help.Command)(eval.evaluate)
-app.command("generate", cls=help.Command)(generate.generate)
+app.command("fetch", cls=formatting.Command)(fetch.fetch)
+app.command("vocab", cls=formatting.Command)(vocab.vocab)
+app.command("train", cls=formatting.Command)(train.train)
+app.command("eval", cls=formatting.Command)(eval_command.evaluate)
+app.command("generate", cls=formatting.Command)(generate.generate)
 app.add_typer(runs.app, name="runs")
 
 
@@ -52,135 +57,134 @@ def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
 
-        print(f"grimmgen {version('grimmgen')}")  # noqa: T201 - no more than this
+        print(f"grimmgen {version('grimmgen')}")  # noqa: T201 - rich is not imported for one line
         raise typer.Exit
 
 
 @app.callback()
 def _options(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - `_version` handles it
         bool, options.option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
     ] = False,
-    debug: Annotated[bool, options.option("--debug", help="Show the traceback of an error.")] = False,
+    debug: Annotated[  # noqa: ARG001 - `_run` looks for it, because it must be known before parsing
+        bool, options.option("--debug", help="Show the traceback of an error.")
+    ] = False,
 ) -> None:
-    """The options before the subcommand; `main` looks for --debug itself, so that it is known early."""
+    """The options before the command."""
+    formatting.help_without_command(context)
 
 
 def main() -> None:
     """Run the command line and exit."""
-    distributed.end(_run(sys.argv[1:]))
+    distributed.exit_process(_run(sys.argv[1:]))
 
 
 def _run(arguments: list[str]) -> int:
+    """Run a command line; returns the exit code."""
     _prepare_streams()
-    # The words that typer reads as yes in a variable.
-    debug = "--debug" in arguments or os.environ.get("GRIMMGEN_DEBUG", "").lower() in _YES
+    debug = "--debug" in arguments or os.environ.get("GRIMMGEN_DEBUG", "").lower() in _TRUE
     from grimmgen.cli import console
 
     try:
-        result = app(arguments, prog_name="grimmgen", standalone_mode=False)
+        code = _command()(arguments, prog_name="grimmgen", standalone_mode=False)
         sys.stdout.flush()
-    except GrimmgenError as error:
-        if debug:
-            console.trace()
-        if distributed.speaks():
-            console.error(str(error))
-        return error.exit_code
-    except (KeyboardInterrupt, typer.Abort):
-        console.note("stopped")
-        return _INTERRUPTED
-    except MemoryError:
-        if debug:
-            console.trace()
-        console.error(_FULL)
-        return 1
+        return code if isinstance(code, int) else 0
     except BrokenPipeError:
         _drop_output()
         return 0
     except SystemExit as leaving:
-        # Typer and rich leave so, with exit code 1, where they meet a broken pipe.
+        # Typer and rich exit with code 1 where they meet a broken pipe.
         if not isinstance(leaving.__context__, BrokenPipeError):
             return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
         _drop_output()
         return 0
-    except OSError as error:
-        if debug:
-            console.trace()
-        place = f" {error.filename}" if error.filename else ""
-        console.error(f"the system refuses{place} ({error.strerror or error}): check the path and the disk")
-        _drop_output()
-        return 1
-    except Exception as error:
-        # Typer's own errors know how to say what they are; their class has moved between its versions.
-        if (tell := getattr(error, "format_message", None)) is not None:
-            if error.__class__.__name__ == "NoArgsIsHelpError":
-                return 2
+    except (KeyboardInterrupt, typer.Abort):
+        console.note("stopped")
+        return _INTERRUPTED
+    except _CommandLineError as error:
+        if distributed.reports_errors():
             context = getattr(error, "ctx", None)
-            command = context.command_path if context is not None else _command(arguments)
-            if distributed.speaks():
-                console.error(f"{_in_our_words(tell())}: see `{command} --help`")
-            return int(getattr(error, "exit_code", 2))
+            path = context.command_path if context is not None else _command_path(arguments)
+            console.error(f"{_one_sentence(error.format_message())}: see `{path} --help`")
+        return int(error.exit_code)
+    except Exception as error:
         if debug:
             console.trace()
-        torch = sys.modules.get("torch")  # not imported for this
-        if torch is not None and isinstance(error, torch.OutOfMemoryError):
-            console.error("the device is out of memory: give a smaller network, or --device cpu")
-            return 1
-        if "DefaultCPUAllocator" in str(error):
-            # PyTorch's name for what is a MemoryError everywhere else.
-            console.error(_FULL)
-            return 1
-        console.error(
-            f"a bug of ours, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"
-            " with what `grimmgen --debug` shows"
-        )
-        return _BUG
-    return result if isinstance(result, int) else 0
+        code, message = _explain(error)
+        if distributed.reports_errors() or not isinstance(error, GrimmgenError):
+            console.error(message)
+        if isinstance(error, OSError):
+            _drop_output()
+        return code
 
 
-def _command(arguments: Sequence[str]) -> str:
-    """The command that these arguments are for: an error that was met while they were read does not say.
+def _explain(error: Exception) -> tuple[int, str]:
+    """The exit code and the message of an error."""
+    torch = sys.modules.get("torch")  # not imported for this
+    match error:
+        case GrimmgenError():
+            return error.exit_code, str(error)
+        case MemoryError():
+            return 1, _OUT_OF_MEMORY
+        case OSError():
+            place = f" {error.filename}" if error.filename else ""
+            return 1, f"system error{place} ({error.strerror or error}): check the path and the disk"
+        case _ if torch is not None and isinstance(error, torch.OutOfMemoryError):
+            return 1, "the device is out of memory: give a smaller network, or --device cpu"
+        case _ if "DefaultCPUAllocator" in str(error):
+            # PyTorch's equivalent of MemoryError.
+            return 1, _OUT_OF_MEMORY
+        case _:
+            return _BUG, (
+                f"internal error, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"
+                " with the output of `grimmgen --debug`"
+            )
 
-    >>> _command(["--debug", "runs", "show", "--json="])
+
+def _command() -> Any:
+    command: Any = typer.main.get_command(app)
+    for parameter in command.params:
+        parameter.show_envvar = False  # of Typer's own options for completion, as of all others
+    return command
+
+
+def _command_path(arguments: Sequence[str]) -> str:
+    """The command that these arguments name, for an error that does not know its context.
+
+    >>> _command_path(["--debug", "runs", "show", "--json="])
     'grimmgen runs show'
     """
-    from typer.main import get_command
-
-    path, at = ["grimmgen"], get_command(app)
+    path, command = ["grimmgen"], _command()
     for argument in arguments:
-        if (below := getattr(at, "commands", {}).get(argument)) is not None:
+        if (below := getattr(command, "commands", {}).get(argument)) is not None:
             path.append(argument)
-            at = below
+            command = below
     return " ".join(path)
 
 
-def _in_our_words(message: str) -> str:
-    """What typer says of a wrong option or value, in one line that reads well before a colon.
+def _one_sentence(message: str) -> str:
+    """Typer's message as a sentence that can precede a colon.
 
-    >>> _in_our_words("No such command 'trian'. Did you mean 'train'?")
-    "No such command 'trian' (did you mean 'train'?)"
-    >>> _in_our_words("Invalid value: Input should be a valid number, unable to parse string as a number")
-    'Invalid value: not a number'
+    >>> _one_sentence("No such command 'trian'. Did you mean 'train'?")
+    "No such command 'trian', did you mean 'train'"
     """
-    message = " ".join(message.split()).rstrip(".")
-    message = re.sub(r"\. Did you mean (.*)\?$", r" (did you mean \1?)", message)
-    message = re.sub(r"Input should be a valid integer\b.*", "not a whole number", message)
-    message = re.sub(r"Input should be a valid number\b.*", "not a number", message)
-    return message.replace(": Value error, ", ": ")
+    message = " ".join(message.split()).rstrip(".?")
+    return message.replace(". Did you mean", ", did you mean").replace(": Value error, ", ": ")
 
 
 def _drop_output() -> None:
-    """What is still buffered has nowhere to go: whoever read has read enough, or the disk is full."""
+    """Discard what is still buffered, which can no longer be written: the reader has gone, or the disk is full."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_streams() -> None:
-    """The same bytes everywhere: UTF-8 whatever the locale is, line ends as written."""
+    """Write the same bytes everywhere: UTF-8 in any locale, line ends unchanged."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
-            # Closed by whoever called: the next file opened would take its place. An input is empty, an output
-            # fails (nothing is lost in silence), errors are not heard.
+            # The caller closed it, and the next file opened would take its number. Standard input becomes empty,
+            # writing to standard output fails, standard error is discarded.
             os.open(os.devnull, os.O_WRONLY if number == 2 else os.O_RDONLY)
             setattr(sys, name, os.fdopen(number, "w" if number else "r"))
     for stream in (sys.stdout, sys.stderr):

@@ -1,4 +1,4 @@
-"""A learning curve as lines of characters, for a terminal of any width."""
+"""Learning curves in characters, for a terminal of any width."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LABEL = 7
 
 
 class Glyphs(NamedTuple):
-    """What a chart is made of: validation, training, the best, a lowered rate; axes and their corner."""
+    """Characters of a chart: validation, training, the best evaluation, a decay; the axes and their corner."""
 
     validation: str
     training: str
@@ -30,16 +30,15 @@ ASCII = Glyphs("o", ".", "*", ":", "-", "|", "+")
 
 
 def draw(curve: Curve, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
-    """Perplexity, upwards on a logarithmic scale, over updates.
+    """Draw the perplexity, on a logarithmic scale, over the updates.
 
     Args:
-        curve: with one evaluation or more.
-        width: columns, 24 or more.
-        glyphs: what to draw with.
+        curve: at least one evaluation.
+        width: columns, at least 24.
+        glyphs: the characters.
 
     Returns:
-        The lines, none of them longer than `width`, the last two being the axis and the legend; the legend
-        may be folded to more.
+        Lines of at most `width` characters: the chart, the axis, and the legend in one line or several.
     """
     columns = max(8, width - _LABEL - 1)
     lowest, highest = (f(*curve.training, *curve.validation) for f in (min, max))
@@ -62,7 +61,7 @@ def draw(curve: Curve, width: int, glyphs: Glyphs = UNICODE) -> list[str]:
         before = row(values[0])
         for x in range(column(last) + 1):
             y = row(_between(curve.steps, values, first + (last - first) * x / max(1, columns - 1)))
-            # A steep piece has no gaps.
+            # Fill the rows between two columns, so that a steep curve has no gaps.
             for covered in {y, *range(before + 1, y), *range(y + 1, before)}:
                 grid[covered][x] = glyph
             before = y
@@ -92,7 +91,7 @@ def _legend(curve: Curve, width: int, glyphs: Glyphs) -> list[str]:
 
 
 def _between(steps: Sequence[int], values: Sequence[float], step: float) -> float:
-    """The value at a step, on a straight line of logarithms between two evaluations."""
+    """Interpolate the logarithm of the values at a step."""
     after = next((k for k, s in enumerate(steps) if s >= step), len(steps) - 1)
     if after == 0 or steps[after] == steps[after - 1]:
         return values[after]

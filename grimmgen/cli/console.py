@@ -1,10 +1,10 @@
-"""What the user sees: lines, tables, bars. The sole importer of rich.
+"""Output on the terminal: lines, tables and progress bars. The only importer of rich.
 
-Text and data go to standard output, always UTF-8 and never coloured in a pipe; progress, hints, warnings and
-errors go to standard error. Names and texts that come from files and servers are shown as they are, never
-read as markup, and never reach a terminal raw.
+Text and data go to standard output, in UTF-8 and without colours in a pipe; progress, hints, warnings and errors
+go to standard error. Names and texts from files and servers are never interpreted as markup, and their control
+characters never reach a terminal.
 
-rich is imported by what draws with it: who asks for help, or tells a story, does not wait for all of it.
+rich is imported by the functions that use it, so that commands without tables and bars start faster.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-# Tables in a pipe have their natural width: what is written there must not depend on the terminal.
+# Widths of tables and of lines of text in a pipe, independent of the terminal.
 _PIPE_WIDTH = 160
-# Lines of a text there.
 _TEXT_WIDTH = 80
+# Below this width, bars show short figures; from this width on, there is room for long bars.
 _NARROW = 70
-# Less than this leaves no room for a long bar beside the longest figures.
 _WIDE = 100
-# Of what the model does not know so much is named.
-_NAMED = 20
-# Control characters but newline and tab, and what changes the direction or the visibility of text.
+# Number of unknown characters or tokens that a warning lists.
+_MAX_LISTED = 20
+# Control characters except newline and tab, and characters that change the direction or the visibility of text.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\U000e0000-\U000e0fff\ud800-\udfff]"
@@ -41,7 +40,7 @@ _UNSAFE = re.compile(
 
 
 def safe(text: str) -> str:
-    r"""The text with what could steer a terminal shown as an escape.
+    r"""Replace control characters by escape sequences that a terminal only displays.
 
     >>> safe("a\x1b[2Jb")
     'a\\x1b[2Jb'
@@ -50,7 +49,7 @@ def safe(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    r"""A name or a value within one line: a line end in it cannot make up a row, or another value.
+    r"""Make a name or a value safe, with line ends and tabs as escape sequences, too.
 
     >>> one_line("sly-fox\nold-owl")
     'sly-fox\\nold-owl'
@@ -59,28 +58,28 @@ def one_line(text: str) -> str:
 
 
 def error(message: str) -> None:
-    """One line: what went wrong, where, and what to do about it."""
+    """Print an error in one line: what, where, remedy."""
     _line("error: ", "bold red", message)
 
 
 def warn(message: str) -> None:
-    """One line about something that may surprise."""
+    """Print a warning in one line."""
     _line("warning: ", "yellow", message)
 
 
 def note(message: str) -> None:
-    """One line about what goes on."""
+    """Print one line on standard error."""
     _line("", "", message)
 
 
 def trace() -> None:
-    """The traceback of the error at hand, on standard error."""
+    """Print the traceback of the current exception on standard error."""
     with contextlib.suppress(OSError):
         sys.stderr.write(safe(traceback.format_exc()))
 
 
 def hint(command: str, what: str) -> None:
-    """One line with the command to type next."""
+    """Print a hint on standard error: a command or options to type."""
     from rich.text import Text
 
     console = _console(sys.stderr)
@@ -88,50 +87,50 @@ def hint(command: str, what: str) -> None:
 
 
 def out(message: str = "") -> None:
-    """One line of result, on standard output."""
+    """Print one line on standard output."""
     _console(sys.stdout).print(_text(message), soft_wrap=True)
 
 
 def sentence(message: str) -> None:
-    """One line of result, on standard output; a terminal breaks it between words."""
+    """Print one line on standard output, broken between words on a terminal."""
     _console(sys.stdout).print(_text(message), soft_wrap=not sys.stdout.isatty())
 
 
 def document(value: Any) -> None:
-    """One JSON document, on standard output."""
+    """Print a JSON document on standard output."""
     write(json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
 def json_line(value: Any) -> None:
-    """One JSON value in one line, on standard output, at once."""
+    """Print a JSON value in one line on standard output, unbuffered."""
     write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
 
 
 def write(text: str) -> None:
-    """Text on standard output as it is, at once: raw in a pipe, made safe on a terminal."""
+    """Write text to standard output, unbuffered: unchanged in a pipe, safe on a terminal."""
     sys.stdout.write(safe(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
 class Lines:
-    """Text on standard output, broken between words where a line would leave the terminal; raw in a pipe."""
+    """A stream of text to standard output, with lines broken between words on a terminal, unchanged in a pipe."""
 
     def __init__(self) -> None:
         self._width = text_width() - 1 if sys.stdout.isatty() else 0
         self._column = 0
-        self._begun = ""  # a word that has not ended yet
-        self._space = ""  # before it
+        self._word = ""  # an incomplete word
+        self._space = ""  # the space before it
 
     def write(self, text: str) -> None:
-        """Go on; a word is shown when it has ended, all that there is at a line's end."""
+        """Write text; its last word is held back until it is complete."""
         if not self._width:
             write(text)
             return
         from rich.cells import cell_len
 
         shown = list[str]()
-        *ended, self._begun = re.split("([ \n])", self._begun + text)
-        for word, space in zip(ended[::2], ended[1::2], strict=True):
+        *complete, self._word = re.split("([ \n])", self._word + text)
+        for word, space in zip(complete[::2], complete[1::2], strict=True):
             width = cell_len(safe(word))
             if self._column and self._column + len(self._space) + width > self._width:
                 shown.append("\n")
@@ -145,10 +144,10 @@ class Lines:
             if space == "\n":
                 shown.append(space)
                 self._column = 0
-        # What has no spaces is not waited for; the terminal breaks it.
-        if cell_len(safe(self._begun)) >= self._width:
-            shown += self._space, self._begun
-            self._column, self._space, self._begun = 1, "", ""
+        # Longer than a line: not held back, the terminal breaks it.
+        if cell_len(safe(self._word)) >= self._width:
+            shown += self._space, self._word
+            self._column, self._space, self._word = 1, "", ""
         write("".join(shown))
 
 
@@ -160,15 +159,15 @@ def table(
     marked: int | None = None,
     dispensable: Sequence[str] = (),
 ) -> None:
-    """A table, on standard output.
+    """Print a table on standard output.
 
     Args:
-        columns: their heads.
-        rows: their cells.
-        title: above it.
-        right: the columns that are flush right.
-        marked: the row that stands out.
-        dispensable: the columns that are left out where a terminal is too narrow, the first to go first.
+        columns: the heads of the columns.
+        rows: the cells of each row.
+        title: shown above the table.
+        right: the columns that are aligned to the right.
+        marked: the index of a highlighted row.
+        dispensable: the columns to leave out on a narrow terminal, in the order in which they are left out.
     """
     import rich.box
     from rich.table import Table
@@ -178,32 +177,32 @@ def table(
     console = _console(sys.stdout)
     shown = list(columns)
     for column in dispensable:
-        # Three columns of space and rule between two cells.
+        # Two cells are three columns apart.
         if sum(width[c] + 3 for c in shown) - 1 > console.width:
             shown.remove(column)
-    made = Table(box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
-    made.title = _text(title, "italic") if title else None
+    drawn = Table(box=rich.box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    drawn.title = _text(title, "italic") if title else None
     for column in shown:
-        flush = "right" if column in right else "left"
-        made.add_column(_text(column), justify=flush, overflow="fold")  # type: ignore[arg-type]
+        justify = "right" if column in right else "left"
+        drawn.add_column(_text(column), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for number, row in enumerate(grid):
         cells = (_text(cell) for column, cell in zip(columns, row, strict=True) if column in shown)
-        made.add_row(*cells, style="bold" if number == marked else None)
-    console.print(made)
+        drawn.add_row(*cells, style="bold" if number == marked else None)
+    console.print(drawn)
 
 
 def facts(pairs: Sequence[tuple[str, object]], to_error: bool = False) -> None:
-    """Names and values, one pair a line; on a terminal a long value is folded beside its name."""
+    """Print names and values, one pair per line; a terminal wraps long values in their column."""
     from rich.table import Table
 
     stream = sys.stderr if to_error else sys.stdout
     if stream.isatty():
-        made = Table(box=None, show_header=False, pad_edge=False)
-        made.add_column(style="dim", no_wrap=True)
-        made.add_column(overflow="fold")
+        drawn = Table(box=None, show_header=False, pad_edge=False)
+        drawn.add_column(style="dim", no_wrap=True)
+        drawn.add_column(overflow="fold")
         for name, value in pairs:
-            made.add_row(_text(name), _text(one_line(str(value))))
-        _console(stream).print(made)
+            drawn.add_row(_text(name), _text(one_line(str(value))))
+        _console(stream).print(drawn)
         return
     width = max(len(name) for name, _ in pairs)
     for name, value in pairs:
@@ -217,17 +216,17 @@ def heat(
     unit: str,
     palette: Sequence[tuple[str, str]],
 ) -> None:
-    """A text of which each piece has a level, with a legend, on standard output.
+    """Print a text with a level for each of its pieces, and a legend, on standard output.
 
-    A terminal with 256 colours or more shows the levels as colours; elsewhere each line of the text has a line of
-    numbers under it, of which 0 is left out.
+    A terminal with 256 colours or more shows the levels as colours; otherwise a line of digits under each line of
+    the text shows them, with spaces for level 0.
 
     Args:
-        title: above it.
-        cells: what is shown of each character, its level, and whether a line ends after it.
-        levels: the name of each.
-        unit: of the names.
-        palette: paper and ink of each level.
+        title: shown above the text.
+        cells: each piece as it is displayed, its level, and whether a line ends after it.
+        levels: the names of the levels.
+        unit: the unit of these names.
+        palette: the background and foreground colours of each level.
     """
     from rich.cells import cell_len
     from rich.text import Text
@@ -236,7 +235,7 @@ def heat(
     coloured = not console.no_color and console.color_system in {"256", "truecolor"}
     width = text_width()
     console.print(_text(title, "bold"))
-    styles = [f"{ink} on {paper}" for paper, ink in palette]
+    styles = [f"{foreground} on {background}" for background, foreground in palette]
     for line in _folded(cells, width):
         if coloured:
             console.print(Text.assemble(*((shown, styles[level]) for shown, level, _ in line)), no_wrap=True)
@@ -252,7 +251,7 @@ def heat(
 
 
 def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tuple[str, int, bool]]]:
-    """Lines that are no wider than that, broken after a space where there is one."""
+    """Wrap cells into lines of this width, after a space if there is one."""
     from rich.cells import cell_len
 
     lines: list[list[tuple[str, int, bool]]] = [[]]
@@ -275,7 +274,7 @@ def _folded(cells: Iterable[tuple[str, int, bool]], width: int) -> list[list[tup
 
 
 def drawing(lines: Iterable[str], styles: Mapping[str, str]) -> None:
-    """Lines of characters, on standard output, some characters of which have a style on a terminal."""
+    """Print lines on standard output; on a terminal some characters have a style."""
     from rich.text import Text
 
     console = _console(sys.stdout)
@@ -287,13 +286,13 @@ def drawing(lines: Iterable[str], styles: Mapping[str, str]) -> None:
 
 
 def text_width() -> int:
-    """How wide lines may be: those of the terminal; in a pipe always as many."""
+    """The width of lines on standard output: the terminal's, or a fixed one in a pipe."""
     return _console(sys.stdout).width if sys.stdout.isatty() else _TEXT_WIDTH
 
 
 def has_unicode() -> bool:
-    """Whether standard output shows more than ASCII: a terminal whose locale names another encoding may not."""
-    # Python itself sets LC_CTYPE to this where the locale is C (PEP 538); what the user had said is in LANG.
+    """Whether standard output shows Unicode: a pipe, or a terminal whose locale has UTF-8."""
+    # In the C locale Python sets LC_CTYPE to C.UTF-8 (PEP 538); LANG still has the user's setting.
     coerced = os.environ.get("LC_CTYPE") == "C.UTF-8"
     named = [os.environ.get(name) for name in ("LC_ALL", "LANG" if coerced else "LC_CTYPE", "LANG")]
     locale = next(filter(None, named), "UTF-8")
@@ -301,7 +300,7 @@ def has_unicode() -> bool:
 
 
 def confirm(question: str) -> bool:
-    """Ask; without a terminal the answer is no."""
+    """Ask a question; without a terminal the answer is no."""
     if not sys.stdin.isatty():
         return False
     sys.stderr.write(f"{safe(question)} [y/N] ")
@@ -310,15 +309,15 @@ def confirm(question: str) -> bool:
 
 
 class Bars:
-    """Progress bars on standard error where it is a terminal, and lines above them; else the lines alone.
+    """Progress bars and lines above them on standard error; without a terminal only the lines.
 
     Args:
-        quiet: neither bars nor lines.
+        quiet: whether to show neither.
 
     Attributes:
-        live: whether there are bars.
-        narrow: whether there is room for little.
-        notice: a line below the bars; set by a signal's handler, too, since the bars look for it themselves.
+        live: whether bars are shown.
+        narrow: whether the terminal is narrow.
+        notice: a line below the bars; a signal handler may set it, because the bars read it when they are drawn.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -326,7 +325,7 @@ class Bars:
 
         bars = self
 
-        class Noticing(Progress):
+        class ProgressWithNotice(Progress):
             def get_renderables(self) -> Iterable[RenderableType]:
                 yield from super().get_renderables()
                 if bars.notice:
@@ -338,7 +337,7 @@ class Bars:
         self.live = self._console.is_terminal and not self._console.is_dumb_terminal and not quiet
         self.narrow = self._console.width < _NARROW
         self._drawn: dict[int, float] = {}
-        self._progress = Noticing(
+        self._progress = ProgressWithNotice(
             TextColumn("{task.description}"),
             BarColumn(
                 8 if self.narrow else 16 if self._console.width < _WIDE else 24,
@@ -364,11 +363,18 @@ class Bars:
         self._progress.stop()
 
     def add(self, label: str, total: int, done: int = 0) -> int:
-        """A bar of so many parts, so many of them done; returns its number."""
+        """Add a bar; returns its number."""
         return self._progress.add_task(label, total=total, completed=done, info="")
 
     def update(self, bar: int, done: int, info: str, short: str) -> None:
-        """Move a bar; `short` is what there is room for on a narrow terminal. Too quick a change is not drawn."""
+        """Move a bar, at most every 0.1 s.
+
+        Args:
+            bar: its number.
+            done: the completed part of its total.
+            info: text beside the bar.
+            short: the text on a narrow terminal.
+        """
         if not self.live:
             return
         now = time.monotonic()
@@ -380,33 +386,33 @@ class Bars:
         self._progress.update(TaskID(bar), completed=done, info=short if self.narrow else info)
 
     def line(self, text: str, style: str = "") -> None:
-        """A line above the bars."""
+        """Print a line above the bars."""
         if not self._quiet:
             self._console.print(_text(text, style), soft_wrap=not self.live)
 
 
 def unknown(characters: Sequence[str], ngrams: Sequence[str]) -> str | None:
-    """What to say of the parts of a prompt that the model does not know; None if it knows all.
+    """A warning about the parts of a prompt that the model reads as `<unk>`; None if there are none.
 
-    >>> unknown(["z"], [])
-    "the model has never seen 'z': it reads <unk> there and goes on"
+    >>> unknown(["z"], ["rk"])
+    "unknown to the model, read as <unk>: characters 'z', n-grams 'rk'"
     """
 
-    def named(parts: Sequence[str]) -> str:
-        return " ".join(map(repr, parts[:_NAMED])) + (" …" if len(parts) > _NAMED else "")
+    def listed(kind: str, parts: Sequence[str]) -> list[str]:
+        shown = " ".join(map(repr, parts[:_MAX_LISTED])) + (" …" if len(parts) > _MAX_LISTED else "")
+        return [f"{kind} {shown}"] if parts else []
 
-    said = [f"has never seen {named(characters)}"] * bool(characters)
-    said += [f"does not know {named(ngrams)}"] * bool(ngrams)
-    return f"the model {' and '.join(said)}: it reads <unk> there and goes on" if said else None
+    found = listed("characters", characters) + listed("n-grams", ngrams)
+    return f"unknown to the model, read as <unk>: {', '.join(found)}" if found else None
 
 
 def copied(characters: int) -> str | None:
-    """What to say of a copy that `--max-copy` could not prevent; None if there was none."""
-    return f"there was no way on but a copy of {characters} characters: raise --max-copy" if characters else None
+    """A warning about a copy that `--max-copy` could not prevent; None if there was none."""
+    return f"a copy of {characters} characters was unavoidable: raise --max-copy" if characters else None
 
 
 def seconds(value: float) -> str:
-    """A time as people write it.
+    """Format a time.
 
     >>> seconds(7), seconds(83), seconds(3723)
     ('0:07', '1:23', '1:02:03')
@@ -417,7 +423,7 @@ def seconds(value: float) -> str:
 
 
 def size(value: float) -> str:
-    """Bytes as people write them.
+    """Format a number of bytes.
 
     >>> size(512), size(5_300_000)
     ('512 B', '5.3 MB')
@@ -430,11 +436,11 @@ def size(value: float) -> str:
 
 
 def _line(label: str, style: str, message: str) -> None:
-    # One line, whatever the message came from: an exception's text may have several.
+    # The text of an exception may have several lines.
     message = safe(" ".join(message.split()))
     if not sys.stderr.isatty():
-        # Without rich: where the disk fails, or no file can be opened any more, it cannot be imported either.
-        # What nobody hears the exit code says.
+        # Without rich, which cannot be imported where the disk fails or no file can be opened. If standard error
+        # fails, too, the exit code remains.
         with contextlib.suppress(OSError):
             sys.stderr.write(f"{label}{message}\n")
         return

@@ -1,4 +1,4 @@
-"""`grimmgen fetch`: bring the tales of the CMU page into the cache."""
+"""`grimmgen fetch`: download the tales into the cache."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from typing import Annotated
 
 from grimmgen.cli import options
 
-# So many failures are told as they come; the others are most likely of the same kind.
-_TOLD = 5
+# Further failures are only counted, since they usually have the same cause.
+_MAX_FAILURES_SHOWN = 5
 
 
 def fetch(
     stories: Annotated[
-        str, options.option(help="How many from the first, all (209), or numbers and ranges like 1-20,35.")
+        str, options.option(help="Number of stories, all (209), or numbers and ranges like 1-20,35.")
     ] = "100",
     url: Annotated[
-        str | None,
-        options.option(help="Another place that serves 001.txt and so on.", show_default="the CMU page"),
+        str | None, options.option(help="Directory URL of 001.txt and so on.", show_default="the CMU page")
     ] = None,
-    jobs: Annotated[int, options.option(help="How many at once.")] = 8,
-    force: Annotated[bool, options.option("--force", help="Fetch again what is there already.")] = False,
+    jobs: Annotated[int, options.option(help="Number of simultaneous downloads.")] = 8,
+    force: Annotated[bool, options.option("--force", help="Download again what is in the cache.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Download the tales of the Brothers Grimm into the cache; what is there already is not asked for again.
+    """Download the tales of the Brothers Grimm into the cache, except those that are in it.
 
     Example: grimmgen fetch --stories all
     """
@@ -32,51 +31,46 @@ def fetch(
     from grimmgen.errors import GrimmgenError, IntegrityError
     from grimmgen.text import fetch as fetching
 
-    asked, missing, received, failed = 0, 0, 0, list[fetching.DocumentFailed]()
+    requested, missing, received, failed = 0, 0, 0, list[fetching.DocumentFailed]()
     fetched = list[str]()
     began = time.monotonic()
     with console.Bars(quiet or json) as bars:
         bar = 0
-        waiting = None if quiet or json else console.note
+        notify = None if quiet or json else console.note
         for event in fetching.fetch(
-            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, notify=waiting
+            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, waiting=notify
         ):
             match event:
                 case fetching.FetchStarted():
-                    asked, missing, directory = event.requested, event.missing, event.directory
+                    requested, missing, directory = event.requested, event.missing, event.directory
                     bar = bars.add("tales", missing)
                 case fetching.DocumentFetched():
                     fetched.append(event.name)
                     received += event.size
                 case fetching.DocumentFailed():
                     failed.append(event)
-                    if len(failed) <= _TOLD:
+                    if len(failed) <= _MAX_FAILURES_SHOWN:
                         bars.line(f"{event.name}: {event.error}", "red")
-            rate = received / max(1e-3, time.monotonic() - began)
-            bars.update(
-                bar,
-                len(fetched) + len(failed),
-                f"{console.size(received)}  {console.size(rate)}/s",
-                console.size(received),
-            )
-        if len(failed) > _TOLD:
-            bars.line(f"and {len(failed) - _TOLD} more; --json has them all", "red")
+            size = console.size(received)
+            rate = console.size(received / max(1e-3, time.monotonic() - began))
+            bars.update(bar, len(fetched) + len(failed), f"{size}  {rate}/s", size)
+        if len(failed) > _MAX_FAILURES_SHOWN:
+            bars.line(f"and {len(failed) - _MAX_FAILURES_SHOWN} more; --json has them all", "red")
     failed.sort(key=lambda failure: failure.name)
     if json:
         console.document(
             {
                 "directory": directory,
-                "asked": asked,
-                "present": asked - len(failed),
+                "asked": requested,
+                "present": requested - len(failed),
                 "fetched": sorted(fetched),
                 "failed": {failure.name: str(failure.error) for failure in failed},
                 "bytes": received,
             }
         )
-    elif missing and not failed:
-        console.out(f"{asked} tales in {directory} ({len(fetched)} fetched, {console.size(received)})")
     elif not failed:
-        console.out(f"{asked} tales in {directory}, all there already")
+        news = f" ({len(fetched)} fetched, {console.size(received)})" if missing else ", all there already"
+        console.out(f"{requested} tales in {directory}{news}")
     if failed:
         names = ", ".join(failure.name for failure in failed[:10]) + (" …" if len(failed) > 10 else "")
         kind = IntegrityError if all(isinstance(f.error, IntegrityError) for f in failed) else GrimmgenError

@@ -1,30 +1,30 @@
-"""Options that several subcommands share, and what completes them."""
+"""The parameters of commands: those declared by a dataclass of options, and those shared by several commands."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
-if TYPE_CHECKING:
-    from grimmgen.configuration import Configuration
+from grimmgen.configuration import OPTIONS, Configuration, Option, options_of
+from grimmgen.errors import UsageError
 
 Part = Literal["train", "valid", "test"]
 
-# Where an option is called otherwise than in the configuration.
-RENAMED = {"init": "initialisation", "lr": "learning_rate"}
-# The epochs of a run whose rate anneals to the end of its budget.
-AS_MANY_AS_TIME_ALLOWS = 1 << 20
+# The epochs of a run whose learning rate anneals to the end of its budget.
+UNLIMITED_EPOCHS = 1 << 20
 
-# Every option has a variable (GRIMMGEN_TRAIN_UNROLL and so on); said once, not at every option. A default that is
-# no value is told by show_default: brackets in a help text would be read as markup.
+# Every option has a variable (GRIMMGEN_TRAIN_UNROLL and so on), which the main help explains once.
 option = partial(typer.Option, show_envvar=False)
 argument = partial(typer.Argument, show_envvar=False)
 
 
 def complete_runs(incomplete: str) -> list[str]:
-    """The names of the runs that begin so, the latest first."""
+    """The names of the runs that begin with this text, the latest first."""
     from grimmgen.errors import GrimmgenError
     from grimmgen.runs import registry
 
@@ -34,12 +34,14 @@ def complete_runs(incomplete: str) -> list[str]:
         return []
 
 
-Json = Annotated[bool, option("--json", help="One JSON document on standard output, nothing else there.")]
-Quiet = Annotated[bool, option("--quiet", "-q", help="No progress, no hints; errors still show.")]
+Json = Annotated[bool, option("--json", help="Print one JSON document on standard output.")]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Print no progress and no hints.")]
 CorpusSource = Annotated[
-    str,
-    option("--corpus", help="grimm (fetched), sampler (bundled), or a text file or directory of yours."),
+    str, option("--corpus", help="grimm (fetched), sampler (bundled), or a text file or directory.")
 ]
+SplitFile = option(
+    help="JSON file with the names of the stories of each part.", show_default="80/10/10 by hash of the name"
+)
 RunOrFile = Annotated[
     str | None,
     option(
@@ -51,50 +53,107 @@ RunOrFile = Annotated[
 ]
 
 
-def duration(text: str) -> float:
-    """Seconds of a duration as typed: 90, 30s, 10m, 1.5h.
+def accept(options: type, *names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the parameters that a dataclass declares, after those of the same help panel of its own.
 
-    >>> duration("10m")
-    600.0
+    The command receives as `chosen` the values from the command line and from variables, by the fields' names.
+
+    Args:
+        options: the dataclass; see `grimmgen.configuration.option`.
+        names: the fields; all of them, with their help panels, if none is named.
+    """
+    declared = [option for name, option in options_of(options).items() if not names or name in names]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(context: typer.Context, **values: Any) -> None:
+            chosen = {}
+            for one in declared:
+                value = values.pop(one.parameter)
+                if one.parameter in _set(context, "COMMANDLINE", "ENVIRONMENT"):
+                    chosen[one.name] = value != one.inverted if one.type is bool else value
+            if "context" in own:
+                values["context"] = context
+            command(chosen=chosen, **values)
+
+        own = dict(inspect.signature(command).parameters)
+        hints = get_type_hints(command, include_extras=True)
+        first = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        parameters = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY, annotation=hints[name])
+            for name, parameter in own.items()
+            if name not in {"context", "chosen"}
+        ]
+        parameters += [_parameter(one, None if names else one.panel) for one in declared]
+        panels = [None, *dict.fromkeys(one.panel for one in declared if one.panel)]
+        last = "json", "quiet"
+        parameters.sort(key=lambda parameter: (panels.index(_panel(parameter)), parameter.name in last))
+        run.__signature__ = inspect.Signature([first, *parameters])  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in [first, *parameters]}
+        return run
+
+    return decorate
+
+
+def _parameter(declared: Option, panel: str | None) -> inspect.Parameter:
+    """The parameter of a command that an option's declaration describes."""
+    hint: Any = Literal[declared.choices()] if declared.choices() else declared.type
+    info = option(
+        "/".join(declared.flags),
+        help=f"{declared.description}.",
+        rich_help_panel=panel,
+        metavar=declared.metavar,
+        show_default=declared.default_text or True,
+        parser=declared.parse,
+    )
+    return inspect.Parameter(
+        declared.parameter,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=declared.default != declared.inverted if declared.type is bool else declared.default,
+        annotation=Annotated[hint | None if declared.optional else hint, info],
+    )
+
+
+def _panel(parameter: inspect.Parameter) -> str | None:
+    [info, *_] = getattr(parameter.annotation, "__metadata__", [None])
+    return getattr(info, "rich_help_panel", None) or None
+
+
+def check_effective(configuration: Configuration, typed: Collection[str]) -> None:
+    """Refuse options, by the names of their fields, that were typed and have no effect in this configuration.
 
     Raises:
-        UsageError: it is none.
+        UsageError: there is one.
     """
-    from grimmgen.errors import UsageError
-
-    number, unit = (text[:-1], text[-1]) if text[-1:].isalpha() else (text, "s")
-    try:
-        return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit.lower()]
-    except (ValueError, KeyError):
-        raise UsageError(f"--budget {text!r} is not a duration", "give one like 30s, 10m or 1h") from None
+    for name, declared in OPTIONS.items():
+        if declared.effective_with and name in typed:
+            other, value = declared.effective_with
+            if (found := getattr(configuration, other)) != value:
+                flag, needed = declared.flags[0], OPTIONS[other].flags[0]
+                raise UsageError(
+                    f"{flag} has no effect with {needed} {found}", f"leave it out, or give {needed} {value}"
+                )
 
 
 def as_typed(configuration: Configuration) -> str:
-    """The options that are not the tutorial's, as one would type them, but epochs without an end.
+    """The options that differ from the tutorial's, as on a command line; unlimited epochs are left out.
 
     >>> from grimmgen.configuration import Configuration
     >>> as_typed(Configuration(hidden=64, learning_rate=0.01, lower=False, phases=True, budget=90.0))
     '--hidden 64 --lr 0.01 --budget 90s --keep-case --phases'
     """
-    typed = []
-    names = {name: option for option, name in RENAMED.items()}
-    for name, value in configuration.departures().items():
-        option = names.get(name, name).replace("_", "-")
-        match name, value:
-            case "lower", _:
-                typed.append("--keep-case")
-            case "budget", _:
-                typed.append(f"--budget {value:.15g}s")  # in full: a budget is typed without an exponent
-            case "epochs", _ if value == AS_MANY_AS_TIME_ALLOWS:
-                pass
-            case _, bool():
-                typed.append(f"--{option}" if value else f"--no-{option}")
-            case _:
-                typed.append(f"--{option} {value}")
-    return " ".join(typed)
+    return " ".join(
+        OPTIONS[name].as_typed(value)
+        for name, value in configuration.departures().items()
+        if (name, value) != ("epochs", UNLIMITED_EPOCHS)
+    )
 
 
 def typed(context: typer.Context) -> set[str]:
-    """The parameters that were typed: what a variable sets is set for every call, not meant for this one."""
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}
+    """The parameters on the command line, without those that a variable sets for every call."""
+    return _set(context, "COMMANDLINE")
+
+
+def _set(context: typer.Context, *sources: str) -> set[str]:
+    found = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in found.items() if source and source.name in sources}

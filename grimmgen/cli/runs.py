@@ -1,4 +1,4 @@
-"""`grimmgen runs`: the registry."""
+"""`grimmgen runs`: list, show, plot, locate and remove runs."""
 
 from __future__ import annotations
 
@@ -9,24 +9,27 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from grimmgen.cli import help, options
+from grimmgen.cli import formatting, options
 
 if TYPE_CHECKING:
     from grimmgen.runs.registry import Run
 
 app = typer.Typer(
-    cls=help.Group,
-    help="List, show, find and remove trained runs.\n\nExample: grimmgen runs list",
-    no_args_is_help=True,
+    cls=formatting.Group,
+    help="List, show, plot, locate and remove runs.\n\nExample: grimmgen runs list",
+    callback=formatting.help_without_command,
+    invoke_without_command=True,
 )
 
 _Name = Annotated[
     str | None,
-    options.argument(metavar="RUN", help="The latest, if not given.", autocompletion=options.complete_runs),
+    options.argument(
+        metavar="RUN", help="Name of the run; the latest by default.", autocompletion=options.complete_runs
+    ),
 ]
 
 
-@app.command("list", cls=help.Command)
+@app.command("list", cls=formatting.Command)
 def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     """List the runs, the latest first.
 
@@ -67,9 +70,9 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
     )
 
 
-@app.command("show", cls=help.Command)
+@app.command("show", cls=formatting.Command)
 def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Show what a run was made of and how it learnt: its evaluations, and its learning curve.
+    """Show the options, the evaluations and the learning curve of a run.
 
     Example: grimmgen runs show latest
     """
@@ -111,12 +114,12 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         curve = curves.read(run)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise IntegrityError(
-            f"the run {run.name} is not described as it should be", f"remove it with `grimmgen runs rm {run.name}`"
+            f"the description of the run {run.name} is damaged", f"remove it with `grimmgen runs rm {run.name}`"
         ) from None
     console.facts(facts)
     if rows:
         heads = ["epoch", "update", "training", "validation", "bits/char", "rate", "time"]
-        # The first and the last ones tell enough; --json has them all.
+        # The first and the last evaluations; --json has all.
         shown = rows if len(rows) <= 24 else [*rows[:6], ["…"] * len(heads), *rows[-17:]]
         marked = shown.index(rows[best]) if best is not None and rows[best] in shown else None
         dispensable = ["update", "time", "bits/char", "rate", "training"]
@@ -131,24 +134,24 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.drawing(chart.draw(curve, console.text_width(), glyphs), styles)
 
 
-@app.command("plot", cls=help.Command)
+@app.command("plot", cls=formatting.Command)
 def plot(
     names: Annotated[
         list[str] | None,
         options.argument(
-            metavar="RUN", help="The runs; the latest, if none is given.", autocompletion=options.complete_runs
+            metavar="RUN", help="Names of the runs; the latest by default.", autocompletion=options.complete_runs
         ),
     ] = None,
-    output: Annotated[
-        Path, options.option("--output", "-o", help="The picture; its ending is its format: svg, png or pdf.")
-    ] = Path("curves.svg"),
+    output: Annotated[Path, options.option("--output", "-o", help="Picture file: .svg, .png or .pdf.")] = Path(
+        "curves.svg"
+    ),
     over: Annotated[
-        Literal["steps", "seconds"], options.option(help="What goes to the right: steps (updates) or seconds.")
+        Literal["steps", "seconds"], options.option(help="Horizontal axis: steps (updates) or seconds.")
     ] = "steps",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Draw the learning curves of runs for a paper; needs matplotlib (pip install matplotlib).
+    """Plot the learning curves of runs; needs matplotlib (pip install 'grimmgen[plot]').
 
     Example: grimmgen runs plot sly-fox old-owl --over seconds --output curves.svg
     """
@@ -163,7 +166,7 @@ def plot(
         console.note(f"written to {output}")
 
 
-@app.command("path", cls=help.Command)
+@app.command("path", cls=formatting.Command)
 def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
     """Print the directory of a run.
 
@@ -179,16 +182,16 @@ def path(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         console.write(f"{run.path}\n")
 
 
-@app.command("rm", cls=help.Command)
+@app.command("rm", cls=formatting.Command)
 def rm(
     names: Annotated[
-        list[str], options.argument(metavar="RUN", help="The runs.", autocompletion=options.complete_runs)
+        list[str], options.argument(metavar="RUN", help="Names of the runs.", autocompletion=options.complete_runs)
     ],
-    yes: Annotated[bool, options.option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Annotated[bool, options.option("--yes", "-y", help="Remove without confirmation.")] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Remove runs with all their checkpoints; asks first.
+    """Remove runs with all their checkpoints, after confirmation.
 
     Example: grimmgen runs rm sly-fox
     """
@@ -199,7 +202,7 @@ def rm(
     runs = [registry.find(name) for name in dict.fromkeys(names)]
     for run in runs:
         if not yes and not console.confirm(f"remove the run {run.name} ({console.size(run.size())})?"):
-            raise UsageError(f"the run {run.name} stays", "answer y, or give --yes")
+            raise UsageError(f"the run {run.name} was not removed", "answer y, or give --yes")
         run.remove()
         if not (quiet or json):
             console.note(f"removed {run.name}")
@@ -208,7 +211,7 @@ def rm(
 
 
 def _summary(run: Run) -> dict[str, Any]:
-    """One run in a few figures; what cannot be read is left out and said."""
+    """Summarise a run; an unreadable one has the state `unreadable`."""
     from grimmgen.errors import GrimmgenError
 
     summary: dict[str, Any] = {"name": run.name, "bytes": run.size()}
@@ -233,13 +236,13 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def _state(summary: Mapping[str, Any]) -> str:
-    """How a run stands, in a word or two; JSON has the reason of its end as the log has it."""
+    """Return the state of a run for people; in JSON it is the reason of `Finished`."""
     state = str(summary["state"])
     return {"epochs": "finished", "budget": "time is up"}.get(state, state)
 
 
 def _figure(value: object, digits: int) -> str:
-    # What a log says may be vast.
+    # A damaged log may have huge numbers.
     return f"{value:.{digits}f}" if isinstance(value, (int, float)) and abs(value) < 1e15 else "–"
 
 

@@ -16,8 +16,8 @@ from grimmgen.evaluation.scores import Difference, Evaluation, Score, compare
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.text.corpus import Document
-from grimmgen.text.split import Part
 from grimmgen.text.normalisation import normalise
+from grimmgen.text.split import Part
 
 
 @dataclass(frozen=True)

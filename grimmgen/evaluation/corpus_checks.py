@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation.scores import MIN_DOCUMENTS
 from grimmgen.io import files
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import PARTS, Part, Split
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary

@@ -340,9 +340,7 @@ class LanguageModel:
         inputs, backend = self.inputs(window), self.backend()
         done = self.forward(backend, inputs.ids, state, inputs.resets)
         bias = self.weights_by_name["output.bias"]
-        losses = backend.negative_log_likelihood(
-            done.hidden, done.output_weight, bias, inputs.targets.reshape(-1)
-        )
+        losses = backend.negative_log_likelihood(done.hidden, done.output_weight, bias, inputs.targets.reshape(-1))
         return losses.view(inputs.ids.shape).double().cpu().numpy(), done.state
 
     def logits(self, ids: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:

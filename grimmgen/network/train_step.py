@@ -114,7 +114,12 @@ class GradientStep:
         self.program: Any = None
         self.squares: array[float] | None = None
         self.note = ""
-        if shape is None or reducer is not None or isinstance(backend, ReferenceBackend) or model.device.type != "cpu":
+        if (
+            shape is None
+            or reducer is not None
+            or isinstance(backend, ReferenceBackend)
+            or model.device.type != "cpu"
+        ):
             return
         try:
             self._record(backend, shape)  # type: ignore[arg-type]

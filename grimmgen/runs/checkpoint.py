@@ -1,8 +1,10 @@
-"""One checkpoint: one safetensors file that can be copied, sent and loaded alone.
+"""A checkpoint: one safetensors file that can be copied, sent and loaded by itself.
 
-Its metadata holds, as JSON, the format version, the configuration, the vocabulary and the provenance. Every
-file is treated as a stranger's: its header is checked against its own configuration before anything of its
-size is allocated, and nothing in it is ever run. Knows NumPy arrays, and neither PyTorch nor the registry.
+Its metadata has the format version, the configuration, the vocabulary and the provenance, as JSON. Files are not
+trusted: the header is checked against its own configuration before memory of its size is allocated, and nothing in
+a file is executed. Knows NumPy arrays, and neither PyTorch nor the registry.
+
+Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 has one for each state of the cell.
 """
 
 from __future__ import annotations
@@ -20,19 +22,21 @@ import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Configuration, weight_shapes
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
+from grimmgen.network.cells import cells
+from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 _KEY = "grimmgen"
-# As JSON becomes some thirty times as large in memory.
+# In bytes. Parsed, JSON takes some thirty times as much memory.
 _LARGEST_HEADER = 16 << 20
-# No training leads there; and products of such weights, summed over the most units there can be, stay finite, so
-# that every logit is a number.
+# No training reaches such weights. Their products, summed over the largest number of units, stay finite, and so
+# does every logit.
 _LARGEST_WEIGHT = 1e12
-# Of the optimiser, which squares gradients.
+# Of the optimiser's moments, which include squares of gradients.
 _LARGEST_MOMENT = 1e30
 _REMEDY = "copy it again, or take another checkpoint"
 
@@ -41,16 +45,16 @@ Tensors = dict[str, NDArray[np.float32]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A trained model, and what a resume needs beside it.
+    """A trained model, and what a resume needs besides.
 
     Attributes:
         configuration: of the run.
         vocabulary: of the run.
-        provenance: where the weights come from: run, corpus, versions, step, validation perplexity.
-        weights: named and shaped as `weight_shapes` says.
-        progress: where training stood (numbers); None in a file of weights only.
-        training_tensors: the optimiser's moments and the carried state; empty in a file of weights only.
-        sha256: of the file that it was read from; empty if it was not.
+        provenance: origin of the weights: run, corpus, versions, step, validation perplexity.
+        weights: named and shaped as in `weight_shapes`.
+        progress: position of the training, as JSON; None in a checkpoint of weights only.
+        training_tensors: named and shaped as in `training_shapes`; empty in a checkpoint of weights only.
+        sha256: hash of the file it was read from; else empty.
     """
 
     configuration: Configuration
@@ -65,7 +69,8 @@ class Checkpoint:
         """Write the file atomically.
 
         Raises:
-            GrimmgenError: the disk does not take it, or the vocabulary is too large; what was there stays.
+            GrimmgenError: the file cannot be written, or the vocabulary is too large; an existing file is
+            unchanged.
         """
         header = {
             "format": FORMAT,
@@ -74,9 +79,9 @@ class Checkpoint:
             "provenance": dict(self.provenance),
             "progress": None if self.progress is None else dict(self.progress),
         }
-        # A view with its axes exchanged would be written in the order of its memory, not of its indices.
+        # safetensors writes an array in memory order, whatever its strides.
         tensors = {n: np.ascontiguousarray(t) for n, t in {**self.weights, **self.training_tensors}.items()}
-        # In ASCII: the name of a corpus may have bytes of a file name that are no Unicode.
+        # In ASCII: the name of a corpus may have bytes of a file name that are not Unicode.
         content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header)})
         if int.from_bytes(content[:8], "little") > _LARGEST_HEADER:
             raise GrimmgenError(
@@ -86,11 +91,11 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read a checkpoint, trusting nothing in it.
+        """Read a checkpoint of any format; nothing in it is trusted.
 
         Raises:
             GrimmgenError: the file cannot be read.
-            IntegrityError: it is not a checkpoint, not whole, of a future format, or contradicts itself.
+            IntegrityError: the file is not a checkpoint, incomplete, of a newer format, or inconsistent.
         """
         with files.wrap_os_errors(f"cannot read {path}"), files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -99,9 +104,9 @@ class Checkpoint:
                 raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY)
             raw = file.read(length)
             header = _Header.parse(path, raw)
-            # Before anything is read: a header of two kilobytes may ask for terabytes, and mean it.
+            # Before memory is allocated: a header of two kilobytes may describe terabytes.
             if size != 8 + length + header.size:
-                raise IntegrityError(f"{path} is not whole", _REMEDY)
+                raise IntegrityError(f"{path} is incomplete", _REMEDY)
             body = file.read(header.size)
         content = length.to_bytes(8, "little") + raw + body
         try:
@@ -109,31 +114,43 @@ class Checkpoint:
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
         for name, tensor in tensors.items():
-            # Written so that nan is outside, too. A mogrifier of no rounds has tensors without numbers.
+            # The comparison is false for nan. A mogrifier of no rounds has tensors of size 0.
             limit = _LARGEST_MOMENT if name.startswith("adam.") else _LARGEST_WEIGHT
             if tensor.size and not (tensor.min() >= -limit and tensor.max() <= limit):
-                raise IntegrityError(f"{path} has numbers in {name} that are vast or not finite", _REMEDY)
-        names = weight_shapes(header.configuration, len(header.vocabulary))
+                raise IntegrityError(f"{path} has numbers in {name} that are not finite or too large", _REMEDY)
+        V = len(header.vocabulary)
+        training = {} if header.progress is None else training_shapes(header.configuration, V)
         return cls(
             header.configuration,
             header.vocabulary,
             header.provenance,
-            {name: tensors[name] for name in names},
+            {name: tensors[name] for name in weight_shapes(header.configuration, V)},
             header.progress,
-            {name: tensor for name, tensor in tensors.items() if name not in names},
+            {name: tensors[name] for name in training},
             files.sha256(content),
         )
 
 
-def training_shapes(configuration: Configuration, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
-    """The tensors beside the weights that a resume needs: Adam's moments, and the state [L, B, H]."""
+def state_names(configuration: Configuration) -> tuple[str, ...]:
+    """Return the names of the cell's states; the first one is h."""
+    return cells()[configuration.cell].states
+
+
+def training_shapes(
+    configuration: Configuration, vocabulary_size: int, version: int = FORMAT
+) -> dict[str, tuple[int, ...]]:
+    """Return the name and shape of each tensor besides the weights that a resume needs, in a format version.
+
+    These are Adam's moments, shaped like the weights, and the cell's states, [L, B, H].
+    """
     shapes = {
         f"adam.{moment}.{name}": shape
         for moment in ("exp_avg", "exp_avg_sq")
         for name, shape in weight_shapes(configuration, vocabulary_size).items()
     }
     state = (configuration.layers, configuration.batch_size, configuration.hidden)
-    return {**shapes, "state.h": state, "state.c": state}
+    names = ("h", "c") if version == 1 else state_names(configuration)
+    return {**shapes, **{f"state.{name}": state for name in names}}
 
 
 @dataclass(frozen=True)
@@ -142,36 +159,36 @@ class _Header:
     vocabulary: Vocabulary
     provenance: Mapping[str, Any]
     progress: Mapping[str, Any] | None
-    size: int  # bytes of all tensors
+    size: int  # bytes of the tensors
 
     @classmethod
     def parse(cls, path: Path, raw: bytes) -> _Header:
         try:
             entries = json.loads(raw)
-            ours = json.loads(entries.pop("__metadata__")[_KEY])
-            version = ours["format"]
+            own = json.loads(entries.pop("__metadata__")[_KEY])
+            version = own["format"]
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY) from None
         if type(version) is not int or version < 1:
             raise IntegrityError(f"{path} has no format version", _REMEDY)
         if version > FORMAT:
             raise IntegrityError(
-                f"{path} has the format {_brief(str(version))}, newer than this grimmgen", "upgrade grimmgen"
+                f"{path} has format {_brief(str(version))}, which is newer than this grimmgen", "upgrade grimmgen"
             )
         try:
-            configuration = Configuration.from_json(ours.get("configuration"))
-            vocabulary = Vocabulary.from_json(ours.get("vocabulary"))
+            configuration = Configuration.from_json(own.get("configuration"))
+            vocabulary = Vocabulary.from_json(own.get("vocabulary"))
         except GrimmgenError as error:
             raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
         for name in ("ngram", "min_count", "lower", "newlines"):
             if getattr(configuration, name) != getattr(vocabulary, name):
-                raise IntegrityError(f"{path}: the vocabulary has another {name} than the configuration", _REMEDY)
-        provenance, progress = ours.get("provenance"), ours.get("progress")
+                raise IntegrityError(f"{path}: the vocabulary and the configuration differ in {name}", _REMEDY)
+        provenance, progress = own.get("provenance"), own.get("progress")
         if not isinstance(provenance, dict) or not isinstance(progress, dict | None):
-            raise IntegrityError(f"{path} lacks its provenance", _REMEDY)
+            raise IntegrityError(f"{path} has no valid provenance and progress", _REMEDY)
         expected = weight_shapes(configuration, len(vocabulary))
         if progress is not None:
-            expected |= training_shapes(configuration, len(vocabulary))
+            expected |= training_shapes(configuration, len(vocabulary), version)
         for name, shape in expected.items():
             match entries.get(name):
                 case {"dtype": "F32", "shape": list(found)} if found == list(shape):
@@ -181,14 +198,14 @@ class _Header:
                         f"{path}: {name} is {_brief(f'{dtype} {found}')} instead of F32 {list(shape)}", _REMEDY
                     )
                 case _:
-                    raise IntegrityError(f"{path} lacks the tensor {name}", _REMEDY)
-        if surplus := sorted(set(entries) - set(expected)):
-            raise IntegrityError(f"{path} has a tensor too many, {_brief(surplus[0])}", _REMEDY)
+                    raise IntegrityError(f"{path} has no tensor {name}", _REMEDY)
+        if unexpected := sorted(set(entries) - set(expected)):
+            raise IntegrityError(f"{path} has an unexpected tensor, {_brief(unexpected[0])}", _REMEDY)
         return cls(
             configuration, vocabulary, provenance, progress, 4 * sum(math.prod(s) for s in expected.values())
         )
 
 
 def _brief(found: str) -> str:
-    """What a stranger's file says, fit for one line."""
+    """Shorten and escape a string from an untrusted file, for an error message."""
     return found[:80].encode("unicode_escape").decode()[:80]

@@ -1,6 +1,6 @@
-"""How a run has learnt: its learning curve, read from its log, and drawn for a paper.
+"""Learning curves: read from the log of a run, and plotted for a paper.
 
-The sole importer of matplotlib. Knows runs and their logs, and nothing of terminals.
+The only importer of matplotlib. Knows runs and their logs, and nothing of terminals.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from grimmgen.runs.registry import Run
 Over = Literal["steps", "seconds"]
 
 FORMATS = ("svg", "png", "pdf")
-# Okabe and Ito's colours (2008), which the colour-blind can tell apart; yellow, too pale on paper, left out.
+# The colours of Okabe and Ito (2008), safe for colour-blind readers; without yellow, which is too pale on paper.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """What a run's evaluations have shown, one after the other; all tuples but `decays` are of one length.
+    """The evaluations of a run in order; each tuple but `decays` has one number per evaluation.
 
     Attributes:
-        run: its name.
-        steps: updates done by then.
-        seconds: of training by then.
-        training: perplexity of the training stories over the epoch, dropout at work.
-        validation: perplexity of the validation stories.
-        decays: which evaluations have led to a lower rate, from 0.
+        run: name of the run.
+        steps: updates before the evaluation.
+        seconds: seconds of training before the evaluation.
+        training: perplexity of the training set over the epoch, with dropout.
+        validation: perplexity of the validation set.
+        decays: indices of the evaluations after which the learning rate decayed.
     """
 
     run: str
@@ -44,24 +44,24 @@ class Curve:
 
     @property
     def best(self) -> int:
-        """The evaluation with the lowest perplexity, from 0."""
+        """Index of the evaluation with the lowest perplexity."""
         return self.validation.index(min(self.validation))
 
-    def over(self, what: Over) -> tuple[float, ...]:
-        """The steps, or the seconds."""
-        return self.steps if what == "steps" else self.seconds
+    def over(self, axis: Over) -> tuple[float, ...]:
+        """Return the steps or the seconds."""
+        return self.steps if axis == "steps" else self.seconds
 
 
 def read(run: Run) -> Curve:
-    """The learning curve of a run; it may be empty.
+    """Read the learning curve of a run; it may be empty.
 
     Raises:
-        IntegrityError: the log is not what it should be.
+        IntegrityError: the log is damaged.
     """
     log = run.log()
     scores = [event for event in log if event.get("event") == "evaluated"]
     try:
-        lowered = {event["step"] for event in log if event.get("event") == "rate decayed"}
+        decayed = {event["step"] for event in log if event.get("event") == "rate decayed"}
         steps = [0.0]
         for event in scores:
             steps.append(_between(steps[-1], event["step"], 1 << 53))
@@ -69,55 +69,57 @@ def read(run: Run) -> Curve:
             run.name,
             tuple(map(int, steps[1:])),
             tuple(_between(0, event["seconds"], 1e15) for event in scores),
-            # What is zero or nan has no logarithm, and no model has it.
+            # No perplexity is zero or nan, and neither has a logarithm.
             tuple(_between(1e-308, event["training_perplexity"], 1e308) for event in scores),
             tuple(_between(1e-308, event["perplexity"], 1e308) for event in scores),
-            tuple(number for number, event in enumerate(scores) if event["step"] in lowered),
+            tuple(number for number, event in enumerate(scores) if event["step"] in decayed),
         )
     except (KeyError, TypeError, ValueError):
         raise IntegrityError(
-            f"the log of the run {run.name} is not what it should be",
+            f"the log of the run {run.name} is damaged",
             f"remove the run with `grimmgen runs rm {run.name}`",
         ) from None
 
 
 def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
-    """Draw the validation perplexity of runs, best and decays marked, and thinner that of training.
+    """Plot the validation and training perplexity of runs, with the best evaluation and the decays marked.
 
     Args:
         curves: at least one.
-        path: the picture, written atomically; its ending names the format. Where it is a link, that stays.
-        over: the axis to the right.
+        path: of the picture, with an extension of `FORMATS`; written atomically, through a link if it is one.
+        over: the horizontal axis.
 
     Raises:
-        UsageError: there is no such format, or what is there is no file.
+        UsageError: the format is unknown, or the path is not a file.
         GrimmgenError: matplotlib is not installed, a run has no evaluation yet, or the file cannot be written.
     """
     kind = path.suffix.lower().removeprefix(".")
     if kind not in FORMATS:
-        raise UsageError(f"{path} has no ending that names a format", f"give one of .{', .'.join(FORMATS)}")
+        raise UsageError(f"{path} has no extension of a known format", f"use one of .{', .'.join(FORMATS)}")
     target = files.output_path(path)
     if empty := [curve.run for curve in curves if not curve.steps]:
-        raise GrimmgenError(f"the run {empty[0]} has no evaluation yet", "wait for its first one, or leave it out")
+        raise GrimmgenError(
+            f"the run {empty[0]} has no evaluation yet", "wait for the first one, or leave the run out"
+        )
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     except ImportError:
         raise GrimmgenError(
-            "a picture needs matplotlib, which is not installed", "pip install 'grimmgen[plot]'"
+            "plotting needs matplotlib, which is not installed", "pip install 'grimmgen[plot]'"
         ) from None
-    # The same picture is the same file.
+    # A fixed salt and no dates: equal curves are written as equal files.
     with mpl.rc_context({"svg.hashsalt": "grimmgen", "font.size": 10}):
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         axes = figure.subplots()
         for number, curve in enumerate(curves):
             x, colour = curve.over(over), _COLOURS[number % len(_COLOURS)]
-            alone: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) == 1 else {}
-            axes.plot(x, curve.training, color=colour, linewidth=0.8, linestyle=(0, (4, 2)), **alone)
-            axes.plot(x, curve.validation, color=colour, linewidth=1.6, label=curve.run, **alone)
-            lowered = [x[k] for k in curve.decays], [curve.validation[k] for k in curve.decays]
-            axes.plot(*lowered, color=colour, marker=7, linestyle="none")
+            single: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) == 1 else {}
+            axes.plot(x, curve.training, color=colour, linewidth=0.8, linestyle=(0, (4, 2)), **single)
+            axes.plot(x, curve.validation, color=colour, linewidth=1.6, label=curve.run, **single)
+            decays = [x[k] for k in curve.decays], [curve.validation[k] for k in curve.decays]
+            axes.plot(*decays, color=colour, marker=7, linestyle="none")
             axes.plot(x[curve.best], curve.validation[curve.best], color=colour, marker="*", markersize=9)
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))

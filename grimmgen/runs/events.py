@@ -1,7 +1,4 @@
-"""What happens in training, as typed events.
-
-The loop yields them, the command line draws them, a test or a user's Python loop reads them.
-"""
+"""The events of a training: typed, frozen, yielded by `Training.events`."""
 
 from __future__ import annotations
 
@@ -17,10 +14,10 @@ Reason = Literal["epochs", "budget", "converged", "interrupted"]
 
 @dataclass(frozen=True)
 class Recovered:
-    """The last checkpoint of a run is damaged: the one before takes its place; comes before `Started`.
+    """The last checkpoint of a run is damaged, and the previous one replaces it; comes before `Started`.
 
     Attributes:
-        step: where that one stands.
+        step: updates of the previous checkpoint.
         error: what is wrong with the last one.
     """
 
@@ -30,23 +27,23 @@ class Recovered:
 
 @dataclass(frozen=True)
 class Started:
-    """Before the first update.
+    """Training starts or resumes.
 
     Attributes:
-        run: the run's name.
-        path: its directory.
-        configuration: its options.
-        corpus: the corpus's name.
-        stories: how many in train, valid and test.
-        by_story: whether the split is by story.
-        ngrams: tokens of the training stories.
+        run: name of the run.
+        path: directory of the run.
+        configuration: options of the run.
+        corpus: name of the corpus.
+        stories: number of documents in the training, validation and test sets.
+        by_story: whether each document belongs to one set; else each is cut into three parts.
+        ngrams: tokens of the training set.
         vocabulary_size: V.
-        unknown: share of the tokens that `<unk>` hides.
-        parameters: numbers that the model learns.
-        device: where it runs.
-        kernel: what computes the cells there.
-        updates: per epoch.
-        step: updates done before, by a run that is resumed.
+        unknown: fraction of the training set's tokens that `<unk>` stands for.
+        parameters: number of weights.
+        device: device of the model.
+        kernel: description of the training step's backend.
+        updates: updates per epoch.
+        step: updates before this event; 0 unless the run is resumed.
     """
 
     run: str
@@ -67,16 +64,16 @@ class Started:
 
 @dataclass(frozen=True)
 class Stepped:
-    """One update is done.
+    """One update is complete.
 
     Attributes:
         step: updates so far.
-        epoch: from 1.
-        update: within the epoch, from 1.
-        perplexity: of the training stories in this epoch so far, dropout at work.
-        rate: the learning rate used.
-        speed: n-grams a second, over this epoch so far.
-        seconds: of training so far.
+        epoch: current epoch, from 1.
+        update: updates in this epoch.
+        perplexity: perplexity of the training set over this epoch so far, with dropout.
+        rate: learning rate of the update.
+        speed: n-grams per second, over this epoch so far.
+        seconds: seconds of training so far.
     """
 
     step: int
@@ -90,17 +87,17 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """The validation stories were read, after an epoch or at the end.
+    """The model was evaluated on the validation set, after an epoch or at the end of the budget.
 
     Attributes:
         step: updates so far.
-        epoch: from 1.
-        training_perplexity: over the epoch, dropout at work.
-        perplexity: per n-gram of the validation stories.
-        bits_per_character: of the validation stories.
-        rate: the learning rate that led here.
-        best: whether this is a new minimum.
-        seconds: of training so far.
+        epoch: current epoch, from 1.
+        training_perplexity: perplexity of the training set over the epoch, with dropout.
+        perplexity: perplexity per n-gram of the validation set.
+        bits_per_character: bits per character of the validation set.
+        rate: current learning rate.
+        best: whether the perplexity is a new minimum.
+        seconds: seconds of training so far.
     """
 
     step: int
@@ -115,16 +112,16 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class RateDecayed:
-    """Validation perplexity has stopped falling: the rate is lowered.
+    """The learning rate has decayed, because the validation perplexity has stopped falling.
 
     Attributes:
         step: updates so far.
-        epoch: from 1.
-        perplexity: of the validation stories now.
-        minimum: the lowest so far.
-        evaluations: how many in a row were no new minimum.
-        old_rate: until here.
-        new_rate: from here.
+        epoch: current epoch, from 1.
+        perplexity: perplexity of the validation set.
+        minimum: lowest perplexity so far.
+        evaluations: consecutive evaluations without a new minimum.
+        old_rate: learning rate before.
+        new_rate: learning rate from now on.
     """
 
     step: int
@@ -138,12 +135,12 @@ class RateDecayed:
 
 @dataclass(frozen=True)
 class Saved:
-    """What a resume needs is on the disk, and with it the best weights if they were new.
+    """The checkpoints were written.
 
     Attributes:
         step: updates so far.
-        path: of last.safetensors.
-        best: whether best.safetensors was written too.
+        path: path of last.safetensors.
+        best: whether best.safetensors was written, too.
     """
 
     step: int
@@ -153,16 +150,16 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """Training is over.
+    """Training has ended.
 
     Attributes:
-        step: updates in all.
-        epoch: the last one.
-        reason: `epochs` and `budget` are the limits given, `converged`: the rate has decayed away and nothing
-            improves, `interrupted`: it was asked to stop.
-        best_perplexity: the lowest of the validation stories; None before any evaluation.
-        best_epoch: when that was.
-        seconds: of training.
+        step: updates in total.
+        epoch: the last epoch, from 1.
+        reason: `epochs` or `budget`: a limit was reached; `converged`: the learning rate has decayed below 1 % of
+            the initial one; `interrupted`: `Training.stop` was called.
+        best_perplexity: lowest perplexity of the validation set; None before any evaluation.
+        best_epoch: epoch of that perplexity.
+        seconds: seconds of training.
     """
 
     step: int
@@ -187,6 +184,6 @@ _NAMES = {
 
 
 def event_to_json(event: Event) -> dict[str, Any]:
-    """An event as one JSON object: its name under `event`, and its attributes."""
+    """Convert an event to a JSON object: its name under `event`, and its attributes."""
     value = dataclasses.asdict(event)
     return {"event": _NAMES[type(event)]} | {k: str(v) if isinstance(v, Path) else v for k, v in value.items()}

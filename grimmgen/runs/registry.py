@@ -1,10 +1,10 @@
-"""The runs on disk: one directory each, with its checkpoints, its log and what it was made of.
+"""The runs on disk: one directory each, with its checkpoints, its log and its description.
 
-    run.json                configuration, corpus and split, versions, command; `order` says which run is latest
-    log.jsonl               one event a line
-    best.safetensors        weights only, chosen by validation
+    run.json                configuration, corpus, split, versions, command; the latest run has the largest `order`
+    log.jsonl               one event per line
+    best.safetensors        the weights with the lowest validation perplexity
     last.safetensors        everything that a bit-exact resume needs
-    previous.safetensors    the last one before that, for a resume that finds the last one damaged
+    previous.safetensors    the last checkpoint but one, used if the last one is damaged
 
 Knows files and names, and nothing of training. Imports no PyTorch.
 """
@@ -29,16 +29,16 @@ from grimmgen.io import files, paths
 from grimmgen.runs.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
-    # What lists runs or tells with one needs no corpus, and not the HTTP library that comes with it.
+    # Neither listing runs nor generating text needs a corpus, and the HTTP library that comes with it.
     from grimmgen.text.corpus import Corpus
     from grimmgen.text.split import Split
 
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-# Names that Windows keeps for devices, whatever follows a dot; and what would be taken for a file.
+# Names that Windows reserves for devices, with any extension; and names that look like a file.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.safetensors", re.IGNORECASE)
 _FORMAT = 1
-# Some 250,000 evaluations. A stranger's may be of holes, and larger than the memory.
+# In bytes: some 250,000 evaluations. An untrusted file may be sparse, and larger than the memory.
 _LARGEST_LOG = 64 << 20
 
 _ADJECTIVES = (
@@ -55,7 +55,7 @@ _NOUNS = (
 
 @dataclass(frozen=True)
 class Run:
-    """A directory of the registry; it may be removed at any moment by another process.
+    """A run: a directory of the registry. Another process may remove it at any time.
 
     Attributes:
         path: the directory.
@@ -70,29 +70,29 @@ class Run:
 
     @property
     def best_path(self) -> Path:
-        """The weights with the lowest validation perplexity so far."""
+        """Path of the weights with the lowest validation perplexity so far."""
         return self.path / "best.safetensors"
 
     @property
     def last_path(self) -> Path:
-        """What a resume continues from."""
+        """Path of the checkpoint that a resume starts from."""
         return self.path / "last.safetensors"
 
     @property
     def previous_path(self) -> Path:
-        """What `last_path` held before, for a resume that finds that damaged."""
+        """Path of the last checkpoint but one, used if the last one is damaged."""
         return self.path / "previous.safetensors"
 
     @property
     def log_path(self) -> Path:
-        """The log."""
+        """Path of the log."""
         return self.path / "log.jsonl"
 
     def info(self) -> dict[str, Any]:
-        """What run.json holds.
+        """Read run.json.
 
         Raises:
-            IntegrityError: it is missing, unreadable or of a future format.
+            IntegrityError: it is missing, unreadable or of a newer format.
         """
         path = self.path / "run.json"
         try:
@@ -101,24 +101,26 @@ class Run:
             raise IntegrityError(f"the run {self.name} has no run.json", self._remedy) from None
         match value:
             case {"format": int(newer)} if newer > _FORMAT:
-                raise IntegrityError(f"{path} has the format {newer}", "upgrade grimmgen")
+                raise IntegrityError(
+                    f"{path} has format {newer}, which is newer than this grimmgen", "upgrade grimmgen"
+                )
             case {"format": int(), "corpus": {"name": str(), "source": str(), "split": dict()}}:
                 pass
             case _:
-                raise IntegrityError(f"{path} does not describe a run", self._remedy)
+                raise IntegrityError(f"{path} is not the description of a run", self._remedy)
         return value
 
     @property
     def configuration(self) -> Configuration:
-        """The options that the run was begun with."""
+        """The options of the run, with the limits of its last resume."""
         return Configuration.from_json(self.info().get("configuration"))
 
     def split(self) -> Split:
-        """The stories of each part, as they were; what has changed since is noticed when it is read.
+        """Return the documents of each set. A document that has changed since raises an error when it is read.
 
         Raises:
-            GrimmgenError: the corpus is no longer there.
-            IntegrityError: the run is not described as it should be, or a story is gone.
+            GrimmgenError: the corpus does not exist any more.
+            IntegrityError: run.json is damaged, or a document is missing.
         """
         from grimmgen.text.corpus import open_corpus
         from grimmgen.text.split import Split
@@ -127,24 +129,24 @@ class Run:
         return Split.from_json(corpus["split"], open_corpus(corpus["source"]))
 
     def checkpoint(self) -> Checkpoint:
-        """The best weights so far, or the last ones where no evaluation has been yet.
+        """Read the best checkpoint; before the first evaluation, the last one.
 
         Raises:
-            GrimmgenError: training has saved nothing yet.
-            IntegrityError: the file is not what it should be.
+            GrimmgenError: nothing has been saved yet.
+            IntegrityError: the checkpoint is damaged.
         """
         for path in (self.best_path, self.last_path):
-            # Also a link that leads nowhere: what should be the best is not passed over.
+            # A dangling link is an error: the last checkpoint must not replace the best one silently.
             if os.path.lexists(path):
                 return Checkpoint.read(path)
-        raise GrimmgenError(f"the run {self.name} has saved nothing yet", "wait for its first evaluation")
+        raise GrimmgenError(f"the run {self.name} has no checkpoint yet", "wait for its first evaluation")
 
     def log(self) -> list[dict[str, Any]]:
-        """The events that were logged; a line that a crash has torn is left out.
+        """Read the logged events; incomplete lines, as after a crash, are left out.
 
         Raises:
-            GrimmgenError: it cannot be read.
-            IntegrityError: it is larger than any training makes it.
+            GrimmgenError: the log cannot be read.
+            IntegrityError: the log is larger than that of any training.
         """
         events = []
         try:
@@ -165,21 +167,21 @@ class Run:
         return events
 
     def append_log(self, event: Mapping[str, Any]) -> None:
-        """Add one line to the log."""
+        """Append an event to the log."""
         line = json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
-        # A corpus may be named after a file whose name is no Unicode.
+        # The name of a corpus may be a file name that is not valid Unicode.
         with files.wrap_os_errors(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))
 
     def cut_log(self, step: int) -> None:
-        """Drop what was logged after this step, so that a resume writes it again, once."""
+        """Remove the events after a step, which a resume logs again, and the event `finished`."""
         kept = [event for event in self.log() if _integer(event.get("step")) <= step]
         kept = [event for event in kept if event.get("event") != "finished"]
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
         files.write_atomically(self.log_path, text.encode("utf-8", "surrogatepass"))
 
     def size(self) -> int:
-        """Bytes on the disk."""
+        """Return the size of the run's files in bytes."""
         total = 0
         with files.wrap_os_errors(f"cannot read {self.path}"):
             for path in self.path.iterdir():
@@ -189,12 +191,12 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other trainings out of this run.
+        """Lock the run against other trainings and its removal.
 
         Raises:
-            GrimmgenError: another process is training it.
+            GrimmgenError: another process has locked it.
         """
-        # Beside the runs, not in them: Windows renames no directory that has an open file in it.
+        # Not in the run's own directory: Windows cannot rename a directory with an open file.
         locks = self.path.parent / ".locks"
         files.make_directory(locks)
         with files.locked(locks / self.name, f"the run {self.name}"):
@@ -202,14 +204,14 @@ class Run:
             yield
 
     def remove(self) -> None:
-        """Remove the directory with all that is in it.
+        """Remove the directory with all its files.
 
         Raises:
-            GrimmgenError: it is being trained, or cannot be removed.
+            GrimmgenError: the run is being trained, or cannot be removed.
         """
         with _changing(self.path.parent):
             with self.locked():
-                # Renamed first: a run is there whole, or not there.
+                # Renamed first, so that no incomplete run is ever visible.
                 doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
                 with files.wrap_os_errors(f"cannot remove {self.path}"):
                     self.path.rename(doomed)
@@ -229,28 +231,28 @@ def create(
     command: str,
     versions: Mapping[str, str],
 ) -> Run:
-    """Make a new run.
+    """Create a new run.
 
     Args:
-        name: of the run; None makes one up.
-        configuration: the options of training.
-        corpus: what it learns from.
-        split: which stories are in which part.
-        command: that began it.
-        versions: of the programs that made it.
+        name: of the run; None generates one.
+        configuration: the options.
+        corpus: the corpus.
+        split: documents of the training, validation and test sets.
+        command: the command line.
+        versions: versions of the programs, by name.
 
     Raises:
-        UsageError: the name cannot be one, or is taken.
+        UsageError: the name is invalid or taken.
     """
     directory = paths.runs_directory()
     if name is not None:
         check_name(name)
     with _changing(directory):
-        name = name or _made_up(directory)
+        name = name or _generate_name(directory)
         run = Run(directory / name)
         if run.path.exists() or run.path.is_symlink():
-            raise UsageError(f"there is a run {name} already", "give another --run, or --resume to go on with it")
-        # Made complete under another name, so that no run is ever seen without its run.json.
+            raise UsageError(f"the run {name} exists already", "give another --run, or resume it with --resume")
+        # Written under another name first, so that no run is ever visible without its run.json.
         draft = Run(directory / f".draft-{secrets.token_hex(4)}")
         files.make_directory(draft.path)
         try:
@@ -272,7 +274,7 @@ def create(
                     },
                 },
             )
-            with files.wrap_os_errors(f"cannot make the run {run.path}"):
+            with files.wrap_os_errors(f"cannot create the run {run.path}"):
                 draft.path.rename(run.path)
         except BaseException:
             shutil.rmtree(draft.path, ignore_errors=True)
@@ -281,7 +283,7 @@ def create(
 
 
 def make_latest(run: Run, configuration: Configuration) -> None:
-    """Note that a run is gone on with: it is the latest now, with these limits of training."""
+    """Record that a run is resumed: it becomes the latest, with this configuration."""
     directory = run.path.parent
     with _changing(directory):
         value = {**run.info(), "order": _next_order(directory), "configuration": configuration.to_json()}
@@ -289,11 +291,11 @@ def make_latest(run: Run, configuration: Configuration) -> None:
 
 
 def find(name: str | None = None) -> Run:
-    """The run of that name; the latest one without a name.
+    """Return the run of a name, or the latest run for None.
 
     Raises:
         GrimmgenError: there is no run at all.
-        UsageError: there is none of that name.
+        UsageError: there is no run of that name.
     """
     runs = all_runs()
     if name is None or name == LATEST:
@@ -303,40 +305,21 @@ def find(name: str | None = None) -> Run:
     check_name(name)
     run = Run(paths.runs_directory() / name)
     if run.path.is_symlink():
-        raise UsageError(f"the run {name} is a link", "give the run that it leads to")
+        raise UsageError(f"the run {name} is a link", "give the run that it points to")
     if not run.path.is_dir():
         near = ", ".join(r.name for r in runs[-5:]) or "none"
         raise UsageError(f"there is no run {name}", f"the latest are: {near}")
     return run
 
 
-def find_checkpoint(run_or_path: str | None) -> tuple[str, Checkpoint]:
-    """The checkpoint of a run, of the latest one (None), or of a file; and what to call it.
-
-    Raises:
-        GrimmgenError: there is no such run or file, or it cannot be read.
-        IntegrityError: the file is not what it should be.
-    """
-    if run_or_path is not None and (run_or_path.endswith(".safetensors") or "/" in run_or_path):
-        try:
-            path = Path(run_or_path).expanduser()
-        except RuntimeError:
-            raise UsageError(f"{run_or_path!r}: there is no such user", "check the path") from None
-        if "\0" in run_or_path:
-            raise UsageError(f"{run_or_path!r} cannot be a path", "leave out the NUL character")
-        return run_or_path, Checkpoint.read(path)
-    run = find(run_or_path)
-    return run.name, run.checkpoint()
-
-
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained model, resolved once from what the user typed, and passed on from there.
+    """A trained model. A command resolves what the user typed to one of these once, and passes it on.
 
     Attributes:
-        name: of the run, or the path of the file.
-        checkpoint: its weights and vocabulary.
-        run: where it comes from; None for a checkpoint file outside the registry.
+        name: of the run, or the path of the checkpoint as it was typed.
+        checkpoint: weights and vocabulary.
+        run: the run; None for a checkpoint file.
     """
 
     name: str
@@ -344,21 +327,27 @@ class TrainedModel:
     run: Run | None = None
 
 
-def load_model(run_or_path: str | None) -> TrainedModel:
-    """The model of a run, of the latest run (None), or of a checkpoint file.
+def load_model(run_or_path: str | None = None) -> TrainedModel:
+    """Load the model of a run, of the latest run (None), or of a checkpoint file.
 
     Raises:
         GrimmgenError: there is no such run or file, or it cannot be read.
-        IntegrityError: the file is not what it should be.
+        IntegrityError: the checkpoint is damaged.
     """
     if run_or_path is not None and (run_or_path.endswith(".safetensors") or "/" in run_or_path):
-        return TrainedModel(*find_checkpoint(run_or_path))
+        if "\0" in run_or_path:
+            raise UsageError(f"{run_or_path!r} cannot be a path", "remove the NUL character")
+        try:
+            path = Path(run_or_path).expanduser()
+        except RuntimeError:
+            raise UsageError(f"{run_or_path!r}: there is no such user", "check the path") from None
+        return TrainedModel(run_or_path, Checkpoint.read(path))
     run = find(run_or_path)
     return TrainedModel(run.name, run.checkpoint(), run)
 
 
 def all_runs() -> list[Run]:
-    """Every run, the latest last."""
+    """Return all runs, the latest last."""
     directory = paths.runs_directory()
     with files.wrap_os_errors(f"cannot read {directory}"):
         if not directory.is_dir():
@@ -372,21 +361,21 @@ def all_runs() -> list[Run]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that could lead out of the registry or confuse a shell, a terminal or a file system.
+    """Reject a name that is a path, or not safe in a shell, a terminal or any file system.
 
     Raises:
-        UsageError: it does.
+        UsageError: the name is invalid.
     """
     if not _NAME.fullmatch(name) or _RESERVED.fullmatch(name) or name == LATEST:
         raise UsageError(
             f"{name[:80]!r} cannot be the name of a run",
-            "give letters, digits, dots, dashes and underscores, 64 at most, a letter or digit first",
+            "use at most 64 letters, digits, dots, dashes and underscores, starting with a letter or digit",
         )
 
 
 @contextlib.contextmanager
 def _changing(directory: Path) -> Iterator[None]:
-    """Keep others from making or removing runs; what was half made or half removed by the dead goes first."""
+    """Lock the registry, and remove what processes that were killed have left in it."""
     files.make_directory(directory)
     with files.locked(directory / ".lock", "the registry", timeout=30.0):
         for stale in (*directory.glob(".draft-*"), *directory.glob(".removed-*")):
@@ -395,12 +384,12 @@ def _changing(directory: Path) -> Iterator[None]:
 
 
 def _order(run: Run) -> int:
-    # Never from a file's time: clocks jump, copies are new.
+    # Not the modification time: clocks jump, and a copy is newer than the original.
     try:
         order = _integer(run.info().get("order"))
     except GrimmgenError:
         return -1
-    # One of thousands of digits could not be written when it is added to.
+    # Python cannot write integers of thousands of digits.
     return order if order < 1 << 53 else -1
 
 
@@ -409,7 +398,7 @@ def _next_order(directory: Path) -> int:
     return max(orders, default=0) + 1
 
 
-def _made_up(directory: Path) -> str:
+def _generate_name(directory: Path) -> str:
     while True:
         name = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}"
         if (directory / name).exists():

@@ -1,106 +1,138 @@
 """The options of generation, with their ranges and the combinations that contradict each other."""
 
+# ruff: noqa: RUF009 - `option` returns a dataclass field
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from grimmgen.configuration import check_options, option
 from grimmgen.errors import UsageError
 
 InitialState = Literal["random", "zeros"]
 
-# Characters that a story has at most, if nobody says how many.
+# Characters of a story without `length`.
 LONGEST = 20_000
-# The tutorial's, and the depth of a beam if only its width is given.
+# Defaults; top-k is the tutorial's.
 _TOP_K = 3
 _BEAM_DEPTH = 5
-# What `--until` knows beside a text to wait for.
+_SAMPLING = "Sampling"
+# Values of `until` that are not a text.
 SENTENCE = "sentence"
 PARAGRAPH = "paragraph"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
-    """How a story is told. The same values, model and prompt tell the same story again.
-
-    Attributes:
-        length: characters to tell after the prompt, at most; None goes on to the story's end, or to `LONGEST`.
-        until: end after the first `sentence`, after the first `paragraph`, or where this text has been told.
-        top_k: draw among this many best n-grams, in proportion; 0 is all, 1 is always the best. None is 3, as in
-            the tutorial, but all where top-p or min-p narrow the choice.
-        top_p: draw among the fewest best that have this probability together.
-        min_p: draw among those at least this many times as probable as the best one.
-        temperature: above 1 bolder, below 1 safer, 0 always the best.
-        greedy: always the best, too; of whole beams where there are some.
-        repetition_penalty: above 1 what was told lately is less probable; see `grimmgen.sampling.logits.penalise`.
-        beam_width: search with so many beams; None does not.
-        beam_depth: n-grams that a beam grows by before one is chosen; None is 5.
-        max_copy: no more characters than that in a row as they stand in a training story; None takes what comes.
-        random_seed: of all that is drawn.
-        state: what the network begins with: normal with σ 0.05 as in the tutorial, or zeros.
+    """The options of generation, listed in docs/options.md; the same model and prompt give the same text.
 
     Raises:
         UsageError: a value is out of range, or two contradict each other.
     """
 
-    length: int | None = None
-    until: str | None = None
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    temperature: float = 1.0
-    greedy: bool = False
-    repetition_penalty: float = 1.0
-    beam_width: int | None = None
-    beam_depth: int | None = None
-    max_copy: int | None = None
-    random_seed: int = 0
-    state: InitialState = "random"
+    length: int | None = option(
+        None,
+        "Maximum number of characters after the prompt; a story may end before",
+        low=1,
+        high=10**9,
+        unit=" characters",
+        default_text=f"to the story's end, at most {LONGEST}",
+    )
+    until: str | None = option(
+        None,
+        "Stop after one sentence, one paragraph, or at a text: sentence, paragraph or TEXT",
+        default_text="the story's end",
+    )
+    top_k: int | None = option(
+        None,
+        "Sample from the k most probable tokens; 0 is all",
+        low=0,
+        range="1 or more, or 0 for all",
+        default_text=f"{_TOP_K}; all with --top-p or --min-p",
+        excludes=("greedy", "beam_width"),
+        panel=_SAMPLING,
+    )
+    top_p: float = option(
+        1.0,
+        "Sample from the fewest most probable tokens with this total probability",
+        low=5e-324,
+        high=1.0,
+        range="more than 0, and 1 at most",
+        excludes=("greedy", "beam_width"),
+        panel=_SAMPLING,
+    )
+    min_p: float = option(
+        0.0,
+        "Sample from the tokens at least this many times as probable as the most probable one",
+        low=0.0,
+        high=1.0,
+        excludes=("greedy", "beam_width"),
+        panel=_SAMPLING,
+    )
+    temperature: float = option(
+        1.0,
+        "Sampling temperature; 0 always takes the most probable token",
+        low=0.0,
+        high=1e6,
+        range="0 to 1000000",
+        excludes=("greedy",),
+        panel=_SAMPLING,
+    )
+    greedy: bool = option(False, "Always take the most probable token, or beam", flag="--greedy", panel=_SAMPLING)
+    repetition_penalty: float = option(
+        1.0,
+        "Raise the probability of recent tokens to this power; 1 is no penalty",
+        low=1.0,
+        high=100.0,
+        range="1 (no penalty) to 100",
+        excludes=("beam_width",),
+        panel=_SAMPLING,
+    )
+    beam_width: int | None = option(
+        None,
+        "Number of beams, one of which is sampled",
+        low=2,
+        high=256,
+        default_text="no beam search",
+        panel=_SAMPLING,
+    )
+    beam_depth: int | None = option(
+        None,
+        "Tokens by which the beams grow before one is sampled",
+        low=1,
+        high=64,
+        default_text=str(_BEAM_DEPTH),
+        requires="beam_width",
+        panel=_SAMPLING,
+    )
+    max_copy: int | None = option(
+        None,
+        "Longest run of characters copied from a training story of the run",
+        low=1,
+        high=10_000,
+        unit=" characters",
+        default_text="no limit",
+        panel=_SAMPLING,
+    )
+    random_seed: int = option(
+        0,
+        "Seed of all randomness",
+        low=0,
+        high=2**63 - 1,
+        range="0 to 2^63 - 1",
+        default_text="a new one each time",
+    )
+    state: InitialState = option(
+        "random",
+        "Initial state of the network: random (normal with σ 0.05, as in the tutorial) or zeros",
+        panel=_SAMPLING,
+    )
 
     def __post_init__(self) -> None:
-        if self.length is not None and not 1 <= self.length <= 10**9:
-            raise UsageError(f"--length {self.length} is out of range", "give 1 to 1000000000 characters")
+        check_options(self)
         if self.until == "":
-            raise UsageError("--until waits for an empty text", "give sentence, paragraph, or a text")
-        if self.top_k is not None and self.top_k < 0:
-            raise UsageError(f"--top-k {self.top_k} is out of range", "give 1 or more, or 0 for all")
-        # Written so that nan is outside, too.
-        if not 0.0 < self.top_p <= 1.0:
-            raise UsageError(f"--top-p {self.top_p:g} is out of range", "give more than 0, and 1 at most")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise UsageError(f"--min-p {self.min_p:g} is out of range", "give 0 to 1")
-        if not 0.0 <= self.temperature <= 1e6:
-            raise UsageError(f"--temperature {self.temperature:g} is out of range", "give 0 to 1000000")
-        if not 1.0 <= self.repetition_penalty <= 100.0:
-            raise UsageError(
-                f"--repetition-penalty {self.repetition_penalty:g} is out of range", "give 1 (none) to 100"
-            )
-        if self.beam_width is not None and not 2 <= self.beam_width <= 256:
-            raise UsageError(f"--beam-width {self.beam_width} is out of range", "give 2 to 256")
-        if self.beam_depth is not None and not 1 <= self.beam_depth <= 64:
-            raise UsageError(f"--beam-depth {self.beam_depth} is out of range", "give 1 to 64")
-        if self.max_copy is not None and not 1 <= self.max_copy <= 10_000:
-            raise UsageError(f"--max-copy {self.max_copy} is out of range", "give 1 to 10000 characters")
-        if not 0 <= self.random_seed < 2**63:
-            raise UsageError(f"--random-seed {self.random_seed} is out of range", "give 0 to 2^63 - 1")
-        narrowed = [
-            name
-            for name, given in (
-                ("--top-k", self.top_k is not None),
-                ("--top-p", self.top_p != 1.0),
-                ("--min-p", self.min_p != 0.0),
-            )
-            if given
-        ]
-        if self.greedy and (others := narrowed + ["--temperature"] * (self.temperature != 1.0)):
-            raise UsageError(f"--greedy always takes the best: {others[0]} has no say", f"leave out {others[0]}")
-        if self.beam_width is not None:
-            if others := narrowed + ["--repetition-penalty"] * (self.repetition_penalty != 1.0):
-                raise UsageError(
-                    f"--beam-width chooses among whole beams: {others[0]} has no say", f"leave out {others[0]}"
-                )
-        elif self.beam_depth is not None:
-            raise UsageError("--beam-depth has no beams", "give --beam-width, too")
+            raise UsageError("--until is empty", "give sentence, paragraph, or a text")
 
     @property
     def effective_top_k(self) -> int:

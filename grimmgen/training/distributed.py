@@ -1,14 +1,14 @@
-"""The processes that train one run together, as `torchrun` starts them; for one alone all of this is trivial.
+"""The processes that train one run together, as `torchrun` starts them.
 
-Each of them, a rank, reads its rows of every batch and holds all of the weights. Gradients are averaged while the
-backward pass goes on, and so the weights stay the same everywhere; what depends on a clock, a signal or a file is
-decided by one rank and told to the others. The first rank alone writes files and speaks. What one rank cannot do
-ends all of them, and is told once.
+Each process reads its rows of every batch and holds all weights. Gradients are averaged over the processes during
+the backward pass, so that the weights stay equal everywhere. What depends on a clock, a signal or a file is
+determined by one process and broadcast to the others. Only the first process writes files and reports. An error in
+one process ends all of them and is reported once.
 
-Gradients go through NCCL where they are on GPUs, all else through gloo. Knows tensors and processes, and nothing
-of models, text or files.
+Gradients on GPUs go through NCCL, everything else through gloo. Knows tensors and processes, and nothing of
+models, text or files. For a single process everything here is trivial and imports no PyTorch.
 
-    B  rows of a batch, all ranks together    b  rows of this rank
+    B  batch rows of all processes    b  batch rows of this process
 """
 
 from __future__ import annotations
@@ -20,33 +20,32 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from grimmgen.errors import GrimmgenError, UsageError
 
 if TYPE_CHECKING:
-    # Who asks only whether there are several ranks waits for neither.
     import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import Tensor
 
-_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# One host may have to encode a large text that another one finds in its cache.
-_PATIENCE = timedelta(hours=1)
-# Whether this process has begun to look for the others.
-_joining = False
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# One host may have to encode a large text that another host finds in its cache.
+_TIMEOUT = timedelta(hours=1)
+# Whether this process has started to connect to the others.
+_connecting = False
 
-_Told = TypeVar("_Told")
+_Value = TypeVar("_Value")
 
 
-class Ranks:
-    """The processes that train together, seen from one of them; of this class, one that is alone.
+class ProcessGroup:
+    """The processes that train together, seen from one of them; this class is a single process.
 
     Attributes:
-        rank: which one this is, from 0.
-        size: how many there are.
-        command: what starts as many again.
+        rank: number of this process, from 0.
+        size: number of processes.
+        command: the command that starts as many processes again.
     """
 
     rank = 0
@@ -55,19 +54,19 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes and speaks."""
+        """Whether this is the process that writes files and reports."""
         return self.rank == 0
 
     def rows(self, batch_size: int) -> slice:
-        """The b of the B rows of each batch that are this rank's; shares differ by one row at most.
+        """Return the b of the B batch rows that this process reads; shares differ by one row at most.
 
         Raises:
-            UsageError: there are fewer rows than ranks.
+            UsageError: there are fewer rows than processes.
         """
         if batch_size < self.size:
             raise UsageError(
-                f"--batch-size {batch_size} is less than a row for each of {self.size} processes",
-                "give more rows, or start fewer with --nproc-per-node",
+                f"--batch-size {batch_size} is less than one row for each of {self.size} processes",
+                "raise it, or start fewer processes with --nproc-per-node",
             )
         return self._shares(batch_size)[self.rank]
 
@@ -76,86 +75,94 @@ class Ranks:
         return [slice(begin, end) for begin, end in itertools.pairwise(bounds)]
 
     def place(self, device: torch.device) -> torch.device:
-        """The device of that kind that is this rank's."""
+        """Return the device of this kind that this process uses."""
         return device
 
-    def told(self, make: Callable[[], _Told]) -> _Told:
-        """What `make`, a JSON value, is on the first rank, which alone makes it."""
+    def broadcast(self, make: Callable[[], _Value]) -> _Value:
+        """Call `make` in the first process only, and return its result, a JSON value, in all processes."""
         return make()
 
-    def same(self, make: Callable[[], object]) -> bool:  # noqa: ARG002 - alone, it need not be made
-        """Whether `make`, a JSON value, is the same on all ranks; every rank gets the same answer."""
+    def all_equal(self, make: Callable[[], object]) -> bool:  # noqa: ARG002 - not needed in a single process
+        """Whether `make` returns the same JSON value in all processes; the answer is the same in all of them."""
         return True
 
-    def agree(self, clocks: Sequence[float], asked: bool) -> tuple[Sequence[float], bool]:
-        """The first rank's clocks, and whether any rank is asked to stop."""
-        return clocks, asked
+    def agree(self, clocks: Sequence[float], stop: bool) -> tuple[Sequence[float], bool]:
+        """Return the first process's clocks, and whether any process is to stop."""
+        return clocks, stop
 
-    def most(self, number: int) -> int:
-        """The largest of all ranks' numbers; none goes on before all are here."""
+    def max(self, number: int) -> int:
+        """Return the largest number of all processes, after all of them have called this."""
         return number
 
     def sum(self, numbers: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The sum over all ranks, the same to the bit everywhere."""
+        """Return the sum over all processes, bit-equal in all of them."""
         return numbers
 
     def copy(self, tensors: Iterable[Tensor]) -> None:
-        """Put what these tensors hold on the first rank into those of all others."""
+        """Overwrite these tensors with those of the first process."""
 
     def gather(self, part: Tensor, batch_size: int) -> Tensor:
-        """All ranks' rows [n, L, b, H] side by side, [n, L, B, H]."""
+        """Concatenate the rows of all processes, each [n, L, b, H], to [n, L, B, H]."""
         assert part.shape[2] == batch_size
         return part
 
-    def watch(self, weights: Iterable[Tensor], batch_size: int) -> None:
-        """From now on average each weight's gradient over all ranks as soon as it is there, in the background.
+    def reducer(self, batch_size: int, device: torch.device) -> Self | None:  # noqa: ARG002 - see the other class
+        """Prepare `begin` and `finish`, the `Reducer` of a training step; None for a single process.
 
-        A rank's gradient weighs as much as it has rows.
+        Args:
+            batch_size: B. What a process begins is weighted by its share of these rows.
+            device: of the tensors.
         """
+        return None
 
-    def average(self, loss: Tensor) -> Tensor:
-        """The loss averaged like the gradients; what `watch` has begun is done when this comes back."""
-        return loss
+    def begin(self, tensor: Tensor) -> None:
+        """Begin to average a tensor over all processes, in place, in the background."""
+
+    def finish(self) -> None:
+        """Wait for everything that has begun."""
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = ProcessGroup()
 
 
-class _Torchrun(Ranks):
-    """One of several, or one that is started like that."""
+class _Torchrun(ProcessGroup):
+    """One of the processes that `torchrun` has started, of which there may be only one."""
 
     def __init__(self) -> None:
         import torch
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
 
-        if missing := [name for name in _NEEDED if not os.environ.get(name)]:
-            given = [name for name in _NEEDED[:2] if name not in missing]
-            are = "are" if len(given) > 1 else "is"
+        if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
+            present = [name for name in _VARIABLES[:2] if name not in missing]
+            are = "are" if len(present) > 1 else "is"
             raise UsageError(
-                f"{' and '.join(given)} {are} set, but not {', '.join(missing)}",
+                f"{' and '.join(present)} {are} set, but not {', '.join(missing)}",
                 "start with torchrun, or unset it",
             )
-        self.rank, self.size, self._local, beside = (_number(name) for name in _NEEDED[:4])
-        if not (self.rank < self.size and self._local < beside <= self.size):
+        self.rank, self.size, self._local, local_size = (_number(name) for name in _VARIABLES[:4])
+        if not (self.rank < self.size and self._local < local_size <= self.size):
             raise UsageError("RANK and WORLD_SIZE contradict each other", "start with torchrun, or unset them")
         if not (dist.is_available() and dist.is_gloo_available()):
-            raise UsageError("this PyTorch has no gloo, by which processes speak", "install another build of it")
-        # torchrun, where nobody has set it, sets it to 1, whatever there is.
+            raise UsageError(
+                "this PyTorch has no gloo, which processes communicate by", "install another build of it"
+            )
+        # torchrun sets this variable to 1 on any machine, unless it is set already.
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-            torch.set_num_threads(max(1, _cores() // beside))
+            torch.set_num_threads(max(1, _cores() // local_size))
         try:
             self._store, *_ = next(rendezvous("env://"))
             dist.init_process_group(
-                "gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_PATIENCE
+                "gloo", store=self._store, rank=self.rank, world_size=self.size, timeout=_TIMEOUT
             )
         except (RuntimeError, ValueError, OSError) as error:
             raise GrimmgenError(
                 f"process {self.rank} of {self.size} does not reach the others ({_brief(error)})",
                 "check MASTER_ADDR and MASTER_PORT, and GLOO_SOCKET_IFNAME, the network interface",
             ) from error
-        self.command = f"torchrun {f'--nproc-per-node {beside}' if beside == self.size else '…'} -m -- grimmgen"
-        # None is the group of all; to hold it would keep it beyond its end.
+        per_node = f"--nproc-per-node {local_size}" if local_size == self.size else "…"
+        self.command = f"torchrun {per_node} -m -- grimmgen"
+        # The NCCL group of the gradients; None is the default group, which must not be kept beyond its end.
         self._gradients: dist.ProcessGroup | None = None
         self._share = 1.0
         self._pending: list[Any] = []
@@ -165,38 +172,38 @@ class _Torchrun(Ranks):
 
         if device.type != "cuda":
             return device
-        if self._local >= (there := torch.cuda.device_count()):
+        if self._local >= (count := torch.cuda.device_count()):
             raise UsageError(
-                f"--nproc-per-node is more than the GPUs here, {there}", "start as many, or give --device cpu"
+                f"--nproc-per-node is more than the {count} GPUs of this machine", "lower it, or give --device cpu"
             )
         torch.cuda.set_device(self._local)
         return torch.device("cuda", self._local)
 
-    def told(self, make: Callable[[], _Told]) -> _Told:
+    def broadcast(self, make: Callable[[], _Value]) -> _Value:
         import numpy as np
         import torch
         import torch.distributed as dist
 
-        # Not as PyTorch hands objects around, which is by pickle.
-        said = json.dumps(make()).encode("ascii") if self.first else b""
-        length = torch.tensor([len(said)])
-        with _reached():
+        # JSON, since PyTorch would send an object as a pickle.
+        content = json.dumps(make()).encode("ascii") if self.first else b""
+        length = torch.tensor([len(content)])
+        with _peer_errors():
             dist.broadcast(length, 0)
-            text = torch.from_numpy(np.frombuffer(said.ljust(int(length)), np.uint8).copy())
-            dist.broadcast(text, 0)
-        told: _Told = json.loads(text.numpy().tobytes())
-        return told
+            buffer = torch.from_numpy(np.frombuffer(content.ljust(int(length)), np.uint8).copy())
+            dist.broadcast(buffer, 0)
+        value: _Value = json.loads(buffer.numpy().tobytes())
+        return value
 
-    def same(self, make: Callable[[], object]) -> bool:
-        ours = json.dumps(make())
-        return not self.most(ours != self.told(lambda: ours))
+    def all_equal(self, make: Callable[[], object]) -> bool:
+        own = json.dumps(make())
+        return not self.max(own != self.broadcast(lambda: own))
 
-    def agree(self, clocks: Sequence[float], asked: bool) -> tuple[Sequence[float], bool]:
-        nothing = [float("-inf")] * len(clocks)
-        *agreed, wish = self._largest([*(clocks if self.first else nothing), float(asked)])
-        return agreed, bool(wish)
+    def agree(self, clocks: Sequence[float], stop: bool) -> tuple[Sequence[float], bool]:
+        ignored = [float("-inf")] * len(clocks)
+        *agreed, stopping = self._largest([*(clocks if self.first else ignored), float(stop)])
+        return agreed, bool(stopping)
 
-    def most(self, number: int) -> int:
+    def max(self, number: int) -> int:
         return int(self._largest([float(number)])[0])
 
     def _largest(self, numbers: Sequence[float]) -> list[float]:
@@ -204,7 +211,7 @@ class _Torchrun(Ranks):
         import torch.distributed as dist
 
         shared = torch.tensor(numbers, dtype=torch.float64)
-        with _reached():
+        with _peer_errors():
             dist.all_reduce(shared, dist.ReduceOp.MAX)
         largest: list[float] = shared.tolist()
         return largest
@@ -214,7 +221,7 @@ class _Torchrun(Ranks):
         import torch.distributed as dist
 
         shared = torch.from_numpy(numbers.copy())
-        with _reached():
+        with _peer_errors():
             dist.all_reduce(shared)
         total: NDArray[np.float64] = shared.numpy()
         return total
@@ -223,108 +230,104 @@ class _Torchrun(Ranks):
         import torch.distributed as dist
 
         for tensor in tensors:
-            with _reached():
-                dist.broadcast(here := tensor.detach().cpu().contiguous(), 0)
-            tensor.detach().copy_(here)
+            with _peer_errors():
+                dist.broadcast(shared := tensor.detach().cpu().contiguous(), 0)
+            tensor.detach().copy_(shared)
 
     def gather(self, part: Tensor, batch_size: int) -> Tensor:
         import torch
         import torch.distributed as dist
 
-        # All send as much as the one with most rows.
+        # All processes send as many rows as the one with the most rows.
         n, depth, b, width = part.shape
         padded = torch.zeros(n, depth, -(-batch_size // self.size), width)
         padded[:, :, :b] = part.cpu()
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        with _reached():
+        with _peer_errors():
             dist.all_gather(parts, padded)
-        sent = zip(parts, self._shares(batch_size), strict=True)
-        return torch.cat([rows[:, :, : own.stop - own.start] for rows, own in sent], dim=2)
+        received = zip(parts, self._shares(batch_size), strict=True)
+        return torch.cat([rows[:, :, : own.stop - own.start] for rows, own in received], dim=2)
 
-    def watch(self, weights: Iterable[Tensor], batch_size: int) -> None:
+    def reducer(self, batch_size: int, device: torch.device) -> Self | None:
         import torch.distributed as dist
 
+        if self.size == 1:
+            return None
         own = self.rows(batch_size)
         self._share = (own.stop - own.start) / batch_size
-        for weight in weights:
-            if weight.device.type == "cuda" and self._gradients is None and dist.is_nccl_available():
-                with _reached():
-                    self._gradients = dist.new_group(backend="nccl")
-            weight.register_post_accumulate_grad_hook(self._begin)  # type: ignore[no-untyped-call]
+        if device.type == "cuda" and self._gradients is None and dist.is_nccl_available():
+            with _peer_errors():
+                self._gradients = dist.new_group(backend="nccl")
+        return self
 
-    def _begin(self, weight: Tensor) -> None:
-        # Every rank's backward pass makes the gradients in the same order.
-        assert weight.grad is not None
-        self._reduce(weight.grad)
-
-    def _reduce(self, tensor: Tensor) -> None:
+    def begin(self, tensor: Tensor) -> None:
         import torch.distributed as dist
 
-        with _reached():
+        # All processes begin the same tensors in the same order: that of the backward pass.
+        with _peer_errors():
             self._pending.append(dist.all_reduce(tensor.mul_(self._share), group=self._gradients, async_op=True))
 
-    def average(self, loss: Tensor) -> Tensor:
-        mean = loss.detach().clone()
-        self._reduce(mean)
-        with _reached():
+    def finish(self) -> None:
+        with _peer_errors():
             for work in self._pending:
                 work.wait()
         self._pending.clear()
-        return mean
 
     def leave(self) -> None:
-        """End the threads that speak to the others; they may not be at work when the interpreter ends."""
+        """End the communication threads; they must not be running when the interpreter exits."""
         import torch.distributed as dist
 
         self._gradients = None
         dist.destroy_process_group()
 
-    def speak(self) -> bool:
-        """Whether this rank is the first to say what has gone wrong."""
+    def reports_first(self) -> bool:
+        """Whether this process is the first one to report an error."""
         try:
             return int(self._store.add("grimmgen/errors", 1)) == 1
         except RuntimeError:
-            # Who keeps the store has left.
+            # The process that keeps the store has exited.
             return self.first
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """The ranks that `torchrun` has started; `ALONE` without it, and then PyTorch is not waited for.
+def process_group() -> Iterator[ProcessGroup]:
+    """Connect to the processes that `torchrun` has started; `SINGLE_PROCESS` without it, and without PyTorch.
 
-    None leaves before all are through. An error on one ends all: of those that have one, the first raises it, and
-    the others end in silence with its exit code. Who catches it to end the process does that by `end`.
+    No process leaves this context before all do. An error in one process ends all of them: of the processes with
+    an error, the first one raises it, and the others exit silently with its exit code. A caller that catches the
+    error in order to exit does so with `exit_process`.
 
     Raises:
-        UsageError: the variables of torchrun are not as it sets them, or the ranks were given unlike commands.
-        GrimmgenError: the ranks do not reach each other.
+        UsageError: the variables of torchrun are missing or invalid, or the processes have different arguments.
+        GrimmgenError: the processes do not reach each other.
     """
-    global _joining
+    global _connecting
     if not os.environ.keys() & {"RANK", "WORLD_SIZE"}:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
-    _joining = True
-    ranks = _Torchrun()
+    _connecting = True
+    group = _Torchrun()
     try:
-        if not ranks.same(lambda: sys.argv[1:]):
-            raise UsageError("the processes were given unlike commands", "give all the same")  # noqa: TRY301
-        yield ranks
-        ranks.most(0)
+        if not group.all_equal(lambda: sys.argv[1:]):
+            raise UsageError("the processes have different arguments", "start all with the same")  # noqa: TRY301
+        yield group
+        group.max(0)
     except BaseException as error:
-        if ranks.speak():
+        if group.reports_first():
             raise
-        interrupted = 130 if isinstance(error, KeyboardInterrupt) else 1
-        raise SystemExit(getattr(error, "exit_code", interrupted)) from error
-    ranks.leave()
+        default = 130 if isinstance(error, KeyboardInterrupt) else 1
+        raise SystemExit(getattr(error, "exit_code", default)) from error
+    group.leave()
 
 
-def end(code: int) -> NoReturn:
-    """End this process. Of several, one that an error ends while it speaks to the others does so at once.
+def exit_process(code: int) -> NoReturn:
+    """Exit this process; at once if it is one of several that an error interrupts while it communicates.
 
-    The threads of gloo hold tensors, and with them Python's objects. To let go of these while the interpreter ends
-    would abort the process, with another exit code; and to wait for them may take as long as another rank takes.
+    The threads of gloo hold tensors, and with them Python objects. Releasing these while the interpreter exits
+    would abort the process with another exit code, and waiting for the threads may take as long as another process
+    runs.
     """
-    if not _joining:
+    if not _connecting:
         sys.exit(code)
     import torch.distributed as dist
 
@@ -336,17 +339,17 @@ def end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def speaks() -> bool:
-    """Whether this process is to tell an error: one of the command line, which all were given, is the first's."""
+def reports_errors() -> bool:
+    """Whether this process reports its errors: before the processes are connected, only the first one does."""
     rank = os.environ.get("RANK", "")
-    # A rank that is no number is nobody's, and nobody else would speak.
+    # With an invalid rank no other process would report.
     later = rank.isascii() and rank.isdigit() and rank.strip("0") != ""
-    return _joining or not later or not all(map(os.environ.get, _NEEDED))
+    return _connecting or not later or not all(map(os.environ.get, _VARIABLES))
 
 
 @contextlib.contextmanager
-def _reached() -> Iterator[None]:
-    """Turn what PyTorch raises where another rank is gone into a line that says so."""
+def _peer_errors() -> Iterator[None]:
+    """Translate the errors that PyTorch raises when another process has exited."""
     import torch
 
     try:
@@ -355,16 +358,16 @@ def _reached() -> Iterator[None]:
         raise
     except RuntimeError as error:
         raise GrimmgenError(
-            f"another of the processes has ended, or cannot be reached ({_brief(error)})",
-            "see what it says; `grimmgen train --resume` goes on from what was saved last",
+            f"another process has exited, or cannot be reached ({_brief(error)})",
+            "see its own error; `grimmgen train --resume` continues from the last checkpoint",
         ) from error
 
 
 def _number(name: str) -> int:
     value = os.environ[name]
-    # What has more digits than any number of processes would not fit where PyTorch puts it.
+    # Longer numbers would not fit the integers of PyTorch.
     if not value.isascii() or not value.isdigit() or len(value) > 9:
-        raise UsageError(f"{name}={value[:20]!r} is no number", "start with torchrun, or unset it")
+        raise UsageError(f"{name}={value[:20]!r} is not a number", "start with torchrun, or unset it")
     return int(value)
 
 

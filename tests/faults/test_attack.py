@@ -21,7 +21,7 @@ from grimmgen.text import encoding
 from grimmgen.text.corpus import Document, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import distributed
-from tests.program import PROGRAM, Ran, on_terminal
+from tests.program import Ran
 
 Program = Callable[..., Ran]
 

@@ -1,4 +1,4 @@
-"""Killed, or failed by the disk, at every write (faults 10, 15, 31, 32, and pairs of them)."""
+"""A kill or a disk error at every write (faults 10, 15, 31, 32, and pairs of them)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server import Server, answer
 
 pytestmark = [pytest.mark.faults, crash.needs_strace]
 
-# Of two epochs with a few updates each, every one of which is saved.
+# Two epochs of a few updates, each of which is saved.
 TRAIN = "train --quiet --run sly-owl --hidden 4 --batch-size 16 --unroll 100 --min-count 9 --epochs 2".split()
 RESUME = "train --quiet --resume --run sly-owl".split()
 EARLIER = ["data/runs/sly-fox/*"]
@@ -58,23 +58,23 @@ def checkpoint(path: Path) -> object:
 
 
 def trained(home: Path) -> object:
-    """All that training leaves, but for the clock."""
+    """Return everything that a training writes, but for the times."""
     run = Run(home / "data" / "runs" / "sly-owl")
     log = [{k: v for k, v in event.items() if k not in {"seconds", "path"}} for event in run.log()]
     return checkpoint(run.best_path), checkpoint(run.last_path), log, sorted(p.name for p in run.path.iterdir())
 
 
-def runs_are_whole(home: Path) -> None:
+def runs_are_complete(home: Path) -> None:
     for run in registry.all_runs():
         assert run.info()["name"] == run.name
         for path in run.path.glob("*.safetensors"):
             Checkpoint.read(path)
-    # Nothing but runs has a name that could be a run's.
+    # Only runs have names of runs.
     assert {p.name for p in (home / "data/runs").iterdir() if not p.name.startswith(".")} <= {"sly-fox", "sly-owl"}
 
 
-def go_on(victim: Victim, train: list[str]) -> Callable[[Path], None]:
-    """What the user does whose training has ended badly: go on with it, or train anew where nothing was saved."""
+def recovery(victim: Victim, train: list[str]) -> Callable[[Path], None]:
+    """Do what a user would: resume the run, or train a new one if nothing was saved."""
 
     def recover(home: Path) -> None:
         run = Run(home / "data" / "runs" / "sly-owl")
@@ -82,7 +82,7 @@ def go_on(victim: Victim, train: list[str]) -> Callable[[Path], None]:
             commands = [RESUME]
         elif run.path.exists():
             refused = victim.run(home, *RESUME)
-            assert refused.err.startswith("error: the run sly-owl has nothing saved to go on from: remove it")
+            assert refused.err.startswith("error: the run sly-owl has no checkpoint to resume from: remove it")
             commands = [["runs", "rm", "--yes", "sly-owl"], train]
         else:
             commands = [train]
@@ -100,7 +100,7 @@ def train(tales: Path) -> list[str]:
 
 @pytest.fixture
 def beginning(victim: Victim, earlier: Path, train: list[str]) -> Scenario:
-    return Scenario(earlier, train, go_on(victim, train), runs_are_whole, trained)
+    return Scenario(earlier, train, recovery(victim, train), runs_are_complete, trained)
 
 
 def note(record: Callable[[str, object], None], tally: crash.Tally) -> None:
@@ -110,14 +110,14 @@ def note(record: Callable[[str, object], None], tally: crash.Tally) -> None:
     assert tally.cases > 8
 
 
-def test_fault_31_training_struck_at_each_of_its_writes(
+def test_fault_31_training_fails_at_each_write(
     victim: Victim, home: Path, beginning: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
-    note(record_property, crash.strike(victim, home, beginning, EARLIER, rounds(37, 1)))
+    note(record_property, crash.fail_at_each_write(victim, home, beginning, EARLIER, rounds(37, 1)))
 
 
 @pytest.mark.parametrize("first", [crash.KILL, crash.ENOSPC])
-def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
+def test_faults_15_and_31_a_resume_fails_at_each_write(
     victim: Victim,
     home: Path,
     beginning: Scenario,
@@ -126,7 +126,7 @@ def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
     first: str,
     record_property: Callable[[str, object], None],
 ) -> None:
-    # A pair: the run that is resumed was struck itself, at the rename of its third save.
+    # A pair of faults: the run that is resumed failed at the rename of its third save.
     crash.fresh(beginning.template, home)
     undisturbed = victim.run(home, *train, inject=[])
     renames = [
@@ -134,17 +134,15 @@ def test_faults_15_and_31_a_resume_struck_at_each_of_its_writes(
     ]
     assert len(renames) > 3
     crash.fresh(beginning.template, home)
-    struck = victim.run(home, *train, inject=[crash.injection(renames[2], first)])
-    assert struck.code != 0
-    template = tmp_path / "struck"
+    failed = victim.run(home, *train, inject=[crash.injection(renames[2], first)])
+    assert failed.code != 0
+    template = tmp_path / "failed"
     crash.fresh(home, template)
-    again = Scenario(template, RESUME, go_on(victim, train), runs_are_whole, trained)
-    note(record_property, crash.strike(victim, home, again, EARLIER, rounds(37, 1)))
+    again = Scenario(template, RESUME, recovery(victim, train), runs_are_complete, trained)
+    note(record_property, crash.fail_at_each_write(victim, home, again, EARLIER, rounds(37, 1)))
 
 
-def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(
-    victim: Victim, home: Path, beginning: Scenario
-) -> None:
+def test_fault_32_files_are_flushed_renamed_flushed(victim: Victim, home: Path, beginning: Scenario) -> None:
     crash.fresh(beginning.template, home)
     done = crash.calls(victim.run(home, *beginning.command, inject=[]).trace, home)
     written = [
@@ -161,7 +159,7 @@ def test_fault_32_flush_rename_flush_as_the_operating_system_sees_it(
 # --- removing --------------------------------------------------------------------------------------------
 
 
-def test_fault_10_removing_struck_at_each_of_its_writes(
+def test_fault_10_a_removal_fails_at_each_write(
     victim: Victim, home: Path, earlier: Path, train: list[str], tmp_path: Path
 ) -> None:
     crash.fresh(earlier, home)
@@ -172,22 +170,24 @@ def test_fault_10_removing_struck_at_each_of_its_writes(
     def recover(home: Path) -> None:
         if (home / "data/runs/sly-owl").exists():
             assert victim.run(home, "runs", "rm", "--yes", "sly-owl").code == 0
-        # What is left over goes with the next change of the registry.
+        # The next change of the registry removes leftover files.
         assert victim.run(home, *train).code == 0
         assert victim.run(home, "runs", "rm", "--yes", "sly-owl").code == 0
 
-    def left(home: Path) -> object:
+    def runs_left(home: Path) -> object:
         return sorted(p.name for p in (home / "data/runs").iterdir() if not p.name.startswith(".lock"))
 
-    scenario = Scenario(template, ["runs", "rm", "--yes", "--quiet", "sly-owl"], recover, runs_are_whole, left)
-    tally = crash.strike(victim, home, scenario, EARLIER, rounds(5, 1))
+    scenario = Scenario(
+        template, ["runs", "rm", "--yes", "--quiet", "sly-owl"], recover, runs_are_complete, runs_left
+    )
+    tally = crash.fail_at_each_write(victim, home, scenario, EARLIER, rounds(5, 1))
     print(f"{tally.calls} system calls, {tally.cases} cases survived")  # noqa: T201
 
 
 # --- fetching --------------------------------------------------------------------------------------------
 
 
-def cache_is_whole(home: Path) -> None:
+def cache_is_complete(home: Path) -> None:
     cache = home / "cache" / "corpora" / "grimm"
     if (cache / "manifest.json").exists():
         files.read_json(cache / "manifest.json")
@@ -206,7 +206,7 @@ def fetched(home: Path) -> object:
 
 @pytest.fixture
 def fetching(victim: Victim, server: Server, tmp_path: Path) -> Scenario:
-    """Two stories are there, three more are asked for."""
+    """Two stories are cached, and three more are fetched."""
     template = tmp_path / "some"
     template.mkdir()
     fetch = ["fetch", "--quiet", "--jobs", "1", "--url", server.url, "--stories"]
@@ -215,19 +215,19 @@ def fetching(victim: Victim, server: Server, tmp_path: Path) -> Scenario:
     def recover(home: Path) -> None:
         assert victim.run(home, *fetch, "5").code == 0
 
-    return Scenario(template, [*fetch, "5"], recover, cache_is_whole, fetched)
+    return Scenario(template, [*fetch, "5"], recover, cache_is_complete, fetched)
 
 
 GOOD = ["cache/corpora/grimm/001.txt", "cache/corpora/grimm/002.txt"]
 
 
-def test_fault_10_a_fetch_struck_at_each_of_its_writes(
+def test_fault_10_a_fetch_fails_at_each_write(
     victim: Victim, home: Path, fetching: Scenario, record_property: Callable[[str, object], None]
 ) -> None:
-    note(record_property, crash.strike(victim, home, fetching, GOOD, rounds(5, 1)))
+    note(record_property, crash.fail_at_each_write(victim, home, fetching, GOOD, rounds(5, 1)))
 
 
-def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
+def test_faults_10_and_15_a_fetch_after_a_killed_one_fails(
     victim: Victim, home: Path, fetching: Scenario, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     crash.fresh(fetching.template, home)
@@ -238,8 +238,8 @@ def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
     template = tmp_path / "killed"
     crash.fresh(home, template)
     assert list(template.rglob("*.tmp"))
-    again = Scenario(template, fetching.command, fetching.recover, cache_is_whole, fetched)
-    note(record_property, crash.strike(victim, home, again, GOOD, rounds(5, 1)))
+    again = Scenario(template, fetching.command, fetching.recover, cache_is_complete, fetched)
+    note(record_property, crash.fail_at_each_write(victim, home, again, GOOD, rounds(5, 1)))
 
 
 # --- reading ---------------------------------------------------------------------------------------------
@@ -257,11 +257,11 @@ def test_faults_10_and_15_a_second_fetch_struck_after_a_killed_one(
     ],
     ids=" ".join,
 )
-def test_fault_31_what_only_reads_writes_nothing_that_could_be_struck(
+def test_fault_31_read_only_commands_write_nothing(
     victim: Victim, home: Path, earlier: Path, command: list[str]
 ) -> None:
     crash.fresh(earlier, home)
     ended = victim.run(home, *command, "--quiet", inject=[])
     assert ended.code == 0
-    assert "write(1<" in ended.trace, "the trace shows what is written"
+    assert "write(1<" in ended.trace, "the trace has the writes"
     assert crash.calls(ended.trace, home) == []

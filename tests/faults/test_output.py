@@ -1,4 +1,4 @@
-"""What reaches the user: nothing that steers a terminal, nothing without a bound, one line (faults 38-44)."""
+"""Output: no control characters, bounded, one line for an error (faults 38-44)."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ Program = Callable[..., Ran]
 WILD = "\x1b]0;owned\x07\x9b2J\r\u202e\u2066\u061c[red]:boom:[/]"
 
 
-def test_fault_40_no_character_that_steers_a_terminal_is_left() -> None:
+def test_fault_40_no_control_character_is_left() -> None:
     steering = {"Cc", "Cf", "Cs", "Zl", "Zp"}
     everything = "".join(map(chr, range(0x110000)))
     left = {character for character in console.safe(everything) if unicodedata.category(character) in steering}
-    # Tab, line end, and marks of Arabic, Kaithi, hieroglyphs, shorthand and music: none has to do with direction.
+    # Tab, line end, and marks of Arabic, Kaithi, hieroglyphs, shorthand and music, which do not affect direction.
     assert {character for character in left if character < "\u0600"} == {"\t", "\n"}
     assert {unicodedata.bidirectional(character) for character in left} <= {"S", "B", "AN", "AL", "L", "BN"}
     assert not left & set("\u061c\u180e\u200b\u200e\u200f\u2028\u202e\u2060\u2066\u2069\ufeff\U000e0041")
 
 
 def hostile(path: Path) -> Path:
-    """A checkpoint whose every text would like to steer a terminal."""
-    made = tiny_checkpoint(True)
+    """A checkpoint with control characters in every text."""
+    plain = tiny_checkpoint(True)
     provenance = {"run": WILD, "corpus": WILD, "versions": {WILD: WILD}, "step": WILD}
-    Checkpoint(made.configuration, made.vocabulary, provenance, made.weights).write(path)
+    Checkpoint(plain.configuration, plain.vocabulary, provenance, plain.weights).write(path)
     return path
 
 
 @pytest.mark.slow
-def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, tmp_path: Path) -> None:
+def test_fault_40_foreign_names_never_reach_a_terminal_raw(trained: Run, tmp_path: Path) -> None:
     directory = tmp_path / WILD.replace("/", "")
     directory.mkdir()
     for number in range(30):
@@ -53,7 +53,7 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
     info["corpus"]["name"] = WILD
     info["versions"] = {WILD: WILD}
     (trained.path / "run.json").write_text(json.dumps(info))
-    asked = [
+    commands = [
         ["vocab", "--corpus", str(directory)],
         ["eval", str(directory / f"0 {WILD.replace('/', '')}.txt"), "--run", str(model)],
         ["generate", "--run", str(model), "--seed", WILD],
@@ -63,9 +63,9 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
         ["generate", "--run", str(directory / "gone.safetensors")],
         ["train", "--run", WILD, "--corpus", str(directory)],
     ]
-    for command in asked:
+    for command in commands:
         shown = on_terminal(*PROGRAM, *command).out
-        # What rich colours with is known: nothing else begins with ESC.
+        # ESC occurs only in rich's own colour codes.
         assert "owned\x07" not in shown, command
         assert not set(shown) & set("\x07\x9b\u202e\u2066\u061c"), command
         assert "\x1b]" not in shown, command
@@ -75,21 +75,19 @@ def test_fault_40_names_from_strangers_never_reach_a_terminal_raw(trained: Run, 
         assert "[red]" in piped.out + piped.err or command[0] not in {"generate", "train"}, command
 
 
-@pytest.mark.parametrize("heard", ["2> /dev/full", "2>&-", "2> >(true)"])
-def test_fault_39_an_error_that_nobody_hears_keeps_its_exit_code(heard: str) -> None:
-    assert shell(f"grimmgen generate --run nobody {heard}") == (2, "", "")
+@pytest.mark.parametrize("redirection", ["2> /dev/full", "2>&-", "2> >(true)"])
+def test_fault_39_a_lost_error_message_keeps_its_exit_code(redirection: str) -> None:
+    assert shell(f"grimmgen generate --run nobody {redirection}") == (2, "", "")
 
 
-def test_fault_39_an_error_is_told_where_no_file_can_be_opened_any_more(
-    run: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_39_an_error_is_printed_without_rich(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("rich.text", "rich.console"):
         monkeypatch.setitem(sys.modules, name, None)
     line = "error: there is no run nobody: the latest are: none\n"
     assert run("generate", "--run", "nobody") == (2, "", line)
 
 
-def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Run) -> None:
+def test_fault_41_a_prompt_of_100_megabytes_is_refused(trained: Run) -> None:
     ran = grimmgen("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
     assert ran == (2, "", "error: standard input is longer than 1 MB: give the last part of it\n")
 
@@ -97,7 +95,7 @@ def test_fault_41_a_prompt_of_a_hundred_megabytes_is_refused_at_once(trained: Ru
 @pytest.mark.parametrize(
     ("value", "traceback"), [("1", True), ("true", True), ("0", False), ("no", False), ("", False)]
 )
-def test_fault_44_debugging_is_on_when_the_variable_says_so(
+def test_fault_44_a_variable_enables_tracebacks(
     value: str, traceback: bool, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
@@ -110,7 +108,7 @@ def test_fault_44_debugging_is_on_when_the_variable_says_so(
     assert ("Traceback" in ran.err) == traceback
 
 
-def test_faults_40_and_44_a_traceback_steers_no_terminal(run: Program) -> None:
-    told = run("--debug", "generate", "--run", f"/{WILD}.safetensors").err
-    assert "Traceback" in told
-    assert {character for character in told if not character.isprintable()} == {"\n"}
+def test_faults_40_and_44_a_traceback_has_no_control_characters(run: Program) -> None:
+    printed = run("--debug", "generate", "--run", f"/{WILD}.safetensors").err
+    assert "Traceback" in printed
+    assert {character for character in printed if not character.isprintable()} == {"\n"}

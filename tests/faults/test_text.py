@@ -124,7 +124,7 @@ def test_fault_21_out_of_memory_is_one_line(run: Program, monkeypatch: pytest.Mo
         raise MemoryError
 
     monkeypatch.setattr(Document, "pieces", full)
-    line = "error: the memory is full: give less text, or a smaller network\n"
+    line = "error: out of memory: give less text, or a smaller network\n"
     assert run("vocab", "--corpus", "sampler") == (1, "", line)
 
 

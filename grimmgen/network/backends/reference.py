@@ -220,7 +220,7 @@ class ReferenceBackend:
     # --- layers without cells --------------------------------------------------------------------------------
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x W + b: rows [N, K] times a weight [K, M], plus a bias [M] if there is one, [N, M]."""
+        """X W + b: rows [N, K] times a weight [K, M], plus a bias [M] if there is one, [N, M]."""
         y = self.matmul(x, weight)
         return y if bias is None else y + bias
 
@@ -280,11 +280,11 @@ class ReferenceBackend:
     # --- elementwise operations ------------------------------------------------------------------------------
 
     def multiply(self, a: Tensor, b: Tensor) -> Tensor:
-        """a b, where b [R, …] or [1, …] has the shape of a or is one row for all."""
+        """A b, where b [R, …] or [1, …] has the shape of a or is one row for all."""
         return a * b
 
     def add(self, a: Tensor, b: Tensor) -> Tensor:
-        """a + b, of one shape."""
+        """A + b, of one shape."""
         return a + b
 
     def copy(self, source: Tensor, target: Tensor) -> None:

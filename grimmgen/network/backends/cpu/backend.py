@@ -277,7 +277,16 @@ class CPUBackend:
         stride = constants().block * (2 * (V + self.instructions.lanes) + max(H, V))
         self._call(
             self._kernels["cross_entropy"],
-            *(N, H, V, hidden, self._pack(weight), None if d_hidden is None else self._pack(weight.t()), bias, targets),
+            *(
+                N,
+                H,
+                V,
+                hidden,
+                self._pack(weight),
+                None if d_hidden is None else self._pack(weight.t()),
+                bias,
+                targets,
+            ),
             *(losses, d_hidden, d_weights, d_biases, self._empty(self._threads, stride), stride),
             total=N,
         )

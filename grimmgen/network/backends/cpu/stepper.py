@@ -1,6 +1,6 @@
 """Inference on the compiled kernels (`inference.h`): one time step at a time, and tokens sampled in the same call.
 
-    B  batch rows    H  hidden units    L  layers    S  states of the cell    V  vocabulary size    N  tokens sampled
+B  batch rows    H  hidden units    L  layers    S  states of the cell    V  vocabulary size    N  tokens sampled
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ class CompiledStepper(Stepper):
     """
 
     def __init__(
-        self, instructions: InstructionSet, configuration: Configuration, weights: Mapping[str, Floats], state: Floats
+        self,
+        instructions: InstructionSet,
+        configuration: Configuration,
+        weights: Mapping[str, Floats],
+        state: Floats,
     ) -> None:
         super().__init__(configuration, weights, state)
         compiled = instructions.cells[configuration.cell]
@@ -67,7 +71,10 @@ class CompiledStepper(Stepper):
                 place[3] = self._keep(np.concatenate(extra))
         output_weight, output_bias = self._output
         values = {
-            **{"L": L, "B": B, "H": H, "V": V},
+            "L": L,
+            "B": B,
+            "H": H,
+            "V": V,
             "table": self._keep(self._table),
             "layers": self._keep(layers),
             "output_weight": packed(output_weight),

@@ -273,6 +273,9 @@ def recurrence_backward(
             saved_t = _load(saved + row[:, None] * (SAVED * H) + units[None, :], H, tile_mask, SAVED)
             state = _load(states + at, state_stride, tile_mask, S)
             new_state = _load(states + at + B * H, state_stride, tile_mask, S)
+            d_h_t = tl.load(d_h + at, mask=tile_mask, other=0.0)
+            at_carried = d_states + FIRST_CARRIED * d_state_stride + at_row
+            d_state = _load(at_carried, d_state_stride, tile_mask, S - FIRST_CARRIED)
             if u is None:
                 d_next = tl.zeros((ROWS, UNITS), tl.float32)
             elif product is None:
@@ -282,8 +285,6 @@ def recurrence_backward(
                 )[0]
             else:
                 d_next = tl.load(product + at_row, mask=tile_mask, other=0.0)
-            at_carried = d_states + FIRST_CARRIED * d_state_stride + at_row
-            d_state = _load(at_carried, d_state_stride, tile_mask, S - FIRST_CARRIED)
             if FIRST_CARRIED == 0:
                 d_next += d_state[0]
                 d_state = d_state[1:]
@@ -291,11 +292,11 @@ def recurrence_backward(
             if resets is not None:
                 state = _zero_where(_is_reset(resets, row, row_mask), state, S)
                 d_state = _zero_where(_is_reset(resets, row + B, next_mask), d_state, S)
-            d_new_h = d_state[0] + tl.load(d_h + at, mask=tile_mask, other=0.0)
+            d_h_t += d_state[0]
             if mask is not None:
                 at_mask = (step * mask_stride + rows)[:, None] * H + units[None, :]
-                d_new_h *= tl.load(mask + at_mask, mask=tile_mask, other=0.0)
-            d_state = (d_new_h,) + d_state[1:]  # noqa: RUF005
+                d_h_t *= tl.load(mask + at_mask, mask=tile_mask, other=0.0)
+            d_state = (d_h_t,) + d_state[1:]  # noqa: RUF005
             weights = ()
             if extra is not None:
                 weights = _load(extra + units[None, :], H, unit_mask[None, :], EXTRA)

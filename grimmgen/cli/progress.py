@@ -1,0 +1,161 @@
+"""How `grimmgen train` renders the events of training, and its result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from grimmgen.cli import console, options
+from grimmgen.network.cells import cells
+from grimmgen.runs.events import (
+    Evaluated,
+    Event,
+    Finished,
+    RateDecayed,
+    Recovered,
+    Saved,
+    Started,
+    Stepped,
+    event_to_json,
+)
+from grimmgen.runs.registry import Run, TrainedModel
+
+# A larger share of unknown tokens is reported; in the tales it is 0.001.
+_MANY_UNKNOWN = 0.05
+
+_REASONS = {
+    "epochs": "all epochs done",
+    "budget": "time budget used up",
+    "converged": "learning rate decayed to its minimum",
+    "interrupted": "interrupted",
+}
+
+
+def follow(events: Iterator[Event], bars: console.Bars, json: bool) -> tuple[Finished, int]:
+    """Show events as bars and lines, or as JSON lines; returns the last event and the number of updates."""
+    view, first = _View(bars), 0
+    for event in events:
+        if json:
+            console.json_line(event_to_json(event))
+        match event:
+            case Recovered():
+                console.warn(f"{event.error}: resuming from the checkpoint before, of update {event.step}")
+            case Started():
+                first = event.step
+                view.start(event)
+            case Stepped():
+                view.step(event)
+            case Evaluated():
+                view.evaluate(event)
+            case RateDecayed():
+                bars.line(
+                    f"learning rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity"
+                    f" {event.perplexity:.2f}, not below {event.minimum:.2f} for {event.evaluations} evaluations",
+                    "yellow",
+                )
+            case Saved():
+                bars.line(f"saved at update {event.step}{' with new best weights' if event.best else ''}", "dim")
+            case Finished():
+                return event, event.step - first
+            case _:
+                pass
+    raise AssertionError("training ends with Finished")
+
+
+class _View:
+    """The bars of a training run, and the lines above them."""
+
+    def __init__(self, bars: console.Bars) -> None:
+        self._bars = bars
+        self._best = ""
+        self._epoch_bar = self._update_bar = 0
+
+    def start(self, event: Started) -> None:
+        """Describe the run, and add a bar of epochs (of seconds if only time is limited) and a bar of updates."""
+        self._started = event
+        configuration, bars = event.configuration, self._bars
+        train, valid, test = event.stories
+        unit = "stories" if event.by_story else "parts of stories"
+        state = f"resumed at update {event.step}" if event.step else "started"
+        bars.line(
+            f"run {event.run} {state}: {event.corpus}, {train}/{valid}/{test} {unit} for train/valid/test", "bold"
+        )
+        updates = f"{_updates(event.updates)} per epoch"
+        bars.line(f"text: {event.ngrams:,} tokens, vocabulary {event.vocabulary_size}, {updates}")
+        if event.unknown > _MANY_UNKNOWN:
+            bars.line(
+                f"{event.unknown:.0%} of the tokens are <unk>: lower --min-count for so short a text", "yellow"
+            )
+        bars.line(
+            f"{cells()[configuration.cell].title}: {configuration.layers} × {configuration.hidden} units,"
+            f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
+        )
+        if departures := options.as_typed(configuration):
+            bars.line(f"options: {departures}", "dim")
+
+        done = event.step // event.updates
+        self._timed = configuration.epochs == options.UNLIMITED_EPOCHS
+        if self._timed:
+            self._epoch_bar = bars.add("second", int(configuration.budget or 0))
+        else:
+            self._epoch_bar = bars.add("epoch ", configuration.epochs, done)
+        self._update_bar = bars.add("update", event.updates, event.step - done * event.updates)
+
+    def step(self, event: Stepped) -> None:
+        """Move the bars."""
+        if not self._bars.live:
+            return
+        configuration = self._started.configuration
+        progress = event.step / (configuration.epochs * self._started.updates)
+        if configuration.budget is not None:
+            progress = max(progress, event.seconds / configuration.budget)
+        left = f"{console.seconds(event.seconds / max(progress, 1e-9) - event.seconds)} left"
+        perplexity = f"ppl {event.perplexity:.2f}"
+        done = int(event.seconds) if self._timed else event.epoch - 1
+        self._bars.update(self._epoch_bar, done, f"{perplexity}{self._best}", perplexity)
+        speed = f"{event.speed / 1000:.0f}k tokens/s"
+        self._bars.update(self._update_bar, event.update, f"rate {event.rate:.2g}  {speed}  {left}", left)
+
+    def evaluate(self, event: Evaluated) -> None:
+        """Print an evaluation; where there are bars, only the best so far."""
+        bars = self._bars
+        if event.best:
+            self._best = f"  best {event.perplexity:.2f} ★"
+        elif bars.live:
+            return
+        # At most 39 characters on a narrow terminal.
+        train, valid = ("train", "valid") if bars.narrow else ("training", "validation")
+        line = (
+            f"epoch {event.epoch:3d}  {train} {event.training_perplexity:6.2f}"
+            f"  {valid} {event.perplexity:6.2f}{' ★' if event.best else ''}"
+        )
+        if not bars.narrow:
+            line += f"  {event.bits_per_character:.3f} bits/char  {console.seconds(event.seconds)}"
+        bars.line(line)
+
+
+def report(run: Run, finished: Finished, quiet: bool) -> None:
+    """Print how training ended; unless it was interrupted, with a sample of generated text."""
+    best = finished.best_perplexity
+    interrupted = finished.reason == "interrupted"
+    facts: list[tuple[str, object]] = [
+        ("ended", _REASONS[finished.reason]),
+        ("epochs", f"{finished.epoch} ({_updates(finished.step)} in {console.seconds(finished.seconds)})"),
+        ("validation", "none yet" if best is None else f"perplexity {best:.2f}, at epoch {finished.best_epoch}"),
+        ("run", run.name),
+        ("path", run.path),
+    ]
+    if not (interrupted and quiet):
+        console.facts(facts, to_error=interrupted)
+    if interrupted or quiet:
+        return
+    from grimmgen.sampling.generator import TextGenerator
+
+    text = TextGenerator(TrainedModel(run.name, run.checkpoint(), run)).generate(length=240, random_seed=1)
+    console.out()
+    console.out(f"Sample: {' '.join(text.split())} …")
+    console.out()
+    console.hint('grimmgen generate --seed "the king"', "next")
+
+
+def _updates(number: int) -> str:
+    return "1 update" if number == 1 else f"{number} updates"

@@ -1,0 +1,264 @@
+"""The training loop: windows in, events out.
+
+The loop is the tutorial's: windows of T time steps over B streams of documents, truncated back-propagation through
+time, an evaluation after each epoch. It receives the training step, the windows and the evaluation as callables,
+and knows no files, no runs and no corpus: its caller saves when the loop yields `SaveDue` or `Finished`.
+
+Everything random in update k follows from (random seed, k), and everything the loop remembers is in `progress` and
+`state`: a loop that starts from a copy of them yields the same events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from grimmgen.configuration import Configuration
+from grimmgen.errors import GrimmgenError
+from grimmgen.network.model import State
+from grimmgen.network.train_step import TrainStep
+from grimmgen.runs.events import Evaluated, Finished, RateDecayed, Reason, Stepped
+from grimmgen.text.batches import Windows
+from grimmgen.training.schedule import LOWEST_RATE, Plateau, cosine, progress_of
+
+
+@dataclass
+class Progress:
+    """The position of the training: with the tensors, all that a resume needs.
+
+    Attributes:
+        schedule: the learning rate, and the lowest validation perplexity.
+        step: updates so far.
+        epoch: completed epochs.
+        window: completed windows of the current epoch.
+        loss: sum of the losses of the current epoch, in nats.
+        predictions: predictions of the current epoch.
+        best_epoch: epoch of the lowest validation perplexity, from 1; 0 before any evaluation.
+        evaluated: step of the last evaluation.
+        seconds: of training so far.
+    """
+
+    schedule: Plateau
+    step: int = 0
+    epoch: int = 0
+    window: int = 0
+    loss: float = 0.0
+    predictions: int = 0
+    best_epoch: int = 0
+    evaluated: int = 0
+    seconds: float = 0.0
+
+    @property
+    def training_perplexity(self) -> float:
+        """Perplexity of the training set over the current epoch, with dropout."""
+        return math.exp(min(700.0, self.loss / max(1, self.predictions)))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a value that `from_json` reads."""
+        value = dataclasses.asdict(self)
+        if math.isinf(self.schedule.minimum):
+            value["schedule"]["minimum"] = None
+        return value
+
+    @classmethod
+    def from_json(cls, value: Any) -> Progress:
+        """Read what `to_json` returned.
+
+        Raises:
+            TypeError, KeyError, ValueError, AttributeError, OverflowError: the value is something else.
+        """
+        schedule = dict(value["schedule"])
+        if schedule["minimum"] is None:
+            schedule["minimum"] = math.inf
+        # The earliest checkpoints have no `evaluated`.
+        progress = cls(**{"evaluated": value["step"], **value, "schedule": Plateau(**schedule)})
+        numbers = [*dataclasses.astuple(progress)[1:], *dataclasses.astuple(progress.schedule)]
+        if not all(type(n) in (int, float) and n >= 0 for n in numbers):
+            raise ValueError
+        return progress
+
+
+@dataclass(frozen=True)
+class SaveDue:
+    """Enough time has passed since the last save; the caller saves before it continues."""
+
+
+LoopEvent = Stepped | Evaluated | RateDecayed | SaveDue | Finished
+
+Agree = Callable[[Sequence[float], bool], tuple[Sequence[float], bool]]
+
+
+@dataclass
+class TrainingLoop:
+    """The training of a model from `progress` to one of the limits.
+
+    Attributes:
+        configuration: schedule and limits.
+        step: the training step.
+        state: of all rows of this process, before the next window; replaced by each update.
+        progress: changed in place.
+        windows: returns the windows of an epoch, counted from 0.
+        updates: windows of the first epoch, from which the number of all updates is estimated.
+        evaluate: returns the perplexity and the bits per character of the validation set.
+        stopping: whether to stop after the current update.
+        clock: returns seconds.
+        save_seconds: seconds between two saves.
+        agree: makes clocks and `stopping` equal in all processes (`ProcessGroup.agree`).
+    """
+
+    configuration: Configuration
+    step: TrainStep
+    state: State
+    progress: Progress
+    windows: Callable[[int], Windows]
+    updates: int
+    evaluate: Callable[[], tuple[float, float]]
+    stopping: Callable[[], bool]
+    clock: Callable[[], float]
+    save_seconds: float
+    agree: Agree
+    _began: float = field(init=False)
+    _saved: float = field(init=False)
+    _save_due: bool = field(init=False, default=False)
+
+    def events(self) -> Iterator[LoopEvent]:
+        """Train, and yield what happens; `Finished` is the last event.
+
+        `progress` and `state` are consistent at every event. At `Evaluated` and `RateDecayed` they are still those
+        before the evaluation, so that a training that is saved there and resumed repeats it.
+
+        Raises:
+            GrimmgenError: the loss is not finite, or the device is out of memory; no weight was changed.
+        """
+        progress = self.progress
+        self._began = self.clock() - progress.seconds
+        self._saved = self.clock()
+        reason = self._limit_reached()
+        if reason == "budget" and progress.evaluated < progress.step:
+            # The training was saved between its last update and the evaluation.
+            yield from self._evaluation(progress.window == len(self.windows(progress.epoch)))
+        while reason is None:
+            windows = self.windows(progress.epoch)
+            epoch_began, predictions = self.clock(), 0
+            for number in range(progress.window, len(windows)):
+                rate = self._update(windows, number)
+                predictions += windows.predictions(number)
+                progress.seconds = self.clock() - self._began
+                speed = predictions / max(1e-9, self.clock() - epoch_began)
+                yield Stepped(
+                    progress.step,
+                    progress.epoch + 1,
+                    progress.window,
+                    progress.training_perplexity,
+                    rate,
+                    speed,
+                    progress.seconds,
+                )
+                if (reason := self._limit_reached()) is not None:
+                    break
+                yield from self._save_if_due()
+            complete = progress.window == len(windows)
+            # At the end of the budget the model is evaluated within an epoch. An interrupted epoch is resumed.
+            if complete or reason == "budget":
+                yield from self._evaluation(complete)
+                reason = self._limit_reached()
+            if reason is None:
+                yield from self._save_if_due()
+        minimum = progress.schedule.minimum
+        yield Finished(
+            progress.step,
+            progress.epoch + (progress.window > 0),
+            reason,
+            None if math.isinf(minimum) else minimum,
+            progress.best_epoch,
+            progress.seconds,
+        )
+
+    def _update(self, windows: Windows, number: int) -> float:
+        """Run the training step on a window; returns the learning rate."""
+        progress, configuration, rate = self.progress, self.configuration, self._learning_rate()
+        window = windows[number]
+        seed = np.random.SeedSequence([configuration.random_seed, progress.step]).generate_state(1)[0]
+        try:
+            result = self.step(window, self.state, rate, int(seed))
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(progress.step) from error
+        if not result.finite:
+            raise GrimmgenError(
+                f"the loss is not finite at update {progress.step + 1}; the last checkpoint is unchanged",
+                f"train a new run with --lr {configuration.learning_rate / 10:g}",
+            )
+        self.state = result.state
+        progress.step += 1
+        progress.window += 1
+        progress.loss += result.loss * (len(window.targets) * configuration.batch_size)
+        progress.predictions += windows.predictions(number)
+        return rate
+
+    def _evaluation(self, complete: bool) -> Iterator[LoopEvent]:
+        """Evaluate the model and adapt the learning rate; with `complete` begin the next epoch."""
+        progress, configuration, before = self.progress, self.configuration, self.progress.schedule
+        perplexity, bits_per_character = self.evaluate()
+        best = perplexity < before.minimum
+        after = Plateau(before.rate, min(before.minimum, perplexity))
+        if configuration.schedule == "plateau":
+            after = before.after(perplexity, configuration.decay_factor, configuration.decay_patience)
+        progress.seconds = self.clock() - self._began
+        epoch = progress.epoch + 1
+        yield Evaluated(
+            progress.step,
+            epoch,
+            progress.training_perplexity,
+            perplexity,
+            bits_per_character,
+            self._learning_rate(),
+            best,
+            progress.seconds,
+        )
+        if after.rate != before.rate:
+            patience = configuration.decay_patience
+            yield RateDecayed(progress.step, epoch, perplexity, before.minimum, patience, before.rate, after.rate)
+        progress.schedule, progress.evaluated = after, progress.step
+        if best:
+            progress.best_epoch = epoch
+        if complete:
+            progress.epoch, progress.window = epoch, 0
+            progress.loss, progress.predictions = 0.0, 0
+
+    def _learning_rate(self) -> float:
+        """Return the learning rate of the next update."""
+        progress, configuration = self.progress, self.configuration
+        if configuration.schedule == "plateau":
+            return progress.schedule.rate
+        steps = configuration.epochs * self.updates
+        done = progress_of(progress.step, steps, progress.seconds, configuration.budget)
+        return configuration.learning_rate * cosine(done, configuration.warmup)
+
+    def _limit_reached(self) -> Reason | None:
+        progress, configuration = self.progress, self.configuration
+        clocks = progress.seconds, self.clock() - self._saved
+        (progress.seconds, unsaved), stopping = self.agree(clocks, self.stopping())
+        self._save_due = unsaved > self.save_seconds
+        if progress.epoch >= configuration.epochs:
+            return "epochs"
+        if configuration.budget is not None and progress.seconds >= configuration.budget:
+            return "budget"
+        if progress.schedule.rate < configuration.learning_rate * LOWEST_RATE:
+            return "converged"
+        return "interrupted" if stopping else None
+
+    def _save_if_due(self) -> Iterator[LoopEvent]:
+        if self._save_due:
+            yield SaveDue()
+            self._saved = self.clock()
+
+
+def out_of_memory(step: int) -> GrimmgenError:
+    """Return the error of a device that is out of memory after so many updates."""
+    return GrimmgenError(f"the device is out of memory at update {step + 1}", "lower --batch-size or --unroll")

@@ -1,0 +1,100 @@
+"""The text of a training: the encoded training and validation sets, checked before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from grimmgen.configuration import Configuration
+from grimmgen.errors import UsageError
+from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation
+from grimmgen.text import encoding
+from grimmgen.text.batches import IdSequence, window_count
+from grimmgen.text.split import Split
+from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
+from grimmgen.training.distributed import ProcessGroup
+
+if TYPE_CHECKING:
+    import torch
+
+# N-grams of the validation set that are evaluated after each epoch, at most: enough for three digits.
+VALIDATION_NGRAMS = 1 << 21
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """The encoded text.
+
+    Attributes:
+        vocabulary: of the training set.
+        training: for each document of the training set its phases, one or `ngram` sequences of ids.
+        validation: documents of the validation set.
+        updates: windows of an epoch.
+    """
+
+    vocabulary: Vocabulary
+    training: list[list[IdSequence]]
+    validation: list[EncodedDocument]
+    updates: int
+
+    @property
+    def ngrams(self) -> int:
+        """N-grams of the training set."""
+        return sum(len(phases[0]) for phases in self.training)
+
+    @property
+    def beginnings(self) -> list[int]:
+        """Ids that documents of the training set begin with; generation without a prompt begins with one."""
+        return sorted({int(phases[0][:1][0]) for phases in self.training if len(phases[0])} - {UNKNOWN})
+
+    def sha256(self) -> str:
+        """Hash of the vocabulary and the lengths, to compare the texts of several processes."""
+        lengths = [[len(ids) for ids in phases] for phases in self.training], [len(d.ids) for d in self.validation]
+        return hashlib.sha256(json.dumps([self.vocabulary.to_json(), lengths]).encode()).hexdigest()
+
+
+def prepare_text(
+    configuration: Configuration,
+    split: Split,
+    device: torch.device,
+    group: ProcessGroup,
+    notify: Callable[[str], None] | None = None,
+) -> TrainingText:
+    """Encode the training and validation sets of a split.
+
+    Args:
+        configuration: the options.
+        split: the documents.
+        device: on which the process trains; its type is compared between the processes.
+        group: the processes that train together.
+        notify: called with a message when another process is encoding the same text.
+
+    Raises:
+        UsageError: the text is too short, or differs between the processes.
+    """
+    encoded = encoding.encode_documents(split.parts["train"], configuration, notify)
+    if not any("".join(itertools.islice(document.pieces(), 1)) for document in split.parts["valid"]):
+        raise UsageError("the text is too short for a validation set", "give more text")
+    validation = encode_for_evaluation(
+        ((document.name, document.pieces()) for document in split.parts["valid"]),
+        encoded.vocabulary,
+        VALIDATION_NGRAMS,
+    )
+    # Each document has an end besides its n-grams.
+    predictions = sum(len(phases[0]) + 1 for phases in encoded.documents)
+    if configuration.batch_size > predictions:
+        raise UsageError(
+            f"--batch-size {configuration.batch_size} is more than the {predictions} n-grams of the training set",
+            "lower it, or give more text",
+        )
+    updates = window_count(encoded.documents, configuration.batch_size, configuration.unroll)
+    text = TrainingText(encoded.vocabulary, encoded.documents, validation, updates)
+    if not group.all_equal(lambda: [configuration.to_json(), device.type, text.sha256()]):
+        raise UsageError(
+            "the processes do not have the same text, options and type of device", "give all hosts the same"
+        )
+    return text
