@@ -97,7 +97,9 @@ def main() -> None:
     for cell in cells().values():
         if find_spec(f"grimmgen.network.cells.{cell.name}_triton") is None:
             continue
-        sizes = [("ieee", 128), ("tf32", 128), ("bf16", 128), ("ieee", 512)] if cell.recurrent_product else [(None, 128)]
+        sizes: list[tuple[str | None, int]] = [(None, 128)]
+        if cell.recurrent_product:
+            sizes = [("ieee", 128), ("tf32", 128), ("bf16", 128), ("ieee", 512)]
         lines += [window(cell, backward, *size) for backward in (False, True) for size in sizes]
     for kind in ("*fp32", "*bf16"):
         for block in (1024, 4096):

@@ -1,6 +1,6 @@
-"""The CUDA backend against the reference backend in float64: on a GPU if there is one, else in Triton's interpreter.
+"""The CUDA backend against the reference backend in float64, on a GPU or else in Triton's interpreter.
 
-Without a GPU its kernels are compiled for two nevertheless, and what they need of one is checked.
+Without a GPU the kernels are compiled for two all the same, and the resources that they need are checked.
 
 T  time steps    B  batch rows    H  hidden units    V  vocabulary size    N  predictions
 """
@@ -78,9 +78,9 @@ each_window = pytest.mark.parametrize(("T", "B", "H", "dropout", "resets", "ids"
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Correct Triton's interpreter, which truncates to bfloat16 where a GPU rounds, and multiplies bfloat16 as integers.
+    """Correct Triton's interpreter, which truncates to bfloat16 instead of rounding, and multiplies it as integer.
 
-    And make it faster: it patches Triton's language again for every function that is called, and checks each address.
+    And make it faster: it patches Triton's language again for every call of a function, and checks each address.
     """
     if DEVICE == "cuda":
         yield
@@ -270,14 +270,17 @@ def test_cross_entropy(
     targets = torch.randint(-1, V, (N,), generator=generator)
     targets[0] = V - 1
     single, double = [t.to(DEVICE) for t in tensors], [t.double() for t in tensors]
-    made = backend.CUDABackend(precision).cross_entropy(*single, targets.to(DEVICE))
-    right = ReferenceBackend().cross_entropy(*double, targets)
-    names = ("loss", "d_hidden", "d_weight", "d_bias")
-    made, right = (dict(zip(names, some, strict=True)) for some in ((t.cpu() for t in made), right))
-    check_close(made, right, 1e-5 if precision == "fp32" else 3e-2)
+
+    def results_of(some: Any, *arguments: Tensor) -> dict[str, Tensor]:
+        found = [tensor.cpu() for tensor in some.cross_entropy(*arguments)]
+        return dict(zip(("loss", "d_hidden", "d_weight", "d_bias"), found, strict=True))
+
+    made = results_of(backend.CUDABackend(precision), *single, targets.to(DEVICE))
+    check_close(made, results_of(ReferenceBackend(), *double, targets), 1e-5 if precision == "fp32" else 3e-2)
     losses = backend.CUDABackend().negative_log_likelihood(*single, targets.to(DEVICE)).cpu()
     assert not losses[targets < 0].any()
-    assert torch.allclose(losses.double(), ReferenceBackend().negative_log_likelihood(*double, targets), atol=1e-5)
+    right = ReferenceBackend().negative_log_likelihood(double[0], double[1], double[2], targets)
+    assert torch.allclose(losses.double(), right, atol=1e-5)
 
 
 def test_losses_of_improbable_and_invalid_targets() -> None:
@@ -301,14 +304,16 @@ def test_dropout_mask_is_that_of_the_reference_backend(shape: tuple[int, ...], d
 @pytest.mark.parametrize("clip", [0.5, 1e6])
 def test_adam(clip: float, on_device: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = [
-        {name: torch.randn(shape, generator=generator) for name, shape in enumerate([(1,), (7, 300), (0, 4), (1025,)])}
-        for _ in range(4)
-    ]
-    weights = [{name: weight.clone().to(device) for name, weight in drawn[0].items()} for device in ("cpu", DEVICE)]
+    shapes = {"a": (1,), "b": (7, 300), "c": (0, 4), "d": (1025,)}
+
+    def draw() -> dict[str, Tensor]:
+        return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    initial = draw()
+    weights = [{name: weight.clone().to(device) for name, weight in initial.items()} for device in ("cpu", DEVICE)]
     right, made = (AdamW(some.items(), 0.1) for some in weights)
-    for step in range(3):
-        found = drawn[step + 1]
+    for _ in range(3):
+        found = draw()
         norm = ReferenceBackend().norm(found.values())
         scale, numbers = clip_scale(clip, norm.item()), right.advance(0.01)
         ReferenceBackend().adam(right.tensors(found), [scale, *numbers])
@@ -316,7 +321,8 @@ def test_adam(clip: float, on_device: bool) -> None:
         tensors = made.tensors({name: gradient.to(DEVICE) for name, gradient in found.items()})
         if on_device:
             given = torch.tensor([clip, *numbers], dtype=torch.float64, device=DEVICE)
-            backend.CUDABackend().adam(tensors, given, torch.tensor([1.0, norm], dtype=torch.float64, device=DEVICE))
+            loss_and_norm = torch.tensor([1.0, norm], dtype=torch.float64, device=DEVICE)
+            backend.CUDABackend().adam(tensors, given, loss_and_norm)
         else:
             backend.CUDABackend().adam(tensors, [scale, *numbers])
     pairs = zip(
@@ -366,7 +372,9 @@ def test_model(cell: CellSpec) -> None:
         return {name: tensor.cpu() for name, tensor in ({"loss": loss} | found | states).items()}
 
     made = results_of(backend.CUDABackend(), model, inputs)
-    right = results_of(ReferenceBackend(), model.to("cpu").double(), Inputs(*(t.cpu() for t in inputs)))
+    assert inputs.resets is not None
+    on_cpu = Inputs(inputs.ids.cpu(), inputs.targets.cpu(), inputs.resets.cpu())
+    right = results_of(ReferenceBackend(), model.to("cpu").double(), on_cpu)
     check_close(made, right, 1e-5)
 
 

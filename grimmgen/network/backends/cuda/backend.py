@@ -1,13 +1,13 @@
 """The CUDA backend: the operations of a training step on Triton kernels, for float32 tensors on an NVIDIA GPU.
 
-Each operation has the name, the arguments and the results of the reference backend's; those that are not here are the
-reference backend's own. Nothing waits for the GPU or looks at a value there, so that a training step can be captured in
-a CUDA graph (`graph.py`), and no sum depends on which program ends first: the same step gives the same bits.
+Each operation has the name, the arguments and the results of the reference backend's, and inherits it where plain
+PyTorch is as fast. Nothing waits for the GPU or depends on a value there, so that a training step can be captured
+in a CUDA graph (`graph.py`). No sum depends on the order in which programs end, so that results are reproducible.
 
-Sums are float32. So are products, unless the precision is bf16; they are TF32 where the program that uses grimmgen has
-called `torch.set_float32_matmul_precision("high")`.
+Sums are float32, and so are products, unless the precision is bf16. They are TF32 where the program that uses
+grimmgen has called `torch.set_float32_matmul_precision("high")`.
 
-    T  time steps    B  batch rows    H  hidden units    G  gates    S  states    V  vocabulary size    N  predictions, T·B
+    T  time steps    B  batch rows    H  hidden units    G  gates    S  states    V  vocabulary size
 """
 
 from __future__ import annotations
@@ -112,9 +112,10 @@ class CUDABackend(ReferenceBackend):
         return Layer(states[0, 1:], tuple(part[T] for part in states), kept)
 
     def layer_backward(  # noqa: D102 - see the reference backend
-        self, cell: CellSpec, saved: _Saved, d_h: Tensor, d_state: Sequence[Tensor | None] | None = None
+        self, cell: CellSpec, saved: Any, d_h: Tensor, d_state: Sequence[Tensor | None] | None = None
     ) -> LayerGradients:
-        recurrence, inputs, weights, u, extra, mask, resets, states, h_in, saved_steps = saved
+        kept: _Saved = saved
+        recurrence, inputs, weights, u, extra, mask, resets, states, h_in, saved_steps = kept
         T, B, _, H = saved_steps.shape
         columns, S = len(cell.gates) * H, len(cell.states)
         d_states = d_h.new_zeros(S, B, H)
@@ -158,7 +159,7 @@ class CUDABackend(ReferenceBackend):
             d_weights["bias"] = d_x.sum(dim=(0, 1))
         if d_extra is not None:
             shapes = cell.extra_weights(Sizes(H, 0, 0))
-            parts = d_extra.sum(dim=0).flatten().split([math.prod(shape) for shape in shapes.values()])
+            parts = d_extra.sum(dim=0).flatten().split_with_sizes([math.prod(shape) for shape in shapes.values()])
             d_weights |= {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
         return LayerGradients(d_inputs, d_weights, tuple(_reset(part, resets) for part in d_states))
 
@@ -219,8 +220,7 @@ class CUDABackend(ReferenceBackend):
     ) -> None:
         """One step of Adam in place; see the reference backend.
 
-        With `loss_and_norm` the gradient is clipped here, without waiting for its norm, and nothing is updated unless
-        both are finite.
+        With `loss_and_norm` the gradient is clipped on the GPU, and nothing is updated unless both are finite.
 
         Args:
             tensors: weight, gradient, m and v, for each weight.

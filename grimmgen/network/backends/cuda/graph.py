@@ -1,9 +1,9 @@
 """A training step as a CUDA graph: forward, backward, clipping and Adam, launched together.
 
-A small network's step is some hundred launches of a few microseconds each, and to start one takes as long. The graph
-replays them on the same memory each time: what changes between two steps (the window, the state, the learning rate, the
-seeds of dropout) is copied there before, and the loss is read at the end. The operations are those of an eager step,
-in the same order, so that the weights are equal to the bit.
+The step of a small network is some hundred kernels of a few microseconds each, and launching one takes as long.
+The graph launches them together, on the same memory each time: what changes between two steps (the window, the
+state, the learning rate, the seeds of dropout) is copied there before, and the loss is read at the end. The
+operations are those of an eager step in the same order, so that both give the same bits.
 
     T  time steps    B  batch rows
 """
@@ -54,8 +54,7 @@ def capture(
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
-        # Not only RuntimeError: Triton has exceptions of its own. A mistake in the kernels themselves is raised again
-        # by the first eager step.
+        # Triton's exceptions are not RuntimeErrors. The first eager step raises an error in the kernels again.
         return None, f", no CUDA graph ({str(error).partition(chr(10))[0]})"
 
 
@@ -119,8 +118,8 @@ class CUDAGraph:
         self._window.copy_(self._host_window, non_blocking=True)
         self._numbers.copy_(self._host_numbers, non_blocking=True)
         if state is not self._state:
-            for part, source in zip(self._state, state, strict=True):
-                part.copy_(source)
+            for place, source in zip(self._state, state, strict=True):
+                place.copy_(source)
         self._graph.replay()
         loss, norm = self._loss_and_norm.tolist()
         if not (math.isfinite(loss) and math.isfinite(norm)):

@@ -1,8 +1,8 @@
-"""Triton kernels of the softmax layer's loss, of dropout masks and of the optimiser; `recurrence.py` has the cells.
+"""Triton kernels of the softmax layer, dropout masks and the optimiser; `recurrence.py` has those of the cells.
 
-    N  predictions    V  vocabulary size
+N  predictions    V  vocabulary size
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 
 from __future__ import annotations
 
@@ -67,11 +67,11 @@ def dropout_mask(mask, seed, threshold, scale, count, BLOCK: tl.constexpr):
 
 @triton.jit
 def adam(
-    weight,  # [count], and the next three: updated in place, but for the gradient
-    gradient,
-    m,
-    v,
-    numbers,  # float64 [8]: the gradient's scale, or the clip where `loss_and_norm` is there, and `AdamW.advance`'s
+    weight,  # [count]: updated
+    gradient,  # [count]
+    m,  # [count]: updated
+    v,  # [count]: updated
+    numbers,  # float64 [8]: the gradient's scale, or its largest norm; those of `AdamW.advance`
     loss_and_norm,  # float64 [2]: nothing is updated unless both are finite; None where the scale is known
     count,
     BLOCK: tl.constexpr,

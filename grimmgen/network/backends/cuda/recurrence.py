@@ -1,25 +1,26 @@
 """The recurrence over a window on a GPU: one Triton kernel forward and one backward, for every cell.
 
-The kernels take a cell's pointwise functions as parameters. A cell's Triton module (`grimmgen.network.cells.lstm_triton`
-and so on) has
+The kernels take a cell's pointwise functions as parameters. The Triton module of a cell (`lstm_triton.py` beside
+`lstm.py`) has
 
     pointwise_forward(x, a, state, weights) -> new_state, saved
     pointwise_backward(saved, state, new_state, weights, d_state) -> d_x, d_a, d_state, d_weights
-    SAVED           how many arrays [B, H] a time step saves
-    SAME_GRADIENTS  whether d_x and d_a, the gradients by the input's share and by the recurrent product, are the same
-    H_CARRIED       whether h reaches the new state in another way than through the recurrent product
+    SAVED           the number of arrays [B, H] that a time step saves
+    SAME_GRADIENTS  whether d_x and d_a, the gradients by x and by the recurrent product a, are the same
+    H_CARRIED       whether h reaches the new state by another path than the recurrent product
 
-where every argument and result is a tuple of tiles; `a` and `d_a` are unused without a recurrent product. They do
-what the functions of the same name in `CellSpec` do.
+The functions compute what those of `CellSpec` do, on tuples of tiles: one for each gate, state, saved array or row
+of the extra weights. `new_state` is the state after dropout. Without a recurrent product, `a` is None and d_a is
+unused.
 
-A program has some rows and loops over the time steps: the rows of a batch are independent, so programs never wait for
-each other. What it writes at one time step it reads at the next. The recurrent product is computed inside, from
+A program has some rows and loops over the time steps. Rows are independent, so programs never wait for each other;
+a program reads at each time step what it wrote at the one before. The recurrent product is computed inside, from
 weights that stay in the second-level cache, or by the vendor's library between launches of one time step each.
 
     T  time steps    B  batch rows    H  hidden units    G  gates    S  states
     ROWS, UNITS  rows and columns of a tile    DEPTH  how much of a product's inner dimension is read at once
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, disable-error-code="assignment"
 
 from __future__ import annotations
 
@@ -35,8 +36,8 @@ from torch import Tensor
 
 from grimmgen.network.cells import CellSpec, Sizes
 
-# Largest recurrent weight, in bytes, that every program may read at each time step: from the second-level cache that
-# takes about as long (2 µs, at 64 bytes a cycle) as the two launches of a time step. Estimated, not measured.
+# Bytes of the largest recurrent weight that every program may read at each time step: from the second-level cache
+# that takes about as long (2 µs, at 64 bytes a cycle) as the two launches of a time step. Estimated, not measured.
 _SMALL_WEIGHT = 1 << 18
 # Programs that may do so at once, one to a multiprocessor; they share the second-level cache.
 _MOST_PROGRAMS = 128
@@ -50,12 +51,12 @@ class LaunchConfig:
 
     Attributes:
         whole_window: one launch for all time steps; otherwise one for each.
-        product_inside: the kernels compute the recurrent product, and a program has all units of its rows; otherwise
-            a program has one tile of units.
+        product_inside: the kernels compute the recurrent product, and a program has all units of its rows;
+            otherwise it has one tile of them.
         rows: of a tile. With one row products are float32 multiply-adds; with more they run on the tensor cores.
         units: of a tile.
-        depth: how much of a product's inner dimension is read at once. Chosen so that no kernel spills registers
-            (tests/test_gpu_kernels.py); the backward pass of one row, one product instead of G, reads twice as much.
+        depth: how much of a product's inner dimension is read at once. The backward pass of one row reads twice as
+            much: it has one product, not G. Chosen so that no kernel spills registers (tests/test_gpu_kernels.py).
         warps: of a program.
     """
 
@@ -207,7 +208,8 @@ def recurrence_forward(
             new_state, saved_t = pointwise_forward(x_t, a, state, weights)
             h = new_state[0]
             if mask is not None:
-                h *= tl.load(mask + (step * mask_stride + rows)[:, None] * H + units[None, :], mask=tile_mask, other=0.0)
+                at_mask = (step * mask_stride + rows)[:, None] * H + units[None, :]
+                h *= tl.load(mask + at_mask, mask=tile_mask, other=0.0)
             for k in tl.static_range(SAVED):
                 tl.store(saved + row[:, None] * (SAVED * H) + k * H + units[None, :], saved_t[k], mask=tile_mask)
             for k in tl.static_range(1, S):
@@ -216,7 +218,8 @@ def recurrence_forward(
             if h_in is not None:
                 if resets is not None:
                     h = tl.where(_is_reset(resets, row + B, next_mask), 0.0, h)
-                tl.store(h_in + at + B * H, h.to(h_in.dtype.element_ty), mask=next_mask[:, None] & unit_mask[None, :])
+                next_tile_mask = next_mask[:, None] & unit_mask[None, :]
+                tl.store(h_in + at + B * H, h.to(h_in.dtype.element_ty), mask=next_tile_mask)
         if product is None:
             # The next time step reads what other threads of the program have written.
             tl.debug_barrier()
@@ -232,8 +235,8 @@ def recurrence_backward(
     states,  # [S, T + 1, B, H]: of the forward pass
     saved,  # [T, B, SAVED, H]: of the forward pass
     d_h,  # [T, B, H]: the gradients by the hidden states
-    d_states,  # [S, B, H]: before, the gradients by the states after `last`; after, by those before `first`, without the
-    # share of h through the recurrent product, and as if nothing were reset at `first`
+    d_states,  # [S, B, H]: before, the gradients by the states after the window's part; after, by those before it,
+    # without the path of h through the recurrent product, and before they are zeroed where there is a reset
     d_extra,  # [B, EXTRA, H]: the gradients by the extra weights are added, for each row; or None
     d_x,  # [T, B, GH]: written, the gradients by x
     d_a,  # [T, B, GH] in the product's type: written, those by the recurrent product; None where d_x has them
@@ -355,10 +358,10 @@ def _products(
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Rows of `left`, of K elements, times columns of one matrix for each gate: GATES tiles [ROWS, UNITS].
+    """The products of rows of `left`, [ROWS, K], with columns of each gate, [K, UNITS]; GATES tiles [ROWS, UNITS].
 
-    `right` has the addresses of the first gate's columns, whose elements are K_STRIDE apart; those of the next gate
-    are GATE_STRIDE further.
+    `right` has the addresses of the first gate's columns, whose elements are K_STRIDE apart; the next gate's are
+    GATE_STRIDE further.
     """
     k = tl.arange(0, DEPTH)
     b = right[None, :] + k[:, None] * K_STRIDE
@@ -379,7 +382,7 @@ def _products(
         totals = ()
         for gate in tl.static_range(GATES):
             totals += (tl.sum(sums[gate], axis=0)[None, :],)
-        return totals
+        sums = totals
     else:
         # On the tensor cores: bfloat16, or float32 rounded to TF32.
         for begin in range(0, K, DEPTH):
@@ -392,4 +395,4 @@ def _products(
                 added += (tl.dot(a, b_gate, sums[gate], input_precision="tf32"),)
             sums = added
             b += DEPTH * K_STRIDE
-        return sums
+    return sums
