@@ -11,7 +11,7 @@ in turn, a few steps at a time:
 
     grimmgen                    as `grimmgen train` runs it: one CUDA graph, the window copied there each time
     grimmgen, no graph          the same kernels, launched one after the other
-    nn.LSTM, CUDA graph         `nn.Embedding` + `nn.LSTM` + `nn.Linear`, clipping and fused Adam, in a graph as well
+    nn.LSTM, CUDA graph         `nn.Embedding` + `nn.LSTM` + `nn.Linear`, clipping and fused Adam, in a graph too
     nn.LSTM                     the same, as one would write it
 
 For the GRU the rivals are `nn.GRU`. Ours has the tutorial's dropout, the rivals have none. Each waits for its
@@ -108,7 +108,7 @@ class Ours:
 
 
 def largest_difference(size: Size, cell: str, precision: str) -> float:
-    """Of the loss and its gradients from the reference backend's in float64; over 8 time steps, without dropout."""
+    """Of loss and gradients from those of the reference backend in float64; 8 time steps, without dropout."""
     made = Ours(size, cell, use(precision), steps=8)
     right = LanguageModel(made.model.configuration, size.V).to("cuda").double()
     right.load_weights(made.model.weights())
