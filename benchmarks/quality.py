@@ -33,8 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.cli.options import duration
-from grimmgen.configuration import PRESETS, Configuration, Newlines
+from grimmgen.configuration import PRESETS, Configuration, Newlines, duration
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
@@ -45,7 +44,8 @@ from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary
-from grimmgen.training.session import Training, cosine
+from grimmgen.training.schedule import cosine
+from grimmgen.training.session import Training
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Make the screenshots of docs: a terminal during training, and during evaluation, at 80 and at 40 columns.
 
     python docs/picture.py training
-    python docs/picture.py judging --run quiet-donkey --text story.txt
-    python docs/picture.py judging --run quiet-donkey --text story.txt --columns 40
+    python docs/picture.py evaluation --run quiet-donkey --text story.txt
+    python docs/picture.py evaluation --run quiet-donkey --text story.txt --columns 40
 
 Runs the program in tmux, captures the screen after some seconds, and renders it with Rich.
 """
@@ -54,9 +54,9 @@ def draw(shown: str, columns: int, name: str) -> None:
 def main() -> None:
     """Make one screenshot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["training", "judging"])
-    parser.add_argument("--run", help="for judging: the run")
-    parser.add_argument("--text", type=Path, help="for judging: the text of the heat-map, a few lines")
+    parser.add_argument("which", choices=["training", "evaluation"])
+    parser.add_argument("--run", help="for evaluation: the run")
+    parser.add_argument("--text", type=Path, help="for evaluation: the text of the heat-map, a few lines")
     parser.add_argument("--columns", type=int, default=80)
     options = parser.parse_args()
     if options.which == "training":
@@ -64,14 +64,15 @@ def main() -> None:
             draw(screen([TRAIN], 92, 22, 16, home), 92, "training.svg")
         return
     if options.run is None or options.text is None:
-        parser.error("judging needs --run and --text")
+        parser.error("evaluation needs --run and --text")
     os.chdir(options.text.parent)
     commands = [
         ["grimmgen", "runs", "show", options.run],
         ["grimmgen", "eval", "--run", options.run, "--heatmap", options.text.name],
     ]
     shown = screen(commands, options.columns, 36, 10, os.environ.get("GRIMMGEN_HOME", ""))
-    draw(shown, options.columns, "judging.svg" if options.columns == 80 else f"judging-{options.columns}.svg")
+    suffix = "" if options.columns == 80 else f"-{options.columns}"
+    draw(shown, options.columns, f"evaluation{suffix}.svg")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README says what is there: its commands, its map, its table of subcommands."""
+"""The README agrees with the program and the source tree: commands, map, tables, links."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import typer.main
 
 from grimmgen.cli import app
+from tests.test_architecture import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -23,14 +24,15 @@ def section(title: str) -> str:
     return found[1]
 
 
-def test_the_sections_stand_in_their_order() -> None:
+def test_sections_are_in_order() -> None:
     assert re.findall(r"^## (.*)$", README, re.MULTILINE) == [
         "Two commands",
         "Five minutes with the real tales",
         "Your own text",
+        "From Python",
         "Many GPUs",
-        "Telling",
-        "Judging",
+        "Generating",
+        "Evaluating",
         "Commands",
         "The tutorial, and where it lives",
         "The map",
@@ -40,24 +42,43 @@ def test_the_sections_stand_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("name", ["main", "tests"])
-def test_the_two_commands_are_one_line_each_where_ci_looks_for_them(name: str) -> None:
+def test_each_command_for_ci_is_one_line(name: str) -> None:
     block = README.split(f"<!-- ci: {name} -->\n```sh\n")[1].split("```")[0]
     assert block.count("\n") == 1
     assert "--constraint constraints.txt" in block
 
 
-def test_the_map_names_every_module() -> None:
-    named = set(re.findall(r"`([a-z_/]+(?:\.py|/))`", section("The map")))
+def map_rows() -> list[tuple[str, str]]:
+    return re.findall(r"^\| `([\w/]+(?:/|\.py))` \| (.*) \|$", section("The map"), re.MULTILINE)
+
+
+def test_map_names_every_package_and_module() -> None:
     package = ROOT / "grimmgen"
-    there = {p.name for p in package.glob("*.py") if not p.name.startswith("__")}
-    there |= {f"{p.name}/" for p in package.iterdir() if p.is_dir() and not p.name.startswith("__")}
-    inner = {p.name for folder in ("cells", "kernels") for p in (package / folder).glob("[a-z]*.py")}
-    assert there <= named
-    assert inner <= named
-    assert named <= there | inner | {"console.py"}
+    named = {row for row, _ in map_rows()}
+    named |= {row + name for row, contents in map_rows() for name in re.findall(r"`(\w+(?:/|\.py))`", contents)}
+    modules = {path.relative_to(package) for path in package.rglob("*.py")}
+    # The map has no names of single cells, commands and kernels.
+    summarised = {Path("cli"), Path("network/cells"), Path("network/backends/cpu"), Path("network/backends/cuda")}
+    expected = {f"{m.parent.as_posix()}/" for m in modules if m.name == "__init__.py" and m.parent.name}
+    expected |= {m.as_posix() for m in modules if m.name[0] != "_" and m.parent not in summarised}
+    assert expected - named == set()
+    folders = {path.name for path in package.iterdir() if path.is_dir() and path.name[0] != "_"}
+    assert folders <= {name.split("/")[0] for name in named}
+    assert {name for name in named if not (package / name).exists()} == set()
 
 
-def test_the_pages_have_the_tables_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_is_in_the_order_of_imports() -> None:
+    rows = [row.removesuffix(".py").strip("/").replace("/", ".") for row, _ in map_rows()]
+    assert [row for row in rows if row in PACKAGES] == [name for name in PACKAGES if name != "__main__"]
+
+
+def test_files_of_the_tutorial_table_exist() -> None:
+    paths = re.findall(r"`([\w/]+\.py)`", section("The tutorial, and where it lives"))
+    assert len(paths) > 10
+    assert [path for path in paths if not (ROOT / "grimmgen" / path).exists()] == []
+
+
+def test_tables_are_generated_from_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = ROOT / "benchmarks"
     monkeypatch.syspath_prepend(folder)
     page = (folder / "README.md").read_text(encoding="utf-8")
@@ -72,12 +93,12 @@ def test_the_pages_have_the_tables_of_the_records(monkeypatch: pytest.MonkeyPatc
         assert row in section("Figures")
 
 
-def test_every_subcommand_is_in_the_table() -> None:
+def test_table_has_every_command() -> None:
     named = re.findall(r"^\| `grimmgen (\w+)` \|", section("Commands"), re.MULTILINE)
     assert named == list(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 
-def test_every_command_line_in_the_readme_is_one_that_the_program_takes() -> None:
+def test_program_accepts_every_command_line() -> None:
     command = typer.main.get_command(app)
     lines = [
         line.split("#")[0]
@@ -88,14 +109,14 @@ def test_every_command_line_in_the_readme_is_one_that_the_program_takes() -> Non
     for line in lines:
         words = shlex.split(line.split(">")[0].split("|")[0])
         subcommand = command.commands[words[1]]  # type: ignore[attr-defined]
-        # Parsing raises if an option is not known or a value has the wrong type; nothing is run.
+        # Parsing raises on an unknown option or a value of the wrong type; the command is not run.
         subcommand.make_context(words[1], words[2:], resilient_parsing=False)
 
 
-def test_links_lead_to_files() -> None:
+def test_links_point_to_files() -> None:
     for target in re.findall(r"\]\((?!http)([^)]+)\)", README):
         assert (ROOT / target).exists(), target
 
 
-def test_changelog_has_a_section_for_what_is_not_released() -> None:
+def test_changelog_has_an_unreleased_section() -> None:
     assert "## Unreleased" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ def fetch(
         bar = 0
         notify = None if quiet or json else console.note
         for event in fetching.fetch(
-            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, waiting=notify
+            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, notify=notify
         ):
             match event:
                 case fetching.FetchStarted():

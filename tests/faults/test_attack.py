@@ -17,7 +17,7 @@ from grimmgen.configuration import Configuration
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.runs.registry import Run
-from grimmgen.text import encoding
+from grimmgen.text import encoding, id_cache
 from grimmgen.text.corpus import Document, open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import distributed
@@ -183,9 +183,9 @@ def test_fault_44_sparse_log_hides_no_other_run(trained: Run, run: Program) -> N
 def test_fault_44_invalid_process_number_is_a_one_line_error(
     number: str, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in distributed._NEEDED:
+    for name in distributed._VARIABLES:
         monkeypatch.setenv(name, "1")
-    monkeypatch.setattr(distributed, "_joining", False)
+    monkeypatch.setattr(distributed, "_connecting", False)
     for name in "RANK", "WORLD_SIZE":
         with monkeypatch.context() as patch:
             patch.setenv(name, number)
@@ -196,7 +196,7 @@ def test_fault_44_invalid_process_number_is_a_one_line_error(
 
 
 def test_fault_44_invalid_rank_hides_no_other_error(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in distributed._NEEDED:
+    for name in distributed._VARIABLES:
         monkeypatch.setenv(name, "rubbish")
     ran = run("generate", "--run", "nobody")
     assert (ran.code, ran.out) == (2, "")
