@@ -22,6 +22,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from grimmgen.network.backends.cuda import kernels, recurrence
+from grimmgen.network.backends.cuda.backend import triton_cell
 from grimmgen.network.cells import CellSpec, cells
 
 # The types of arguments that are not float32 arrays. `u`, `h_in` and `d_a` are in the type of the products.
@@ -38,13 +39,14 @@ def window(cell: CellSpec, backward: bool, arithmetic: str | None, H: int) -> di
     """Compile the recurrence of a cell, with dropout and resets, for 64 rows and H units."""
     config = recurrence.launch_config(64, H, len(cell.gates), arithmetic)
     kernel = recurrence.recurrence_backward if backward else recurrence.recurrence_forward
-    values = recurrence.constants(cell, config, H, backward)
+    pointwise = triton_cell(cell.name)
+    values = recurrence.constants(cell, pointwise, config, H, backward)
     absent = {"product"} if config.whole_window else set()
     if not cell.recurrent_product:
         absent |= {"u", "product", "h_in", "d_a"}
     if values["EXTRA"] == 0:
         absent |= {"extra", "d_extra"}
-    if arithmetic != "bf16" and recurrence.triton_cell(cell.name).SAME_GRADIENTS:
+    if arithmetic != "bf16" and pointwise.SAME_GRADIENTS:
         absent |= {"d_a"}
     types = dict.fromkeys(("u", "h_in", "d_a"), "*bf16" if arithmetic == "bf16" else "*fp32")
     made = compiled(kernel, types, values, absent, config.warps)

@@ -1,6 +1,5 @@
 """The pointwise functions of the LSTM in Triton; `lstm.py` has the equations and their numbers."""
 # mypy: allow-untyped-defs, allow-untyped-decorators
-# ruff: noqa: ARG001 - the functions of all cells have the same parameters
 
 from __future__ import annotations
 

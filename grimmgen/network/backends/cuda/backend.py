@@ -13,6 +13,7 @@ grimmgen has called `torch.set_float32_matmul_precision("high")`.
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from grimmgen.configuration import Products
 from grimmgen.network.backends.cuda import kernels
-from grimmgen.network.backends.cuda.recurrence import LAUNCH_OPTIONS, Recurrence, triton_cell
+from grimmgen.network.backends.cuda.recurrence import LAUNCH_OPTIONS, Recurrence
 from grimmgen.network.backends.reference import Layer, LayerGradients, ReferenceBackend, dropout_threshold
 from grimmgen.network.cells import CellSpec, Sizes
 
@@ -99,9 +100,10 @@ class CUDABackend(ReferenceBackend):
             h_in = torch.empty(T, B, H, dtype=self._product_type, device=x.device)
             h_in[0] = _reset(state[0], resets)
         extra = _extra_weights(cell, weights)
-        saved = x.new_empty(T, B, triton_cell(cell.name).SAVED, H)
+        pointwise = triton_cell(cell.name)
+        saved = x.new_empty(T, B, pointwise.SAVED, H)
         mask_stride = 0 if mask is None or len(mask) == 1 else B
-        recurrence = Recurrence(cell, T, B, H, self._arithmetic(cell), mask_stride)
+        recurrence = Recurrence(cell, pointwise, T, B, H, self._arithmetic(cell), mask_stride)
         arrays = (extra, mask, resets, states, h_in, saved)
         if u is None or h_in is None or recurrence.config.whole_window:
             recurrence.forward(x, u, None, *arrays, first=0, last=T)
@@ -147,7 +149,7 @@ class CUDABackend(ReferenceBackend):
             d_weights["recurrent_weight"] = self.matmul(h_in.view(T * B, H).t(), d_product.view(T * B, columns))
         d_inputs = None
         if inputs.dim() == 2:
-            # Unlike `index_add_` in an order that is always the same.
+            # Sums in a fixed order, unlike `index_add_`.
             V = len(weights["input_weight"])
             table = torch.ops.aten.embedding_dense_backward(d_x, inputs, V, -1, False)
             d_weights |= {"input_weight": table, "bias": table.sum(dim=0)}
@@ -189,7 +191,6 @@ class CUDABackend(ReferenceBackend):
             d_hidden.append(self.matmul(gradient, w.t()))
             d_weight.append(self.matmul(h[block].t(), gradient))
             d_bias.append(gradient.sum(dim=0, dtype=hidden.dtype))
-        # Summed in an order that is always the same.
         total_weight, total_bias = functools.reduce(operator.add, d_weight), functools.reduce(operator.add, d_bias)
         return losses.sum() / N, torch.cat(d_hidden), total_weight, total_bias
 
@@ -234,6 +235,12 @@ class CUDABackend(ReferenceBackend):
             if count := weight.numel():
                 arrays = (weight, gradient.contiguous(), m, v, numbers, loss_and_norm)
                 kernels.adam[(triton.cdiv(count, 1024),)](*arrays, count, BLOCK=1024, **LAUNCH_OPTIONS)
+
+
+@functools.cache
+def triton_cell(name: str) -> Any:
+    """The Triton module of a cell."""
+    return importlib.import_module(f"grimmgen.network.cells.{name}_triton")
 
 
 def _reset(part: Tensor, resets: Tensor | None) -> Tensor:

@@ -24,8 +24,6 @@ weights that stay in the second-level cache, or by the vendor's library between 
 
 from __future__ import annotations
 
-import functools
-import importlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -90,15 +88,8 @@ def launch_config(B: int, H: int, gates: int, arithmetic: str | None) -> LaunchC
     return LaunchConfig(True, True, rows, max(16, min(units, 128)), 32 if arithmetic == "bf16" else 16, 8)
 
 
-@functools.cache
-def triton_cell(name: str) -> Any:
-    """The Triton module of a cell."""
-    return importlib.import_module(f"grimmgen.network.cells.{name}_triton")
-
-
-def constants(cell: CellSpec, config: LaunchConfig, H: int, backward: bool) -> dict[str, Any]:
-    """The constants with which a kernel is compiled, by their names."""
-    pointwise = triton_cell(cell.name)
+def constants(cell: CellSpec, pointwise: Any, config: LaunchConfig, H: int, backward: bool) -> dict[str, Any]:
+    """The constants with which a kernel is compiled, by their names; see `Recurrence`."""
     blocks = triton.cdiv(H, config.units)
     found = {
         "H": H,
@@ -121,7 +112,8 @@ class Recurrence:
     """The kernels of a cell for windows of one size.
 
     Args:
-        cell: the cell; it has a Triton module.
+        cell: the cell.
+        pointwise: its Triton module.
         T: time steps.
         B: batch rows.
         H: hidden units.
@@ -129,11 +121,13 @@ class Recurrence:
         mask_stride: rows from one time step of the dropout mask to the next: B, or 0 for one mask.
     """
 
-    def __init__(self, cell: CellSpec, T: int, B: int, H: int, arithmetic: str | None, mask_stride: int) -> None:
+    def __init__(
+        self, cell: CellSpec, pointwise: Any, T: int, B: int, H: int, arithmetic: str | None, mask_stride: int
+    ) -> None:
         self.T, self.B, self.H = T, B, H
         self.config = config = launch_config(B, H, len(cell.gates), arithmetic)
         self._mask_stride = mask_stride
-        self._constants = [constants(cell, config, H, backward) for backward in (False, True)]
+        self._constants = [constants(cell, pointwise, config, H, backward) for backward in (False, True)]
         blocks = 1 if config.product_inside else triton.cdiv(H, config.units)
         self._grid = (triton.cdiv(B, config.rows), blocks)
 
