@@ -109,17 +109,17 @@ class Ours:
 
 def largest_difference(size: Size, cell: str, precision: str) -> float:
     """Of loss and gradients from those of the reference backend in float64; 8 time steps, without dropout."""
-    made = Ours(size, cell, use(precision), steps=8)
-    right = LanguageModel(made.model.configuration, size.V).to("cuda").double()
-    right.load_weights(made.model.weights())
+    ours = Ours(size, cell, use(precision), steps=8)
+    reference = LanguageModel(ours.model.configuration, size.V).to("cuda").double()
+    reference.load_weights(ours.model.weights())
 
     def results(model: LanguageModel, backend: ReferenceBackend) -> list[Tensor]:
-        loss, found, _ = gradients(model, backend, model.inputs(made.window), model.zero_state(size.B))
-        return [loss, *found.values()]
+        loss, by_name, _ = gradients(model, backend, model.inputs(ours.window), model.zero_state(size.B))
+        return [loss, *by_name.values()]
 
-    backend = made.model.backend(made.precision)
+    backend = ours.model.backend(ours.precision)
     assert isinstance(backend, ReferenceBackend)
-    pairs = zip(results(made.model, backend), results(right, ReferenceBackend()), strict=True)
+    pairs = zip(results(ours.model, backend), results(reference, ReferenceBackend()), strict=True)
     return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
 
 
@@ -298,13 +298,13 @@ def main() -> None:
                 f"{'':20s}{'ms':>9s}{'quartiles':>20s}{'steps/s':>11s}"
                 f"{'x graph':>9s}{'x eager':>9s}{'arithmetic':>12s}{'bandwidth':>11s}"
             )
-            for name, found in figures.items():
+            for name, figure in figures.items():
                 print(
-                    f"{name:20s}{found['milliseconds']:9.3f}"
-                    f"{found['lower quartile']:11.3f} –{found['upper quartile']:7.3f}"
-                    f"{found['updates a second']:11.0f}"
-                    f"{found[f'times as fast as {RIVALS[0]}']:9.2f}{found[f'times as fast as {RIVALS[1]}']:9.2f}"
-                    f"{found['of the arithmetic']:12.0%}{found['of the bandwidth']:11.0%}",
+                    f"{name:20s}{figure['milliseconds']:9.3f}"
+                    f"{figure['lower quartile']:11.3f} –{figure['upper quartile']:7.3f}"
+                    f"{figure['updates a second']:11.0f}"
+                    f"{figure[f'times as fast as {RIVALS[0]}']:9.2f}{figure[f'times as fast as {RIVALS[1]}']:9.2f}"
+                    f"{figure['of the arithmetic']:12.0%}{figure['of the bandwidth']:11.0%}",
                     flush=True,
                 )
     raise SystemExit(1 if failed else 0)

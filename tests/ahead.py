@@ -49,10 +49,16 @@ def window(cell: CellSpec, backward: bool, arithmetic: str | None, H: int) -> di
     if arithmetic != "bf16" and pointwise.SAME_GRADIENTS:
         absent |= {"d_a"}
     types = dict.fromkeys(("u", "h_in", "d_a"), "*bf16" if arithmetic == "bf16" else "*fp32")
-    made = compiled(kernel, types, values, absent, config.warps)
+    report = compiled(kernel, types, values, absent, config.warps)
     direction = "backward" if backward else "forward"
     whole = config.whole_window
-    return {"kernel": f"{cell.name} {direction}", "arithmetic": arithmetic, "H": H, "whole window": whole, **made}
+    return {
+        "kernel": f"{cell.name} {direction}",
+        "arithmetic": arithmetic,
+        "H": H,
+        "whole window": whole,
+        **report,
+    }
 
 
 def compiled(
@@ -74,21 +80,21 @@ def compiled(
                 attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constant, attributes)
     options = {"num_warps": warps, **recurrence.LAUNCH_OPTIONS}
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-    text = made.asm["ptx"]
+    report = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    text = report.asm["ptx"]
     architecture = re.search(r"\.target (\w+)", text)
     assert architecture
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernel.ptx"
         path.write_text(text)
         command = [get_ptxas(capability).path, "-v", f"-arch={architecture[1]}", str(path), "-o", f"{path}.cubin"]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    registers = re.search(r"Used (\d+) registers", report)
+        log = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    registers = re.search(r"Used (\d+) registers", log)
     assert registers
     return {
         "registers": int(registers[1]),
-        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill stores", report))),
-        "shared": made.metadata.shared,
+        "spilled": sum(map(int, re.findall(r"(\d+) bytes spill stores", log))),
+        "shared": report.metadata.shared,
         "memory": "".join(LETTERS[what] for what in re.findall("|".join(LETTERS), text)),
     }
 
@@ -106,8 +112,8 @@ def main() -> None:
     for kind in ("*fp32", "*bf16"):
         for block in (1024, 4096):
             warps = 4 if block <= 2048 else 8
-            made = compiled(kernels.softmax, {"gradient": kind}, {"BLOCK": block}, set(), warps)
-            lines.append({"kernel": "softmax", "gradient": kind, "BLOCK": block, **made})
+            report = compiled(kernels.softmax, {"gradient": kind}, {"BLOCK": block}, set(), warps)
+            lines.append({"kernel": "softmax", "gradient": kind, "BLOCK": block, **report})
     lines.append({"kernel": "softmax", **compiled(kernels.softmax, {}, {"BLOCK": 1024}, {"gradient"}, 4)})
     lines.append({"kernel": "dropout_mask", **compiled(kernels.dropout_mask, {}, {"BLOCK": 1024}, set(), 4)})
     for absent in (set(), {"loss_and_norm"}):

@@ -56,9 +56,9 @@ def corpus(tmp_path: Path) -> Corpus:
 
 
 def learner(configuration: Configuration, precision: Products, record: bool) -> Learner:
-    made = Learner(configuration, precision, record, "cuda")
-    assert made.step.description.endswith(", CUDA graph") == record
-    return made
+    created = Learner(configuration, precision, record, "cuda")
+    assert created.step.description.endswith(", CUDA graph") == record
+    return created
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -72,33 +72,33 @@ def test_captured_step_equals_the_eager_one_to_the_bit(
     results = eager.train(7)
     assert graph.train(7) == results
     assert again.train(7) == results
-    for right, made, same in zip(eager.tensors(), graph.tensors(), again.tensors(), strict=True):
-        assert torch.equal(made, right)
-        assert torch.equal(same, right)
+    for expected, actual, repeated in zip(eager.tensors(), graph.tensors(), again.tensors(), strict=True):
+        assert torch.equal(actual, expected)
+        assert torch.equal(repeated, expected)
 
 
 @each_cell
 def test_capture_changes_nothing(cell: str) -> None:
     from grimmgen.network.backends.cuda.graph import capture
 
-    learned = learner(Configuration(**TINY, cell=cell), "fp32", record=False)
-    learned.train(3)
-    before = learned.tensors()
+    trained = learner(Configuration(**TINY, cell=cell), "fp32", record=False)
+    trained.train(3)
+    before = trained.tensors()
     shape = TINY["unroll"], TINY["batch_size"]
-    assert capture(learned.model, learned.optimiser, learned.model.backend(), shape)[1] == ", CUDA graph"
-    assert all(map(torch.equal, learned.tensors(), before))
-    assert learned.optimiser.steps == 3
+    assert capture(trained.model, trained.optimiser, trained.model.backend(), shape)[1] == ", CUDA graph"
+    assert all(map(torch.equal, trained.tensors(), before))
+    assert trained.optimiser.steps == 3
 
 
 def test_captured_step_that_is_not_finite_changes_no_weight() -> None:
-    learned = learner(Configuration(**TINY), "fp32", record=True)
-    learned.train(2)
-    learned.model.weights_by_name["output.bias"][5] = np.nan
-    before = [weight.clone() for weight in learned.model.parameters()]
-    [(loss, _)] = learned.train(1, first=2)
+    trained = learner(Configuration(**TINY), "fp32", record=True)
+    trained.train(2)
+    trained.model.weights_by_name["output.bias"][5] = np.nan
+    before = [weight.clone() for weight in trained.model.parameters()]
+    [(loss, _)] = trained.train(1, first=2)
     assert np.isnan(loss)
-    assert all(a.equal(b) or a.isnan().any() for a, b in zip(learned.model.parameters(), before, strict=True))
-    assert learned.optimiser.steps == 2
+    assert all(a.equal(b) or a.isnan().any() for a, b in zip(trained.model.parameters(), before, strict=True))
+    assert trained.optimiser.steps == 2
 
 
 @each_precision
@@ -107,10 +107,10 @@ def test_steps_are_those_of_the_reference_backend(
     cell: str, precision: Products, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configuration = Configuration(**TINY, cell=cell)
-    made = learner(configuration, precision, record=True).train(5)
+    results = learner(configuration, precision, record=True).train(5)
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    right = learner(configuration, precision, record=False).train(5)
-    assert np.allclose(made, right, rtol=1e-4 if precision == "fp32" else 1e-2)
+    expected = learner(configuration, precision, record=False).train(5)
+    assert np.allclose(results, expected, rtol=1e-4 if precision == "fp32" else 1e-2)
 
 
 @pytest.mark.parametrize("kernel", ["", "plain"])
@@ -140,7 +140,7 @@ def test_stopped_and_resumed_run_is_bit_equal(
     events = train(whole)
     assert isinstance(events[0], Started)
     assert events[0].kernel == ("Triton bf16" if precision == "bf16" else "Triton") + ", CUDA graph"
-    right = whole.run.last_path
+    expected = whole.run.last_path
     for stop in (1, 3):
         part = Training.begin(corpus, configuration, device="cuda")
         assert isinstance(last := train(part, stop)[-1], Finished)
@@ -148,8 +148,9 @@ def test_stopped_and_resumed_run_is_bit_equal(
         after = train(Training.resume(registry.find(part.run.name), device="cuda"))
         steps = [(e.step, e.perplexity) for e in events if isinstance(e, Stepped) and e.step > stop]
         assert [(e.step, e.perplexity) for e in after if isinstance(e, Stepped)] == steps
-        made, wanted = (Checkpoint.read(path) for path in (part.run.last_path, right))
-        for tensors, others in ((made.weights, wanted.weights), (made.training_tensors, wanted.training_tensors)):
+        resumed, uninterrupted = map(Checkpoint.read, (part.run.last_path, expected))
+        for kind in ("weights", "training_tensors"):
+            tensors, others = getattr(resumed, kind), getattr(uninterrupted, kind)
             assert all(tensors[name].tobytes() == others[name].tobytes() for name in others)
 
 

@@ -135,8 +135,8 @@ def results(case: Case, precision: Products = "fp32", present: tuple[int, ...] |
         return tuple(map(move, value)) if type(value) is tuple else value
 
     single = Case(*map(move, case.float()))
-    found = single.results(backend.CUDABackend(precision), present)
-    return {name: tensor.detach().cpu() for name, tensor in found.items()}
+    tensors = single.results(backend.CUDABackend(precision), present)
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
 # --- layers of cells ---------------------------------------------------------------------------------------------
@@ -175,10 +175,10 @@ def test_bf16_layer(
 ) -> None:
     monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
     case = case_of(cell, T, B, H, dropout, resets, ids)
-    made = results(case, "bf16")
+    actual = results(case, "bf16")
     # A number halfway between two of bfloat16 may be rounded up by one backend and down by the other.
-    check_close(made, case.float().results(ReferenceBackend("bf16")), 4e-3)
-    check_close(made, case.results(ReferenceBackend()), 3e-2)
+    check_close(actual, case.float().results(ReferenceBackend("bf16")), 4e-3)
+    check_close(actual, case.results(ReferenceBackend()), 3e-2)
 
 
 @pytest.mark.parametrize("cell", WITH_PRODUCT, ids=lambda cell: cell.name)
@@ -211,11 +211,11 @@ def test_layer_without_gradients_by_the_last_states(
 @each_cell
 def test_wrong_resets_are_caught(cell: CellSpec) -> None:
     case = case_of(cell, 3, 2, 5, "fresh", True, True)
-    right = case.results(ReferenceBackend())
+    expected = case.results(ReferenceBackend())
     assert case.resets is not None
     case.resets[1, 0] = ~case.resets[1, 0]
     with pytest.raises(AssertionError):
-        check_close(results(case), right, 1e-3)
+        check_close(results(case), expected, 1e-3)
 
 
 @each_launch
@@ -272,15 +272,15 @@ def test_cross_entropy(
     single, double = [t.to(DEVICE) for t in tensors], [t.double() for t in tensors]
 
     def results_of(some: Any, *arguments: Tensor) -> dict[str, Tensor]:
-        found = [tensor.cpu() for tensor in some.cross_entropy(*arguments)]
-        return dict(zip(("loss", "d_hidden", "d_weight", "d_bias"), found, strict=True))
+        tensors = [tensor.cpu() for tensor in some.cross_entropy(*arguments)]
+        return dict(zip(("loss", "d_hidden", "d_weight", "d_bias"), tensors, strict=True))
 
-    made = results_of(backend.CUDABackend(precision), *single, targets.to(DEVICE))
-    check_close(made, results_of(ReferenceBackend(), *double, targets), 1e-5 if precision == "fp32" else 3e-2)
+    actual = results_of(backend.CUDABackend(precision), *single, targets.to(DEVICE))
+    check_close(actual, results_of(ReferenceBackend(), *double, targets), 1e-5 if precision == "fp32" else 3e-2)
     losses = backend.CUDABackend().negative_log_likelihood(*single, targets.to(DEVICE)).cpu()
     assert not losses[targets < 0].any()
-    right = ReferenceBackend().negative_log_likelihood(double[0], double[1], double[2], targets)
-    assert torch.allclose(losses.double(), right, atol=1e-5)
+    expected = ReferenceBackend().negative_log_likelihood(double[0], double[1], double[2], targets)
+    assert torch.allclose(losses.double(), expected, atol=1e-5)
 
 
 def test_losses_of_improbable_and_invalid_targets() -> None:
@@ -296,8 +296,8 @@ def test_losses_of_improbable_and_invalid_targets() -> None:
 def test_dropout_mask_is_that_of_the_reference_backend(shape: tuple[int, ...], dropout: float) -> None:
     for number in (0, 7, -1, 2**40 + 3, -(2**63)):
         seed = torch.tensor([1, number])[1]
-        made = backend.CUDABackend().dropout_mask(shape, dropout, seed.to(DEVICE))
-        assert torch.equal(made.cpu(), ReferenceBackend().dropout_mask(shape, dropout, seed))
+        actual = backend.CUDABackend().dropout_mask(shape, dropout, seed.to(DEVICE))
+        assert torch.equal(actual.cpu(), ReferenceBackend().dropout_mask(shape, dropout, seed))
 
 
 @pytest.mark.parametrize("on_device", [False, True])
@@ -311,23 +311,23 @@ def test_adam(clip: float, on_device: bool) -> None:
 
     initial = draw()
     weights = [{name: weight.clone().to(device) for name, weight in initial.items()} for device in ("cpu", DEVICE)]
-    right, made = (AdamW(some.items(), 0.1) for some in weights)
+    expected, actual = (AdamW(some.items(), 0.1) for some in weights)
     for _ in range(3):
-        found = draw()
-        norm = ReferenceBackend().norm(found.values())
-        scale, numbers = clip_scale(clip, norm.item()), right.advance(0.01)
-        ReferenceBackend().adam(right.tensors(found), [scale, *numbers])
-        made.advance(0.01)
-        tensors = made.tensors({name: gradient.to(DEVICE) for name, gradient in found.items()})
+        gradient = draw()
+        norm = ReferenceBackend().norm(gradient.values())
+        scale, numbers = clip_scale(clip, norm.item()), expected.advance(0.01)
+        ReferenceBackend().adam(expected.tensors(gradient), [scale, *numbers])
+        actual.advance(0.01)
+        tensors = actual.tensors({name: tensor.to(DEVICE) for name, tensor in gradient.items()})
         if on_device:
-            given = torch.tensor([clip, *numbers], dtype=torch.float64, device=DEVICE)
+            on_gpu = torch.tensor([clip, *numbers], dtype=torch.float64, device=DEVICE)
             loss_and_norm = torch.tensor([1.0, norm], dtype=torch.float64, device=DEVICE)
-            backend.CUDABackend().adam(tensors, given, loss_and_norm)
+            backend.CUDABackend().adam(tensors, on_gpu, loss_and_norm)
         else:
             backend.CUDABackend().adam(tensors, [scale, *numbers])
     pairs = zip(
-        (*weights[1].values(), *made.exp_avg.values(), *made.exp_avg_sq.values()),
-        (*weights[0].values(), *right.exp_avg.values(), *right.exp_avg_sq.values()),
+        (*weights[1].values(), *actual.exp_avg.values(), *actual.exp_avg_sq.values()),
+        (*weights[0].values(), *expected.exp_avg.values(), *expected.exp_avg_sq.values()),
         strict=True,
     )
     for a, b in pairs:
@@ -367,15 +367,15 @@ def test_model(cell: CellSpec) -> None:
 
     def results_of(some: Any, model: LanguageModel, inputs: Inputs) -> dict[str, Tensor]:
         dropout = Dropout(some, seeds.to(model.device), 2)
-        loss, found, state = gradients(model, some, inputs, model.zero_state(2), dropout)
+        loss, by_name, state = gradients(model, some, inputs, model.zero_state(2), dropout)
         states = {f"state {k}": part for k, part in enumerate(state)}
-        return {name: tensor.cpu() for name, tensor in ({"loss": loss} | found | states).items()}
+        return {name: tensor.cpu() for name, tensor in ({"loss": loss} | by_name | states).items()}
 
-    made = results_of(backend.CUDABackend(), model, inputs)
+    actual = results_of(backend.CUDABackend(), model, inputs)
     assert inputs.resets is not None
     on_cpu = Inputs(inputs.ids.cpu(), inputs.targets.cpu(), inputs.resets.cpu())
-    right = results_of(ReferenceBackend(), model.to("cpu").double(), on_cpu)
-    check_close(made, right, 1e-5)
+    expected = results_of(ReferenceBackend(), model.to("cpu").double(), on_cpu)
+    check_close(actual, expected, 1e-5)
 
 
 class Stream:
@@ -394,18 +394,18 @@ def fake_graph(monkeypatch: pytest.MonkeyPatch) -> None:
         def replay(self) -> None:
             self.captured._step()
 
-    made: list[Graph] = []
+    graphs: list[Graph] = []
 
-    def make() -> Graph:
-        made.append(Graph())
-        return made[-1]
+    def create() -> Graph:
+        graphs.append(Graph())
+        return graphs[-1]
 
     replacements: dict[str, Any] = {
         "Stream": lambda _: Stream(),
         "current_stream": lambda _: Stream(),
         "stream": lambda _: nullcontext(),
         "graph": lambda *_, **__: nullcontext(),
-        "CUDAGraph": make,
+        "CUDAGraph": create,
     }
     for name, replacement in replacements.items():
         monkeypatch.setattr(torch.cuda, name, replacement)
@@ -413,8 +413,8 @@ def fake_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     step = graph.CUDAGraph._step
 
     def remember(self: Any) -> None:
-        if made:
-            made[-1].captured = self
+        if graphs:
+            graphs[-1].captured = self
         step(self)
 
     monkeypatch.setattr(graph.CUDAGraph, "_step", remember)
@@ -441,11 +441,11 @@ def test_captured_step_is_the_eager_one(cell: CellSpec, reset_state: bool) -> No
         seeds = np.arange(mask_count(model.configuration)) + step
         loss, norm, state = captured(window, state, rate, seeds)
         dropout = Dropout(triton_backend, torch.from_numpy(seeds), 2)
-        right, found, states = gradients(model, triton_backend, model.inputs(window), states, dropout)
-        right_norm = triton_backend.norm(found.values()).item()
-        scale = clip_scale(model.configuration.clip, right_norm)
-        triton_backend.adam(optimiser.tensors(found), [scale, *optimiser.advance(rate)])
-        assert (loss, norm) == (right.item(), right_norm)
+        expected, by_name, states = gradients(model, triton_backend, model.inputs(window), states, dropout)
+        expected_norm = triton_backend.norm(by_name.values()).item()
+        scale = clip_scale(model.configuration.clip, expected_norm)
+        triton_backend.adam(optimiser.tensors(by_name), [scale, *optimiser.advance(rate)])
+        assert (loss, norm) == (expected.item(), expected_norm)
         assert all(map(torch.equal, state, states))
         assert equal(models)
     assert optimisers[0].steps == optimiser.steps == 3
@@ -535,8 +535,8 @@ SHARED = {80: 99 * 1024, 90: 227 * 1024}
 def test_kernels_fit_the_gpu_without_register_spills(capability: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.ahead", str(capability)]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    completed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    lines = [json.loads(line) for line in completed.stdout.splitlines()]
     assert len(lines) == 8 * len(WITH_PRODUCT) + 2 * (len(CELLS) - len(WITH_PRODUCT)) + 8
     for line in lines:
         # A spilled register would be read at each of fifty time steps that wait for each other.

@@ -225,7 +225,7 @@ class CUDABackend(ReferenceBackend):
 
         Args:
             tensors: weight, gradient, m and v, for each weight.
-            numbers: the gradient's scale, or its largest norm where `loss_and_norm` is given, and those of
+            numbers: the gradient's scale, or its largest norm with `loss_and_norm`, and those of
                 `AdamW.advance`; a tensor of them is float64 [8].
             loss_and_norm: the loss and the norm of all gradients together, float64 [2].
         """

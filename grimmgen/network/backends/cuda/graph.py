@@ -132,10 +132,10 @@ class CUDAGraph:
         reset_state = self._model.configuration.reset_state
         inputs = Inputs(ids.long(), targets.long(), resets.bool() if reset_state else None)
         dropout = Dropout(self._backend, self._numbers[8:], inputs.ids.shape[1])
-        found = gradients(self._model, self._backend, inputs, self._state, dropout)
-        self._loss_and_norm[0] = found.loss
-        self._loss_and_norm[1] = self._backend.norm(found.gradients.values())
+        result = gradients(self._model, self._backend, inputs, self._state, dropout)
+        self._loss_and_norm[0] = result.loss
+        self._loss_and_norm[1] = self._backend.norm(result.gradients.values())
         numbers = self._numbers[:8].view(torch.float64)
-        self._backend.adam(self._optimiser.tensors(found.gradients), numbers, self._loss_and_norm)
-        for part, source in zip(self._state, found.state, strict=True):
+        self._backend.adam(self._optimiser.tensors(result.gradients), numbers, self._loss_and_norm)
+        for part, source in zip(self._state, result.state, strict=True):
             part.copy_(source)

@@ -91,7 +91,7 @@ def launch_config(B: int, H: int, gates: int, arithmetic: str | None) -> LaunchC
 def constants(cell: CellSpec, pointwise: Any, config: LaunchConfig, H: int, backward: bool) -> dict[str, Any]:
     """The constants with which a kernel is compiled, by their names; see `Recurrence`."""
     blocks = triton.cdiv(H, config.units)
-    found = {
+    shared = {
         "H": H,
         "G": len(cell.gates),
         "S": len(cell.states),
@@ -103,9 +103,9 @@ def constants(cell: CellSpec, pointwise: Any, config: LaunchConfig, H: int, back
         "DEPTH": 2 * config.depth if backward and config.rows == 1 else config.depth,
     }
     if not backward:
-        return {**found, "pointwise_forward": pointwise.pointwise_forward}
+        return {**shared, "pointwise_forward": pointwise.pointwise_forward}
     first_carried = 0 if pointwise.H_CARRIED else 1
-    return {**found, "pointwise_backward": pointwise.pointwise_backward, "FIRST_CARRIED": first_carried}
+    return {**shared, "pointwise_backward": pointwise.pointwise_backward, "FIRST_CARRIED": first_carried}
 
 
 class Recurrence:
@@ -158,7 +158,7 @@ def recurrence_forward(
     h_in,  # [T, B, H] in the product's type: h after resets; likewise; None without a recurrent product
     saved,  # [T, B, SAVED, H]: written
     first,  # time step
-    last,  # time step after the last one to be done
+    last,  # time step after the last one of this launch
     T,
     B,
     mask_stride,  # rows from one time step of the mask to the next: B, or 0 for the same mask
@@ -234,8 +234,8 @@ def recurrence_backward(
     d_extra,  # [B, EXTRA, H]: the gradients by the extra weights are added, for each row; or None
     d_x,  # [T, B, GH]: written, the gradients by x
     d_a,  # [T, B, GH] in the product's type: written, those by the recurrent product; None where d_x has them
-    first,  # time step, the last one to be done
-    last,  # time step after the first one to be done
+    first,  # time step: the last one of this launch
+    last,  # time step after the first one of this launch
     T,
     B,
     mask_stride,  # rows from one time step of the mask to the next: B, or 0 for the same mask
@@ -339,10 +339,10 @@ def _zero_where(condition, tiles, COUNT: tl.constexpr):
 
 @triton.jit
 def _products(
-    left,
+    factor,
     row,
     row_mask,
-    right,
+    columns,
     unit_mask,
     K: tl.constexpr,
     K_STRIDE: tl.constexpr,
@@ -352,13 +352,13 @@ def _products(
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """The products of rows of `left`, [ROWS, K], with columns of each gate, [K, UNITS]; GATES tiles [ROWS, UNITS].
+    """Products of rows of `factor`, [ROWS, K], with columns of each gate, [K, UNITS]; GATES tiles [ROWS, UNITS].
 
-    `right` has the addresses of the first gate's columns, whose elements are K_STRIDE apart; the next gate's are
+    `columns` has the addresses of the first gate's, whose elements are K_STRIDE apart; the next gate's are
     GATE_STRIDE further.
     """
     k = tl.arange(0, DEPTH)
-    b = right[None, :] + k[:, None] * K_STRIDE
+    b = columns[None, :] + k[:, None] * K_STRIDE
     sums = ()
     for _ in tl.static_range(GATES):
         sums += (tl.zeros((DEPTH if ROWS == 1 else ROWS, UNITS), tl.float32),)
@@ -366,7 +366,7 @@ def _products(
         # One sum for each position of the depth, added up at the end. The loop is unrolled, so that many loads are
         # in flight at a time.
         for begin in tl.static_range(0, K, DEPTH):
-            a = tl.load(left + row * K + (begin + k), mask=row_mask & (begin + k < K), other=0.0)[:, None]
+            a = tl.load(factor + row * K + (begin + k), mask=row_mask & (begin + k < K), other=0.0)[:, None]
             b_mask = unit_mask[None, :] & (begin + k < K)[:, None]
             added = ()
             for gate in tl.static_range(GATES):
@@ -381,7 +381,7 @@ def _products(
         # On the tensor cores: bfloat16, or float32 rounded to TF32.
         for begin in range(0, K, DEPTH):
             a_mask = row_mask[:, None] & (begin + k < K)[None, :]
-            a = tl.load(left + row[:, None] * K + (begin + k)[None, :], mask=a_mask, other=0.0)
+            a = tl.load(factor + row[:, None] * K + (begin + k)[None, :], mask=a_mask, other=0.0)
             b_mask = unit_mask[None, :] & (begin + k < K)[:, None]
             added = ()
             for gate in tl.static_range(GATES):
