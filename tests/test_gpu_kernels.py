@@ -1,357 +1,381 @@
-"""Triton's kernels against the plain path in float64: on a GPU where there is one, else in Triton's interpreter.
+"""The CUDA backend against the reference backend in float64, on a GPU or else in Triton's interpreter.
 
-Without a GPU they are compiled for two all the same: what they need of one can be read off.
+Without a GPU the kernels are compiled for two all the same, and the resources that they need are checked.
+
+T  time steps    B  batch rows    H  hidden units    V  vocabulary size    N  predictions
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from grimmgen.network.captured import GraphedUpdate
 from torch import Tensor
 
 from grimmgen.configuration import Configuration, Products
-from grimmgen.network import backends, loss
-from grimmgen.network.cells import gru, lstm, peephole
-from grimmgen.network.model import LanguageModel
-from grimmgen.network.optimiser import AdamW
+from grimmgen.network import backends
+from grimmgen.network.backends.reference import ReferenceBackend
+from grimmgen.network.cells import CellSpec, cells
+from grimmgen.network.model import Dropout, Inputs, LanguageModel, mask_count
+from grimmgen.network.optimiser import AdamW, clip_scale
+from grimmgen.network.train_step import gradients
 from grimmgen.text.batches import Window
+from tests.equations import Case, check_close
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are not tested")
-gpu: Any = pytest.importorskip("grimmgen.network.backends.cuda.gpu")
+backend: Any = pytest.importorskip("grimmgen.network.backends.cuda.backend")
+graph: Any = pytest.importorskip("grimmgen.network.backends.cuda.graph")
+recurrence: Any = pytest.importorskip("grimmgen.network.backends.cuda.recurrence")
+
+CELLS = [cell for cell in cells().values() if find_spec(f"grimmgen.network.cells.{cell.name}_triton")]
+WITH_PRODUCT = [cell for cell in CELLS if cell.recurrent_product]
+# Recurrent weights up to this size, in bytes, are multiplied inside one launch for the whole window.
+LAUNCHES = {"whole window": 1 << 60, "one time step": 0}
+
+each_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
+each_launch = pytest.mark.parametrize(
+    ("cell", "launch"),
+    [(cell, name) for cell in CELLS for name in (LAUNCHES if cell.recurrent_product else ["whole window"])],
+    ids=lambda value: getattr(value, "name", value),
+)
+# T, B, H, dropout, resets, ids: each value once. The interpreter takes a millisecond for what a GPU does in a
+# nanosecond; there, T costs nothing, but every other size is compiled anew, which takes seconds.
+WINDOWS = [
+    (1, 1, 1, "none", False, True),
+    (5, 3, 7, "fresh", True, True),
+    (5, 3, 16, "none", True, False),
+    (1, 16, 33, "locked", True, True),
+    (5, 1, 100, "fresh", False, False),
+    (2, 3, 129, "locked", True, True),
+]
+if DEVICE == "cuda":
+    WINDOWS = [
+        (1, 1, 1, "none", False, True),
+        (50, 3, 7, "fresh", True, True),
+        (5, 16, 16, "none", True, False),
+        (50, 16, 33, "locked", True, True),
+        (50, 1, 100, "fresh", False, False),
+        (50, 64, 128, "fresh", True, True),
+        (50, 65, 128, "none", False, False),
+        (5, 3, 129, "locked", True, True),
+        (50, 65, 181, "fresh", True, False),
+        (5, 65, 300, "fresh", True, True),
+    ]
+each_window = pytest.mark.parametrize(("T", "B", "H", "dropout", "resets", "ids"), WINDOWS)
 
 
 @pytest.fixture(autouse=True)
 def interpreter(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Teach the interpreter bfloat16, which it cuts off where a GPU rounds, and multiplies as if it were integers.
+    """Correct Triton's interpreter, which truncates to bfloat16 instead of rounding, and multiplies it as integer.
 
-    And some haste: it prepares Triton's language anew for each function that is called, and doubts each address.
+    And make it faster: it patches Triton's language again for every call of a function, and checks each address.
     """
     if DEVICE == "cuda":
         yield
         return
-    from triton.runtime import interpreter as own
+    from triton.runtime import interpreter as module
 
-    builder, tl, handle = own.InterpreterBuilder, own.tl, own.TensorHandle
-    cast, dot, prepare = builder.cast_impl, builder.create_dot, own._patch_lang
-    prepared: dict[str, Any] = {}
+    builder, tl, handle = module.InterpreterBuilder, module.tl, module.TensorHandle
+    cast, dot, patch_language = builder.cast_impl, builder.create_dot, module._patch_lang
+    patched: dict[str, Any] = {}
 
-    def prepare_once(function: Any) -> Any:
-        if function.__module__ not in prepared:
-            prepared[function.__module__] = prepare(function)
-        return own._LangPatchScope()
+    def patch_once(function: Any) -> Any:
+        if function.__module__ not in patched:
+            patched[function.__module__] = patch_language(function)
+        return module._LangPatchScope()
 
-    def rounded(self: Any, source: Any, kind: Any) -> Any:
-        if (source.dtype.scalar, kind.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, source, kind)
+    def round_to_nearest(self: Any, source: Any, target: Any) -> Any:
+        if (source.dtype.scalar, target.scalar) != (tl.float32, tl.bfloat16):
+            return cast(self, source, target)
         bits = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.int16)
         return handle(bits.numpy().view(np.uint16), tl.bfloat16)
 
-    def widened(given: Any) -> Any:
-        if given.dtype.scalar != tl.bfloat16:
-            return given
-        return handle((given.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+    def to_float32(source: Any) -> Any:
+        if source.dtype.scalar != tl.bfloat16:
+            return source
+        return handle((source.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
 
-    def multiplied(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        return dot(self, widened(a), widened(b), *rest)
+    def dot_in_float32(self: Any, a: Any, b: Any, *rest: Any) -> Any:
+        return dot(self, to_float32(a), to_float32(b), *rest)
 
-    monkeypatch.setattr(builder, "cast_impl", rounded)
-    monkeypatch.setattr(builder, "create_dot", multiplied)
-    if hasattr(own, "_LangPatchScope"):
-        monkeypatch.setattr(own, "_patch_lang", prepare_once)
-    monkeypatch.setattr(own.interpreter_builder, "options", own.InterpreterOptions(sanitize_overflow=False))
+    monkeypatch.setattr(builder, "cast_impl", round_to_nearest)
+    monkeypatch.setattr(builder, "create_dot", dot_in_float32)
+    if hasattr(module, "_LangPatchScope"):
+        monkeypatch.setattr(module, "_patch_lang", patch_once)
+    monkeypatch.setattr(module.interpreter_builder, "options", module.InterpreterOptions(sanitize_overflow=False))
     yield
-    for scope in reversed(prepared.values()):
+    for scope in reversed(patched.values()):
         scope.restore()
 
 
-class Cell(NamedTuple):
-    plain: Any
-    fused: Any
-    gates: int
-    more: tuple[int, ...] | None  # dimensions before H of a weight besides U
-    states: int
+def case_of(cell: CellSpec, T: int, B: int, H: int, dropout: str, resets: bool, ids: bool) -> Case:
+    return Case.draw(cell, T, B, H, 11, dropout, resets, ids)
 
 
-CELLS = {
-    "lstm": Cell(lstm.LSTMWindow, gpu.LSTMWindow, 4, None, 2),
-    "peephole": Cell(peephole.PeepholeWindow, gpu.PeepholeWindow, 4, (3,), 2),
-    "gru": Cell(gru.GRUWindow, gpu.GRUWindow, 3, (), 1),
-}
-WAYS = {"one launch": 1 << 60, "a launch a step": 0}
-Tensors = tuple[Tensor, ...]
+def results(case: Case, precision: Products = "fp32", present: tuple[int, ...] | None = None) -> dict[str, Tensor]:
+    """Outputs and gradients of the CUDA backend in float32, by name."""
+
+    def move(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(DEVICE)
+        if isinstance(value, dict):
+            return {name: move(part) for name, part in value.items()}
+        return tuple(map(move, value)) if type(value) is tuple else value
+
+    single = Case(*map(move, case.float()))
+    tensors = single.results(backend.CUDABackend(precision), present)
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
 
 
-class Case:
-    """A window of a cell, in float64 and in float32."""
-
-    def __init__(self, name: str, T: int, B: int, H: int, dropout: str, resets: bool) -> None:
-        self.cell = cell = CELLS[name]
-        draw = torch.Generator().manual_seed(1000 * T + 10 * B + H)
-
-        def drawn(*shape: int, scale: float = 1.0) -> Tensor:
-            # Numbers that float32 has too, so that the kernel is not charged for the rounding of its input.
-            return (torch.randn(*shape, generator=draw) * scale).double().requires_grad_()
-
-        more = [] if cell.more is None else [drawn(*cell.more, H)]
-        u = drawn(H, cell.gates * H, scale=H**-0.5)
-        self.wide = [drawn(T, B, cell.gates * H), u, *more, *(drawn(B, H) for _ in range(cell.states))]
-        steps = {"none": 0, "fresh": T, "locked": 1}[dropout]
-        self.mask = torch.rand(steps, B, H, generator=draw).lt(0.8) * 1.25 if steps else None
-        self.starts = torch.rand(T, B, generator=draw).lt(0.3) if resets else None
-        self.upstream = [torch.randn(T, B, H, generator=draw), torch.randn(B, H, generator=draw)][: cell.states]
-
-    def plain(self, kind: torch.dtype, precision: Products = "fp32") -> Tensors:
-        """What comes out, and the gradients by all that went in."""
-        return self._everything(self.cell.plain, self.wide, kind, precision, "cpu")
-
-    def fused(self, precision: Products = "fp32") -> Tensors:
-        return self._everything(self.cell.fused, self.wide, torch.float32, precision, DEVICE)
-
-    def _everything(
-        self, window: Any, given: list[Tensor], kind: torch.dtype, precision: Products, device: str
-    ) -> Tensors:
-        inputs = [t.detach().to(device, kind).requires_grad_() for t in given]
-        mask = None if self.mask is None else self.mask.to(device, kind)
-        starts = None if self.starts is None else self.starts.to(device)
-        made = window.apply(*inputs, mask, starts, precision)
-        outputs: Tensors = made if isinstance(made, tuple) else (made,)
-        upstream = [t.to(device, kind) for t in self.upstream]
-        return tuple(t.detach().cpu() for t in (*outputs, *torch.autograd.grad(outputs, inputs, upstream)))
+# --- layers of cells ---------------------------------------------------------------------------------------------
 
 
-def differences(made: Tensors, right: Tensors) -> list[float]:
-    """Each relative to the right one's norm."""
-    assert [a.shape for a in made] == [b.shape for b in right]
-    return [(a.double() - b).norm().item() / (b.norm().item() or 1e-30) for a, b in zip(made, right, strict=True)]
-
-
-# Each size, number of rows and of steps, mask and resets once: the interpreter takes a millisecond for what a GPU
-# does in a nanosecond, and there all go with all.
-WINDOWS = [
-    (1, 1, 1, "none", False),
-    (5, 3, 7, "fresh", True),
-    (5, 3, 16, "none", True),
-    (1, 16, 33, "locked", True),
-    (5, 1, 100, "fresh", False),
-    (2, 3, 129, "locked", True),
-]
-if DEVICE == "cuda":
-    # Steps cost nothing there, but each size, kind of dropout and number of rows is compiled anew, seconds each.
-    WINDOWS = [
-        (1, 1, 1, "none", False),
-        (50, 3, 7, "fresh", True),
-        (5, 16, 16, "none", True),
-        (50, 16, 33, "locked", True),
-        (50, 1, 100, "fresh", False),
-        (50, 64, 128, "fresh", True),
-        (50, 65, 128, "none", False),
-        (5, 3, 129, "locked", True),
-        (50, 65, 181, "fresh", True),
-        (5, 65, 300, "fresh", True),
-    ]
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("T", "B", "H", "dropout", "resets"), WINDOWS)
-@pytest.mark.parametrize("name", CELLS)
-def test_a_window_is_the_plain_one(
-    name: str, T: int, B: int, H: int, dropout: str, resets: bool, way: str, monkeypatch: pytest.MonkeyPatch
+@each_window
+@each_launch
+def test_layer(
+    cell: CellSpec,
+    launch: str,
+    T: int,
+    B: int,
+    H: int,
+    dropout: str,
+    resets: bool,
+    ids: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu, "_SMALL", WAYS[way])
-    case = Case(name, T, B, H, dropout, resets)
-    assert max(differences(case.fused(), case.plain(torch.float64))) < 1e-5
+    monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
+    case = case_of(cell, T, B, H, dropout, resets, ids)
+    check_close(results(case), case.results(ReferenceBackend()), 1e-5)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(("T", "B", "H", "dropout", "resets"), WINDOWS)
-@pytest.mark.parametrize("name", CELLS)
-def test_a_window_of_bfloat16_products_is_the_plain_one(
-    name: str, T: int, B: int, H: int, dropout: str, resets: bool, way: str, monkeypatch: pytest.MonkeyPatch
+@each_window
+@each_launch
+def test_bf16_layer(
+    cell: CellSpec,
+    launch: str,
+    T: int,
+    B: int,
+    H: int,
+    dropout: str,
+    resets: bool,
+    ids: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gpu, "_SMALL", WAYS[way])
-    case = Case(name, T, B, H, dropout, resets)
-    made = case.fused("bf16")
-    # A number that lies between two of bfloat16 may be rounded up here and down there.
-    assert max(differences(made, tuple(t.double() for t in case.plain(torch.float32, "bf16")))) < 4e-3
-    assert max(differences(made, case.plain(torch.float64))) < 3e-2
+    monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
+    case = case_of(cell, T, B, H, dropout, resets, ids)
+    actual = results(case, "bf16")
+    # A number halfway between two of bfloat16 may be rounded up by one backend and down by the other.
+    check_close(actual, case.float().results(ReferenceBackend("bf16")), 4e-3)
+    check_close(actual, case.results(ReferenceBackend()), 3e-2)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_a_window_in_tf32_is_the_plain_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "_units", lambda _: "tf32")
-    case = Case(name, 5, 3, 33, "fresh", resets=True)
-    assert max(differences(case.fused(), case.plain(torch.float64))) < (1e-5 if DEVICE == "cpu" else 1e-2)
+@pytest.mark.parametrize("cell", WITH_PRODUCT, ids=lambda cell: cell.name)
+def test_tf32_layer(cell: CellSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend.CUDABackend, "_arithmetic", lambda *_: "tf32")
+    case = case_of(cell, 5, 3, 33, "fresh", True, True)
+    check_close(results(case), case.results(ReferenceBackend()), 1e-5 if DEVICE == "cpu" else 1e-2)
 
 
-def test_tf32_is_for_who_asked_pytorch_for_it() -> None:
+def test_tf32_follows_the_setting_of_pytorch() -> None:
     before = torch.get_float32_matmul_precision()
     try:
-        for asked, units in (("highest", "ieee"), ("high", "tf32"), ("highest", "ieee")):
-            torch.set_float32_matmul_precision(asked)
-            assert gpu._units("fp32") == units
-            assert gpu._units("bf16") == "bf16"
+        for setting, arithmetic in (("highest", "ieee"), ("high", "tf32"), ("highest", "ieee")):
+            torch.set_float32_matmul_precision(setting)
+            assert backend.CUDABackend()._arithmetic(cells()["lstm"]) == arithmetic
+            assert backend.CUDABackend("bf16")._arithmetic(cells()["lstm"]) == "bf16"
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_a_difference_would_be_seen(name: str) -> None:
-    case = Case(name, 3, 2, 5, "fresh", resets=True)
-    right = case.plain(torch.float64)
-    assert case.starts is not None
-    case.starts[1, 0] = ~case.starts[1, 0]
-    assert max(differences(case.fused(), right)) > 1e-3
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_arguments_need_not_be_contiguous_and_the_bits_are_the_same_again(
-    way: str, monkeypatch: pytest.MonkeyPatch
+@each_launch
+def test_layer_without_gradients_by_the_last_states(
+    cell: CellSpec, launch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "_SMALL", WAYS[way])
-    case = Case("lstm", 3, 2, 9, "fresh", resets=True)
-    right = case.fused()
+    monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
+    case = case_of(cell, 3, 2, 5, "fresh", True, True)
+    check_close(results(case, present=(0,)), case.results(ReferenceBackend(), present=(0,)), 1e-5)
+
+
+@each_cell
+def test_wrong_resets_are_caught(cell: CellSpec) -> None:
+    case = case_of(cell, 3, 2, 5, "fresh", True, True)
+    expected = case.results(ReferenceBackend())
+    assert case.resets is not None
+    case.resets[1, 0] = ~case.resets[1, 0]
+    with pytest.raises(AssertionError):
+        check_close(results(case), expected, 1e-3)
+
+
+@each_launch
+def test_layer_is_reproducible_and_takes_any_strides(
+    cell: CellSpec, launch: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
+    case = case_of(cell, 3, 2, 9, "fresh", True, False)
+
+    def restride(tensor: Tensor) -> Tensor:
+        return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
+
     assert case.mask is not None
-    case.wide = [t.detach().mT.contiguous().mT.requires_grad_() for t in case.wide]
-    case.mask = case.mask.mT.contiguous().mT
-    case.upstream = [t.mT.contiguous().mT for t in case.upstream]
-    assert all(map(torch.equal, case.fused(), right))
+    strided = case._replace(
+        weights={name: restride(weight) for name, weight in case.weights.items()},
+        inputs=restride(case.inputs),
+        state=tuple(map(restride, case.state)),
+        mask=restride(case.mask),
+        upstream=tuple(map(restride, case.upstream)),
+    )
+    first, second = results(case), results(case)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    # The product of a matrix that is stored by columns may sum in another order.
+    check_close(results(strided), {name: tensor.double() for name, tensor in first.items()}, 1e-6)
 
 
-def test_how_a_window_is_cut() -> None:
-    assert gpu.way(64, 128, 4, "ieee") == gpu.Way(True, 1, 128, 16, 8)
-    assert gpu.way(64, 128, 4, "bf16") == gpu.Way(True, 16, 128, 32, 8)
-    # Too large to be read at each step, or by too many at once.
-    assert not gpu.way(64, 256, 4, "ieee").whole
-    assert not gpu.way(64, 256, 4, "bf16").whole
-    assert not gpu.way(256, 128, 4, "ieee").whole
-    assert gpu.way(256, 128, 4, "bf16").whole
-    assert gpu.way(1, 1, 3, "ieee").units == 16
+def test_launch_config() -> None:
+    config, LaunchConfig = recurrence.launch_config, recurrence.LaunchConfig
+    assert config(64, 128, 4, "ieee") == LaunchConfig(True, True, 1, 128, 16, 8)
+    assert config(64, 128, 4, "bf16") == LaunchConfig(True, True, 16, 128, 32, 8)
+    # Weights too large to be read at each time step, or by too many programs at once.
+    assert config(64, 256, 4, "ieee") == LaunchConfig(False, False, 1, 256, 0, 4)
+    assert not config(64, 256, 4, "bf16").whole_window
+    assert not config(256, 128, 4, "ieee").whole_window
+    assert config(256, 128, 4, "bf16").whole_window
+    assert config(1, 1, 3, "ieee").units == 16
+    assert config(64, 2048, 2, None) == LaunchConfig(True, False, 1, 512, 0, 4)
 
 
-@pytest.mark.parametrize("logits", [1 << 24, 30])
+# --- the softmax layer, dropout, the optimiser -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most_logits", [1 << 24, 30])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize(("N", "H", "V"), [(1, 1, 2), (7, 5, 11), (16, 9, 65)])
-def test_cross_entropy_is_the_plain_one(
-    N: int, H: int, V: int, precision: Products, logits: int, monkeypatch: pytest.MonkeyPatch
+def test_cross_entropy(
+    N: int, H: int, V: int, precision: Products, most_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "_LOGITS", logits)
-    draw = torch.Generator().manual_seed(N)
-    wide = [torch.randn(s, generator=draw).double().requires_grad_() for s in ((N, H), (H, V), (V,))]
-    targets = torch.randint(-1, V, (N,), generator=draw)
+    monkeypatch.setattr(backend, "_MOST_LOGITS", most_logits)
+    generator = torch.Generator().manual_seed(N)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((N, H), (H, V), (V,))]
+    targets = torch.randint(-1, V, (N,), generator=generator)
     targets[0] = V - 1
-    right = loss.CrossEntropy.apply(*wide, targets)  # type: ignore[no-untyped-call]
-    narrow = [t.detach().float().to(DEVICE).requires_grad_() for t in wide]
-    made = gpu.CrossEntropy.apply(*narrow, targets.to(DEVICE), precision)
-    ours, theirs = torch.autograd.grad(3 * made, narrow), torch.autograd.grad(3 * right, wide)
-    bound = 1e-5 if precision == "fp32" else 3e-2
-    assert max(differences((made.cpu(), *(t.cpu() for t in ours)), (right, *theirs))) < bound
-    losses = gpu.negative_log_likelihood(*(t.detach() for t in narrow), targets.to(DEVICE)).cpu()
+    single, double = [t.to(DEVICE) for t in tensors], [t.double() for t in tensors]
+
+    def results_of(some: Any, *arguments: Tensor) -> dict[str, Tensor]:
+        tensors = [tensor.cpu() for tensor in some.cross_entropy(*arguments)]
+        return dict(zip(("loss", "d_hidden", "d_weight", "d_bias"), tensors, strict=True))
+
+    actual = results_of(backend.CUDABackend(precision), *single, targets.to(DEVICE))
+    check_close(actual, results_of(ReferenceBackend(), *double, targets), 1e-5 if precision == "fp32" else 3e-2)
+    losses = backend.CUDABackend().negative_log_likelihood(*single, targets.to(DEVICE)).cpu()
     assert not losses[targets < 0].any()
-    hidden, weight, bias = (t.detach() for t in wide)
-    wanted = loss.negative_log_likelihood(hidden, weight, bias, targets)
-    assert torch.allclose(losses.double(), wanted, atol=1e-5)
+    expected = ReferenceBackend().negative_log_likelihood(double[0], double[1], double[2], targets)
+    assert torch.allclose(losses.double(), expected, atol=1e-5)
 
 
-def test_the_loss_of_what_is_all_but_impossible_is_finite_and_of_what_does_not_exist_is_not() -> None:
+def test_losses_of_improbable_and_invalid_targets() -> None:
     hidden, weight, bias = torch.tensor([[1.0]]), torch.tensor([[500.0, 0.0]]), torch.zeros(2)
-    given = [t.to(DEVICE) for t in (hidden, weight, bias)]
-    losses = [gpu.negative_log_likelihood(*given, torch.tensor([k], device=DEVICE)).item() for k in (1, 0, -1, 2)]
+    tensors = [t.to(DEVICE) for t in (hidden.expand(4, 1), weight, bias, torch.tensor([1, 0, -1, 2]))]
+    losses = backend.CUDABackend().negative_log_likelihood(*tensors).tolist()
     assert losses[:3] == pytest.approx([500.0, 0.0, 0.0])
-    assert np.isnan(losses[3])
+    assert math.isnan(losses[3])
 
 
+@pytest.mark.parametrize("dropout", [0.2, 0.5, 0.999999])
+@pytest.mark.parametrize("shape", [(1,), (7, 300), (3, 5, 211)])
+def test_dropout_mask_is_that_of_the_reference_backend(shape: tuple[int, ...], dropout: float) -> None:
+    for number in (0, 7, -1, 2**40 + 3, -(2**63)):
+        seed = torch.tensor([1, number])[1]
+        actual = backend.CUDABackend().dropout_mask(shape, dropout, seed.to(DEVICE))
+        assert torch.equal(actual.cpu(), ReferenceBackend().dropout_mask(shape, dropout, seed))
+
+
+@pytest.mark.parametrize("on_device", [False, True])
 @pytest.mark.parametrize("clip", [0.5, 1e6])
-def test_a_step_of_the_optimiser_is_the_plain_one(clip: float) -> None:
-    draw = torch.Generator().manual_seed(0)
-    shapes = [(1,), (7, 300), (0, 4), (1025,)]
-    given = [[torch.randn(shape, generator=draw) for shape in shapes] for _ in range(4)]
-    weights = [[w.clone().to(device).requires_grad_() for w in given[0]] for device in ("cpu", DEVICE)]
-    plain, fused = (AdamW(some, 0.1) for some in weights)
-    for step in range(3):
-        for some in weights:
-            for weight, gradient in zip(some, given[step + 1], strict=True):
-                weight.grad = gradient.to(weight.device)
-        norm = plain.norm()
-        plain.step(0.01, clip, norm)
-        numbers = torch.tensor([clip, *fused.advance(0.01)], device=DEVICE)
-        fused.step_there(numbers, fused.norm_there())
-    # Of what is clipped every weight learns as much: the steps have the size of the rate, not of the weights.
+def test_adam(clip: float, on_device: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"a": (1,), "b": (7, 300), "c": (0, 4), "d": (1025,)}
+
+    def draw() -> dict[str, Tensor]:
+        return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+    initial = draw()
+    weights = [{name: weight.clone().to(device) for name, weight in initial.items()} for device in ("cpu", DEVICE)]
+    expected, actual = (AdamW(some.items(), 0.1) for some in weights)
+    for _ in range(3):
+        gradient = draw()
+        norm = ReferenceBackend().norm(gradient.values())
+        scale, numbers = clip_scale(clip, norm.item()), expected.advance(0.01)
+        ReferenceBackend().adam(expected.tensors(gradient), [scale, *numbers])
+        actual.advance(0.01)
+        tensors = actual.tensors({name: tensor.to(DEVICE) for name, tensor in gradient.items()})
+        if on_device:
+            on_gpu = torch.tensor([clip, *numbers], dtype=torch.float64, device=DEVICE)
+            loss_and_norm = torch.tensor([1.0, norm], dtype=torch.float64, device=DEVICE)
+            backend.CUDABackend().adam(tensors, on_gpu, loss_and_norm)
+        else:
+            backend.CUDABackend().adam(tensors, [scale, *numbers])
     pairs = zip(
-        (*weights[1], *fused.exp_avg, *fused.exp_avg_sq),
-        (*weights[0], *plain.exp_avg, *plain.exp_avg_sq),
+        (*weights[1].values(), *actual.exp_avg.values(), *actual.exp_avg_sq.values()),
+        (*weights[0].values(), *expected.exp_avg.values(), *expected.exp_avg_sq.values()),
         strict=True,
     )
     for a, b in pairs:
+        # The steps are as large as the learning rate, whatever the clipping, and not as the weights.
         assert torch.allclose(a.cpu(), b, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", CELLS)
-def test_a_network_is_the_plain_one(name: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = Configuration(
-        cell=name,
-        hidden=5,
-        layers=2,
-        embedding=3,
-        tied=True,
-        dropout=0.3,
-        dropout_mode="output",
-        batch_size=2,
-        unroll=3,
-    )
-    model = LanguageModel(options, 11).to(DEVICE)
+@pytest.mark.parametrize("loss_and_norm", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
+def test_adam_changes_nothing_unless_loss_and_norm_are_finite(loss_and_norm: tuple[float, float]) -> None:
+    tensors = tuple(torch.ones(3, device=DEVICE) for _ in range(4))
+    numbers = torch.full((8,), 0.5, dtype=torch.float64, device=DEVICE)
+    backend.CUDABackend().adam([tensors], numbers, torch.tensor(loss_and_norm, dtype=torch.float64, device=DEVICE))
+    assert all(torch.equal(tensor.cpu(), torch.ones(3)) for tensor in tensors)
+
+
+# --- the model, captured steps -----------------------------------------------------------------------------------
+
+
+def model_of(cell: CellSpec, **options: Any) -> LanguageModel:
+    configuration = Configuration(**{"cell": cell.name, "hidden": 5, "batch_size": 2, "unroll": 3, **options})
+    model = LanguageModel(configuration, 11)
     model.initialise()
-    draw = torch.Generator().manual_seed(0)
-    inputs, targets = torch.randint(0, 11, (2, 3, 2), generator=draw).to(DEVICE)
-    starts = torch.tensor([[True, False], [False, True], [False, False]], device=DEVICE)
-
-    def everything() -> Tensors:
-        generator = torch.Generator(DEVICE).manual_seed(1)
-        loss, after = model.loss_of(inputs, targets, starts, model.zero_state(2), generator)
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        return tuple(t.detach().cpu() for t in (loss, *after, *gradients))
-
-    monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    right = everything()
-    assert "CrossEntropy" not in gpu_calls(monkeypatch, everything)
-    monkeypatch.setattr(backends, "on_gpu", lambda _: True)
-    assert gpu_calls(monkeypatch, everything) == {
-        name.upper() if name != "peephole" else "Peephole",
-        "CrossEntropy",
-    }
-    assert max(differences(everything(), tuple(t.double() for t in right))) < 1e-5
+    return model
 
 
-class Noted:
-    """One of our operations, its use noted."""
-
-    def __init__(self, name: str, called: set[str]) -> None:
-        self._name, self._own, self._called = name.removesuffix("Window"), getattr(gpu, name), called
-
-    def apply(self, *given: Any) -> Any:
-        self._called.add(self._name)
-        return self._own.apply(*given)
+def window_of(step: int) -> Window:
+    generator = np.random.default_rng(step)
+    ids = generator.integers(0, 11, (2, 3, 2)).astype(np.int32)
+    return Window(ids[0], ids[1], generator.random((3, 2)) < 0.3)
 
 
-def gpu_calls(monkeypatch: pytest.MonkeyPatch, do: Any) -> set[str]:
-    """Which of our operations are used, without `Window` at the end of their names."""
-    called: set[str] = set()
-    with monkeypatch.context() as patch:
-        for operation in ("LSTMWindow", "PeepholeWindow", "GRUWindow", "CrossEntropy"):
-            patch.setattr(gpu, operation, Noted(operation, called))
-        do()
-    return called
+@each_cell
+def test_model(cell: CellSpec) -> None:
+    model = model_of(cell, layers=2, embedding=3, tied=True, dropout=0.3, dropout_mode="output").to(DEVICE)
+    inputs = model.inputs(window_of(0))
+    seeds = torch.arange(mask_count(model.configuration), device=DEVICE)
+
+    def results_of(some: Any, model: LanguageModel, inputs: Inputs) -> dict[str, Tensor]:
+        dropout = Dropout(some, seeds.to(model.device), 2)
+        loss, by_name, state = gradients(model, some, inputs, model.zero_state(2), dropout)
+        states = {f"state {k}": part for k, part in enumerate(state)}
+        return {name: tensor.cpu() for name, tensor in ({"loss": loss} | by_name | states).items()}
+
+    actual = results_of(backend.CUDABackend(), model, inputs)
+    assert inputs.resets is not None
+    on_cpu = Inputs(inputs.ids.cpu(), inputs.targets.cpu(), inputs.resets.cpu())
+    expected = results_of(ReferenceBackend(), model.to("cpu").double(), on_cpu)
+    check_close(actual, expected, 1e-5)
 
 
 class Stream:
@@ -360,102 +384,168 @@ class Stream:
     def wait_stream(self, other: Stream) -> None: ...
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py shows it on the GPU")
-@pytest.mark.parametrize("reset_state", [True, False])
-@pytest.mark.parametrize("name", CELLS)
-def test_what_is_captured_is_an_update(name: Any, reset_state: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Graph:
-        """Of one update: what was captured is done again."""
+@pytest.fixture
+def fake_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph that runs the step again, eagerly."""
 
-        def register_generator_state(self, generator: torch.Generator) -> None: ...
+    class Graph:
+        captured: Any
 
         def replay(self) -> None:
-            captured._run()
+            self.captured._step()
 
-    for what, fake in (
-        ("Stream", lambda _: Stream()),
-        ("current_stream", lambda _: Stream()),
-        ("CUDAGraph", Graph),
-    ):
-        monkeypatch.setattr(torch.cuda, what, fake)
-    monkeypatch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-    monkeypatch.setattr(torch.cuda, "graph", lambda *_, **__: nullcontext())
+    graphs: list[Graph] = []
+
+    def create() -> Graph:
+        graphs.append(Graph())
+        return graphs[-1]
+
+    replacements: dict[str, Any] = {
+        "Stream": lambda _: Stream(),
+        "current_stream": lambda _: Stream(),
+        "stream": lambda _: nullcontext(),
+        "graph": lambda *_, **__: nullcontext(),
+        "CUDAGraph": create,
+    }
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
-    monkeypatch.setattr(backends, "on_gpu", lambda _: True)
-    monkeypatch.setattr(backends, "compiled", lambda *_: None)
-    options = Configuration(cell=name, hidden=5, batch_size=2, unroll=3, reset_state=reset_state, weight_decay=0.1)
-    learners = []
-    for _ in range(2):
-        model = LanguageModel(options, 7)
-        model.initialise()
-        learners.append((model, AdamW(model.parameters(), options.weight_decay), torch.Generator()))
-    captured = GraphedUpdate(*learners[0], "fp32")
-    assert all(map(torch.equal, learners[0][0].parameters(), learners[1][0].parameters()))
+    step = graph.CUDAGraph._step
+
+    def remember(self: Any) -> None:
+        if graphs:
+            graphs[-1].captured = self
+        step(self)
+
+    monkeypatch.setattr(graph.CUDAGraph, "_step", remember)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py tests it on the GPU")
+@pytest.mark.usefixtures("fake_graph")
+@pytest.mark.parametrize("reset_state", [True, False])
+@each_cell
+def test_captured_step_is_the_eager_one(cell: CellSpec, reset_state: bool) -> None:
+    triton_backend = backend.CUDABackend()
+    models = [model_of(cell, reset_state=reset_state) for _ in range(2)]
+    optimisers = [AdamW(model.named_parameters(), 0.1) for model in models]
+    captured, note = graph.capture(models[0], optimisers[0], triton_backend, (3, 2))
+    assert note == ", CUDA graph"
+    assert equal(models)
+    assert optimisers[0].steps == 0
+    model, optimiser = models[1], optimisers[1]
     state = states = model.zero_state(2)
-    model, optimiser, generator = learners[1]
     for step in range(3):
-        ids = np.random.default_rng(step).integers(0, 7, (2, 3, 2)).astype(np.int32)
-        window = Window(ids[0], ids[1], np.random.default_rng(step).random((3, 2)) < 0.3)
+        window, rate = window_of(step), 0.01 / (step + 1)
         assert captured.fits(window)
         assert not captured.fits(window.first(1))
-        for _, _, drawn in learners:
-            drawn.manual_seed(step)
-        rate = 0.01 / (step + 1)
-        made, made_norm, state = captured.update(window, state, rate)
-        optimiser.zero_gradient()
-        loss, states = model.loss(window, states, generator)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = optimiser.norm()
-        optimiser.step(rate, options.clip, norm)
-        assert (made, made_norm) == (loss.item(), norm)
+        seeds = np.arange(mask_count(model.configuration)) + step
+        loss, norm, state = captured(window, state, rate, seeds)
+        dropout = Dropout(triton_backend, torch.from_numpy(seeds), 2)
+        expected, by_name, states = gradients(model, triton_backend, model.inputs(window), states, dropout)
+        expected_norm = triton_backend.norm(by_name.values()).item()
+        scale = clip_scale(model.configuration.clip, expected_norm)
+        triton_backend.adam(optimiser.tensors(by_name), [scale, *optimiser.advance(rate)])
+        assert (loss, norm) == (expected.item(), expected_norm)
         assert all(map(torch.equal, state, states))
-        assert all(map(torch.equal, learners[0][0].parameters(), model.parameters()))
-    assert learners[0][1].steps == optimiser.steps == 3
+        assert equal(models)
+    assert optimisers[0].steps == optimiser.steps == 3
 
 
-def test_what_serves_a_gpu_is_said_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    cuda = torch.device("cuda")
+@pytest.mark.skipif(DEVICE == "cuda", reason="test_gpu.py tests it on the GPU")
+@pytest.mark.usefixtures("fake_graph")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of the interpreter
+def test_captured_step_that_is_not_finite_changes_nothing() -> None:
+    models = [model_of(cells()["lstm"]) for _ in range(2)]
+    for model in models:
+        model.weights_by_name["output.bias"][5] = math.inf
+    optimiser = AdamW(models[0].named_parameters())
+    captured, _ = graph.capture(models[0], optimiser, backend.CUDABackend(), (3, 2))
+    seeds = np.zeros(mask_count(models[0].configuration), np.int64)
+    loss, _, _ = captured(window_of(0), models[0].zero_state(2), 0.1, seeds)
+    assert not math.isfinite(loss)
+    assert equal(models)
+    assert optimiser.steps == 0
+
+
+def equal(models: list[LanguageModel]) -> bool:
+    return all(map(torch.equal, *(model.parameters() for model in models)))
+
+
+def test_step_that_cannot_be_captured_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(cells()["lstm"])
+    arguments = model, AdamW(model.named_parameters())
+
+    def fail(error: Exception) -> Any:
+        def raise_it(*_: Any) -> None:
+            raise error
+
+        return raise_it
+
+    captured, note = graph.capture(*arguments, ReferenceBackend(), (3, 2))
+    assert captured is None
+    assert note.startswith(", no CUDA graph (")
+    monkeypatch.setattr(graph.CUDAGraph, "__init__", fail(RuntimeError("operation not permitted\nand so on")))
+    assert graph.capture(*arguments, backend.CUDABackend(), (3, 2)) == (
+        None,
+        ", no CUDA graph (operation not permitted)",
+    )
+    monkeypatch.setattr(graph.CUDAGraph, "__init__", fail(torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(torch.OutOfMemoryError):
+        graph.capture(*arguments, backend.CUDABackend(), (3, 2))
+
+
+# --- the choice of the backend -----------------------------------------------------------------------------------
+
+
+def test_choice_of_backend_and_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def description(cell: str = "lstm", dtype: torch.dtype = torch.float32, precision: Products = "fp32") -> str:
+        return backends.choose_backend(cell, torch.device("cuda"), dtype, precision).description
+
+    capability = [8, 0]
     monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
-    capability = [8, 0]
+    monkeypatch.setattr(backends, "_has_compiler", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: tuple(capability))
-    assert backends.serving(cuda) == "Triton"
-    assert backends.serving(cuda, precision="bf16") == "Triton bf16"
-    assert backends.serving(cuda, torch.float64).startswith("PyTorch (Triton's kernels are for float32")
+    assert [description(cell.name) for cell in CELLS] == ["Triton"] * len(CELLS)
+    assert description(precision="bf16") == "Triton bf16"
+    assert description("mogrifier") == "PyTorch (there is no Triton kernel for the cell mogrifier)"
+    assert "for float32" in description(dtype=torch.float64)
     with monkeypatch.context() as bare:
         bare.setattr(backends, "_has_compiler", lambda: False)
-        assert backends.serving(cuda) == "PyTorch (Triton needs a C compiler)"
+        assert "C compiler" in description()
     capability[:] = 7, 5
-    assert backends.serving(cuda).endswith("this is 7.5)")
+    assert "this is 7.5" in description()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert backends.serving(cuda) == "PyTorch (Triton is not installed)"
+    assert "not installed" in description()
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    assert backends.serving(cuda) == "PyTorch (GRIMMGEN_KERNEL=plain)"
+    assert "GRIMMGEN_KERNEL=plain" in description()
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert backends.serving(cuda) == "PyTorch (Triton's kernels are for NVIDIA's GPUs)"
+    assert "NVIDIA" in description()
 
 
-# What one multiprocessor of the smallest GPU of that capability has for a program, in bytes (8.0 as 8.6 and 8.9).
+# --- compiled for GPUs that need not be there --------------------------------------------------------------------
+
+# Shared memory of one multiprocessor of the smallest GPU of that capability, in bytes (8.0 as 8.6 and 8.9).
 SHARED = {80: 99 * 1024, 90: 227 * 1024}
 
 
 @pytest.mark.ahead
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles for a GPU on Linux")
 @pytest.mark.parametrize("capability", SHARED)
-def test_kernels_fit_a_gpu_without_spilling_a_register(capability: int) -> None:
+def test_kernels_fit_the_gpu_without_register_spills(capability: int) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.ahead", str(capability)]
-    done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(lines) == 30
+    completed = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    lines = [json.loads(line) for line in completed.stdout.splitlines()]
+    assert len(lines) == 8 * len(WITH_PRODUCT) + 2 * (len(CELLS) - len(WITH_PRODUCT)) + 8
     for line in lines:
-        # A spilled register is read back at each of fifty steps that wait for each other; there is room without.
+        # A spilled register would be read at each of fifty time steps that wait for each other.
         assert line["spilled"] == 0, line
         assert line["registers"] <= 255, line
         assert line["shared"] <= SHARED[capability], line
-        # What a program reads back at the next step all of it has written before; and the logits are not replaced
-        # by their gradient before the target's has been read.
-        if line.get("one launch"):
+        # All threads of a program have written a time step before any reads it at the next.
+        if line.get("whole window"):
             assert line["memory"].endswith("SB"), line
+        # The target's logit is read before its gradient replaces it.
         if line["kernel"] == "softmax":
             assert line["memory"].count("S") == 1 or re.search("LS[^S]*B[^S]*S", line["memory"]), line

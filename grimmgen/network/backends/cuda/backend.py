@@ -1,21 +1,22 @@
-"""The kernels for a GPU, in training: gives those of `kernels.py` the signatures of the plain ones.
+"""The CUDA backend: the operations of a training step on Triton kernels, for float32 tensors on an NVIDIA GPU.
 
-A window goes one of two ways. While the recurrent weights are small, one launch does all of its steps. When they
-are large, each step is a product by the vendor's library, which all of the GPU works at, and one launch for all
-that is between two products. Either way the weight gradients of all steps are one product in the end.
+Each operation has the name, the arguments and the results of the reference backend's, and inherits it where plain
+PyTorch is as fast. Nothing waits for the GPU or depends on a value there, so that a training step can be captured
+in a CUDA graph (`graph.py`). No sum depends on the order in which programs end, so that results are reproducible.
 
-Nothing here waits for the GPU, looks at a number that it made or depends on which program is done first, so that a
-whole update can be captured in a CUDA graph (`grimmgen.network.captured`), and gives the same bits each time.
+Sums are float32, and so are products, unless the precision is bf16. They are TF32 where the program that uses
+grimmgen has called `torch.set_float32_matmul_precision("high")`.
 
-Sums are float32. Products are float32, too, unless bf16 is asked for; in TF32 where the program that uses grimmgen
-has told PyTorch so (`torch.set_float32_matmul_precision("high")`).
-
-    T  steps    B  rows    H  hidden units    G  gates    V  vocabulary size    N  predictions, T·B
+    T  time steps    B  batch rows    H  hidden units    G  gates    S  states    V  vocabulary size
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import importlib
+import math
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -24,372 +25,247 @@ from torch import Tensor
 
 from grimmgen.configuration import Products
 from grimmgen.network.backends.cuda import kernels
+from grimmgen.network.backends.cuda.recurrence import LAUNCH_OPTIONS, Recurrence
+from grimmgen.network.backends.reference import Layer, LayerGradients, ReferenceBackend, dropout_threshold
+from grimmgen.network.cells import CellSpec, Sizes
 
-# Bytes of recurrent weights that every program may read anew at each step: from the second-level cache that takes
-# about as long (2 µs, at 64 bytes a cycle) as the two launches of the other way. Reckoned, not measured.
-_SMALL = 1 << 18
-# Programs, one to a processor of the GPU, that may read so at once; they share the second-level cache.
-_PROGRAMS = 128
-# Numbers of a block of logits: what is more goes block by block.
-_LOGITS = 1 << 24
-# Of every launch: the default differs from one version of Triton to the next.
-_LAUNCH: dict[str, Any] = {"enable_fp_fusion": True}
+# Logits in memory at a time.
+_MOST_LOGITS = 1 << 24
 
 
-class Way(NamedTuple):
-    """How a window is cut into programs and tiles.
+class _Saved(NamedTuple):
+    """What the backward pass of a layer needs."""
 
-    Attributes:
-        whole: one launch for all steps.
-        rows: of a tile. One: multiplied and added up number by number; more: by the tensor cores.
-        units: of a tile.
-        depth: of what is summed up, how much is read at once; of one row's gradients, which are one product and
-            not four, twice as much. So chosen that no kernel spills a register (tests/test_gpu_kernels.py).
-        warps: of a program.
-    """
-
-    whole: bool
-    rows: int
-    units: int
-    depth: int
-    warps: int
+    recurrence: Recurrence
+    inputs: Tensor  # ids [T, B] or dense [T, B, inputs]
+    weights: Mapping[str, Tensor]
+    u: Tensor | None  # [H, GH]: the recurrent weight in the product's type
+    extra: Tensor | None  # [EXTRA, H]: the extra weights
+    mask: Tensor | None  # [T, B, H] or [1, B, H]
+    resets: Tensor | None  # [T, B] uint8
+    states: Tensor  # [S, T + 1, B, H]
+    h_in: Tensor | None  # [T, B, H] in the product's type: h after resets
+    saved: Tensor  # [T, B, SAVED, H]
 
 
-def way(B: int, H: int, gates: int, precision: str) -> Way:
-    """How a window goes that has so many rows, hidden units and gates, in `ieee`, `tf32` or `bf16`.
-
-    It decides the order of sums, and so depends on nothing that could differ between two runs of the same model.
-    """
-    # The tensor cores round what they multiply: they have no float32.
-    rows = 1 if precision == "ieee" else 16
-    weights = gates * H * H * (2 if precision == "bf16" else 4)
-    if weights > _SMALL or -(-B // rows) > _PROGRAMS:
-        return Way(False, 1, min(triton.next_power_of_2(H), 512), 0, 4)
-    units = max(16, min(triton.next_power_of_2(H), 128))
-    return Way(True, rows, units, 32 if precision == "bf16" else 16, 8)
-
-
-class LSTMWindow(torch.autograd.Function):
-    """`grimmgen.network.cells.lstm.LSTMWindow` for a GPU."""
-
-    @staticmethod
-    def forward(  # noqa: D102 - see the class
-        ctx: Any,
-        x: Tensor,
-        recurrent_weight: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        mask: Tensor | None,
-        starts: Tensor | None,
-        precision: Products = "fp32",
-    ) -> tuple[Tensor, Tensor]:
-        return _lstm_forward(ctx, x, recurrent_weight, None, h0, c0, mask, starts, precision)
-
-    @staticmethod
-    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        grad_x, grad_u, _, d_h, d_c = _lstm_backward(ctx, grad_h, grad_c)
-        return grad_x, grad_u, d_h, d_c, None, None, None
-
-
-class PeepholeWindow(torch.autograd.Function):
-    """`grimmgen.network.cells.peephole.PeepholeWindow` for a GPU."""
-
-    @staticmethod
-    def forward(  # noqa: D102 - see the class
-        ctx: Any,
-        x: Tensor,
-        recurrent_weight: Tensor,
-        peephole: Tensor,
-        h0: Tensor,
-        c0: Tensor,
-        mask: Tensor | None,
-        starts: Tensor | None,
-        precision: Products = "fp32",
-    ) -> tuple[Tensor, Tensor]:
-        return _lstm_forward(ctx, x, recurrent_weight, peephole, h0, c0, mask, starts, precision)
-
-    @staticmethod
-    def backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return *_lstm_backward(ctx, grad_h, grad_c), None, None, None
-
-
-def _lstm_forward(
-    ctx: Any,
-    x: Tensor,
-    recurrent_weight: Tensor,
-    peephole: Tensor | None,
-    h0: Tensor,
-    c0: Tensor,
-    mask: Tensor | None,
-    starts: Tensor | None,
-    precision: Products,
-) -> tuple[Tensor, Tensor]:
-    T, B, _ = x.shape
-    H = h0.shape[1]
-    x, peephole, mask, starts = x.contiguous(), _dense(peephole), _dense(mask), _bytes(starts)
-    u = recurrent_weight.to(_type(precision)).contiguous()
-    h, entered = _room(T, h0, starts, u.dtype)
-    c = x.new_empty(T + 1, B, H)
-    c[0] = c0
-    gates = torch.empty_like(x)
-    window = _Window(T, B, H, 4, _units(precision), 0 if mask is None or len(mask) == 1 else B)
-    given = (peephole, mask, starts, h, entered, c, gates)
-    if window.way.whole:
-        window.launch(kernels.lstm_forward, (x, u, None, *given), 0, T)
-    else:
-        for t in range(T):
-            window.launch(kernels.lstm_forward, (x, u, _mm(entered[t], u), *given), t, t + 1)
-    ctx.window = window
-    ctx.save_for_backward(u, peephole, mask, starts, entered, c, gates)
-    return h[1:], c[T]
-
-
-def _lstm_backward(ctx: Any, grad_h: Tensor, grad_c: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradients by x, U, the peepholes if there are any, h0 and c0."""
-    window: _Window = ctx.window
-    T, B, H = window.T, window.B, window.H
-    u, peephole, mask, starts, entered, c, gates = ctx.saved_tensors
-    d_c = grad_c.clone(memory_format=torch.contiguous_format)
-    grad_x = torch.empty_like(gates)
-    rounded = grad_x if u.dtype == grad_x.dtype else torch.empty_like(grad_x, dtype=u.dtype)
-    given = (peephole, mask, starts, c, gates, grad_h.contiguous(), d_c, grad_x, rounded)
-    if window.way.whole:
-        window.launch(kernels.lstm_backward, (u, None, *given), 0, T)
-    else:
-        carried = torch.zeros_like(d_c)
-        for t in reversed(range(T)):
-            window.launch(kernels.lstm_backward, (u, carried, *given), t, t + 1)
-            carried = _mm(rounded[t], u.t())
-    d_h = _mm(rounded[0], u.t()) if window.way.whole else carried
-    grad_u = _mm(entered.view(T * B, H).t(), rounded.view(T * B, 4 * H))
-    grad_peephole = None
-    if peephole is not None:
-        c_in = c[:T] if starts is None else c[:T].masked_fill(_fresh(starts), 0.0)
-        d_i, d_f, _, d_o = torch.split(grad_x, H, dim=2)
-        seen = ((d_i, c_in), (d_f, c_in), (d_o, c[1:]))
-        grad_peephole = torch.stack([(d * c).sum(dim=(0, 1)) for d, c in seen])
-    if starts is not None:
-        d_h, d_c = (d.masked_fill(_fresh(starts[0]), 0.0) for d in (d_h, d_c))
-    return grad_x, grad_u, grad_peephole, d_h, d_c
-
-
-class GRUWindow(torch.autograd.Function):
-    """`grimmgen.network.cells.gru.GRUWindow` for a GPU."""
-
-    @staticmethod
-    def forward(  # noqa: D102 - see the class
-        ctx: Any,
-        x: Tensor,
-        recurrent_weight: Tensor,
-        recurrent_bias: Tensor,
-        h0: Tensor,
-        mask: Tensor | None,
-        starts: Tensor | None,
-        precision: Products = "fp32",
-    ) -> Tensor:
-        T, B, _ = x.shape
-        H = h0.shape[1]
-        x, recurrent_bias = x.contiguous(), recurrent_bias.contiguous()
-        mask, starts = _dense(mask), _bytes(starts)
-        u = recurrent_weight.to(_type(precision)).contiguous()
-        h, entered = _room(T, h0, starts, u.dtype)
-        s = x.new_empty(T, B, H)
-        gates = torch.empty_like(x)
-        window = _Window(T, B, H, 3, _units(precision), 0 if mask is None or len(mask) == 1 else B)
-        given = (recurrent_bias, mask, starts, h, entered, s, gates)
-        if window.way.whole:
-            window.launch(kernels.gru_forward, (x, u, None, *given), 0, T)
-        else:
-            for t in range(T):
-                window.launch(kernels.gru_forward, (x, u, _mm(entered[t], u), *given), t, t + 1)
-        ctx.window = window
-        ctx.save_for_backward(u, mask, starts, h, entered, s, gates)
-        return h[1:]
-
-    @staticmethod
-    def backward(ctx: Any, grad_h: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        window: _Window = ctx.window
-        T, B, H = window.T, window.B, window.H
-        u, mask, starts, h, entered, s, gates = ctx.saved_tensors
-        through = h.new_zeros(B, H)
-        grad_x = torch.empty_like(gates)
-        grad_a = torch.empty_like(gates, dtype=u.dtype)
-        given = (mask, starts, h, s, gates, grad_h.contiguous(), through, grad_x, grad_a)
-        if window.way.whole:
-            window.launch(kernels.gru_backward, (u, None, *given), 0, T)
-        else:
-            carried = torch.zeros_like(through)
-            for t in reversed(range(T)):
-                window.launch(kernels.gru_backward, (u, carried, *given), t, t + 1)
-                carried = _mm(grad_a[t], u.t())
-        d_h = (_mm(grad_a[0], u.t()) if window.way.whole else carried) + through
-        if starts is not None:
-            d_h = d_h.masked_fill(_fresh(starts[0]), 0.0)
-        grad_u = _mm(entered.view(T * B, H).t(), grad_a.view(T * B, 3 * H))
-        # Not from `grad_a`, which may be rounded.
-        grad_bias = (grad_x[..., 2 * H :] * gates[..., :H]).sum(dim=(0, 1))
-        return grad_x, grad_u, grad_bias, d_h, None, None, None
-
-
-class CrossEntropy(torch.autograd.Function):
-    """`grimmgen.network.loss.CrossEntropy` for a GPU: logits are written, and once more as their gradient."""
-
-    @staticmethod
-    def forward(  # noqa: D102 - see the class
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, precision: Products = "fp32"
-    ) -> Tensor:
-        N, kind = len(hidden), _type(precision)
-        # Each is rounded once, whatever it is multiplied with.
-        h, w = hidden.to(kind), weight.to(kind)
-        losses = hidden.new_empty(N)
-        by_hidden, by_weight, by_bias = [], [], []
-        for block in _blocks(N, len(bias)):
-            d = _softmax(h[block], w, bias, targets[block], losses[block], kind, 1.0 / N)
-            by_hidden.append(_mm(d, w.t()))
-            by_weight.append(_mm(h[block].t(), d))
-            by_bias.append(d.sum(dim=0, dtype=hidden.dtype))
-        ctx.save_for_backward(torch.cat(by_hidden), _sum(by_weight), _sum(by_bias))
-        return losses.sum() / N
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # noqa: D102
-        return *(made * grad for made in ctx.saved_tensors), None, None
-
-
-def negative_log_likelihood(hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> Tensor:
-    """`grimmgen.network.loss.negative_log_likelihood` for a GPU."""
-    losses = hidden.new_empty(len(hidden))
-    for block in _blocks(len(hidden), len(bias)):
-        _softmax(hidden[block], weight, bias, targets[block], losses[block], None, 1.0)
-    return losses
-
-
-def adamw(learning: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]], norm: Tensor, numbers: Tensor) -> None:
-    """A step of `grimmgen.network.optimiser.AdamW`, in place, with nothing that has to be known outside of the GPU.
+class CUDABackend(ReferenceBackend):
+    """Operations on Triton kernels.
 
     Args:
-        learning: weight, gradient, m and v of each.
-        norm: of all gradients, float64 [].
-        numbers: as of `AdamW.step_there`, float32 [8].
+        precision: of the matrix products: in `bf16` both factors are rounded to bfloat16 and sums are float32.
+
+    Attributes:
+        description: what computes, in words.
     """
-    for weight, gradient, m, v in learning:
-        if count := weight.numel():
-            grid = (triton.cdiv(count, 1024),)
-            given = (weight, gradient.contiguous(), m, v, norm, numbers, count)
-            kernels.adamw[grid](*given, BLOCK=1024, **_LAUNCH)
 
+    def __init__(self, precision: Products = "fp32") -> None:
+        super().__init__(precision)
+        self.description = "Triton bf16" if precision == "bf16" else "Triton"
+        self._product_type = torch.bfloat16 if precision == "bf16" else torch.float32
 
-class _Window:
-    """The sizes of a window, and how its kernels are launched; of use for the way back, too."""
+    def matmul(self, a: Tensor, b: Tensor) -> Tensor:  # noqa: D102 - see the reference backend
+        a, b = a.to(self._product_type), b.to(self._product_type)
+        if self._product_type == torch.float32:
+            return torch.mm(a, b)
+        if a.device.type == "cuda":
+            return torch.mm(a, b, out_dtype=torch.float32)
+        # In Triton's interpreter. The product of two bfloat16 numbers is exact in float32.
+        return torch.mm(a.float(), b.float())
 
-    def __init__(self, T: int, B: int, H: int, gates: int, precision: str, mask_rows: int) -> None:
-        self.T, self.B, self.H = T, B, H
-        self._mask_rows = mask_rows
-        self.way = way(B, H, gates, precision)
+    # --- a layer of cells ------------------------------------------------------------------------------------
 
-    def launch(self, kernel: Any, arrays: Sequence[Tensor | None], first: int, last: int) -> None:
-        """Do the steps from `first` to `last`, which itself is not done."""
-        whole, rows, units, depth, warps = self.way
-        blocks = triton.cdiv(self.H, units)
-        backward = kernel in (kernels.lstm_backward, kernels.gru_backward)
-        kernel[(triton.cdiv(self.B, rows), 1 if whole else blocks)](
-            *arrays,
-            first,
-            last,
-            self.T,
-            self.B,
-            self._mask_rows,
-            H=self.H,
-            SPAN=units * blocks if whole else units,
-            ROWS=rows,
-            UNITS=units,
-            DEPTH=2 * depth if backward and rows == 1 else depth,
-            num_warps=warps,
-            **_LAUNCH,
+    def layer(  # noqa: D102 - see the reference backend
+        self,
+        cell: CellSpec,
+        weights: Mapping[str, Tensor],
+        inputs: Tensor,
+        state: Sequence[Tensor],
+        mask: Tensor | None = None,
+        resets: Tensor | None = None,
+    ) -> Layer:
+        (T, B), H = inputs.shape[:2], state[0].shape[1]
+        if inputs.dim() == 2:
+            # The product of a one-hot input with a matrix is a look-up of the matrix's rows.
+            x = torch.nn.functional.embedding(inputs, weights["input_weight"] + weights["bias"])
+        else:
+            x = self.linear(inputs.flatten(0, 1), weights["input_weight"], weights["bias"])
+        mask = None if mask is None else mask.contiguous()
+        resets = None if resets is None else resets.contiguous().view(torch.uint8)
+        states = x.new_empty(len(cell.states), T + 1, B, H)
+        for part, target in zip(state, states, strict=True):
+            target[0] = part
+        u = h_in = None
+        if cell.recurrent_product:
+            u = weights["recurrent_weight"].to(self._product_type).contiguous()
+            h_in = torch.empty(T, B, H, dtype=self._product_type, device=x.device)
+            h_in[0] = _reset(state[0], resets)
+        extra = _extra_weights(cell, weights)
+        pointwise = triton_cell(cell.name)
+        saved = x.new_empty(T, B, pointwise.SAVED, H)
+        mask_stride = 0 if mask is None or len(mask) == 1 else B
+        recurrence = Recurrence(cell, pointwise, T, B, H, self._arithmetic(cell), mask_stride)
+        arrays = (extra, mask, resets, states, h_in, saved)
+        if u is None or h_in is None or recurrence.config.whole_window:
+            recurrence.forward(x, u, None, *arrays, first=0, last=T)
+        else:
+            for t in range(T):
+                recurrence.forward(x, u, self.matmul(h_in[t], u), *arrays, first=t, last=t + 1)
+        kept = _Saved(recurrence, inputs, weights, u, *arrays)
+        return Layer(states[0, 1:], tuple(part[T] for part in states), kept)
+
+    def layer_backward(  # noqa: D102 - see the reference backend
+        self, cell: CellSpec, saved: Any, d_h: Tensor, d_state: Sequence[Tensor | None] | None = None
+    ) -> LayerGradients:
+        kept: _Saved = saved
+        recurrence, inputs, weights, u, extra, mask, resets, states, h_in, saved_steps = kept
+        T, B, _, H = saved_steps.shape
+        columns, S = len(cell.gates) * H, len(cell.states)
+        d_states = d_h.new_zeros(S, B, H)
+        d_last_h, *d_last = d_state or [None] * S
+        if d_last_h is not None:
+            d_h = torch.cat([d_h[:-1], (d_h[-1] + d_last_h)[None]])
+        for part, target in zip(d_last, d_states[1:], strict=True):
+            if part is not None:
+                target.copy_(part)
+        d_x = d_h.new_empty(T, B, columns)
+        d_a, same_gradients = None, triton_cell(cell.name).SAME_GRADIENTS
+        if u is not None and not (same_gradients and u.dtype == d_x.dtype):
+            d_a = torch.empty_like(d_x, dtype=u.dtype)
+        d_extra = None if extra is None else d_h.new_zeros(B, *extra.shape)
+        arrays = (extra, mask, resets, states, saved_steps, d_h.contiguous(), d_states, d_extra, d_x, d_a)
+        d_product = d_x if d_a is None else d_a  # by the recurrent product
+        if u is None or recurrence.config.whole_window:
+            recurrence.backward(u, None, *arrays, first=0, last=T)
+            d_carried = None if u is None else self.matmul(d_product[0], u.t())
+        else:
+            d_carried = torch.zeros_like(d_states[0])
+            for t in reversed(range(T)):
+                recurrence.backward(u, d_carried, *arrays, first=t, last=t + 1)
+                d_carried = self.matmul(d_product[t], u.t())
+        if d_carried is not None:
+            d_states[0] += d_carried
+        d_weights: dict[str, Tensor] = {}
+        if h_in is not None:
+            d_weights["recurrent_weight"] = self.matmul(h_in.view(T * B, H).t(), d_product.view(T * B, columns))
+        d_inputs = None
+        if inputs.dim() == 2:
+            # Sums in a fixed order, unlike `index_add_`.
+            V = len(weights["input_weight"])
+            table = torch.ops.aten.embedding_dense_backward(d_x, inputs, V, -1, False)
+            d_weights |= {"input_weight": table, "bias": table.sum(dim=0)}
+        else:
+            d_gates = d_product if same_gradients else d_x.to(self._product_type)
+            d_gates = d_gates.view(T * B, columns)
+            d_inputs = self.matmul(d_gates, weights["input_weight"].t()).view(inputs.shape)
+            d_weights["input_weight"] = self.matmul(inputs.flatten(0, 1).t(), d_gates)
+            d_weights["bias"] = d_x.sum(dim=(0, 1))
+        if d_extra is not None:
+            shapes = cell.extra_weights(Sizes(H, 0, 0))
+            parts = d_extra.sum(dim=0).flatten().split_with_sizes([math.prod(shape) for shape in shapes.values()])
+            d_weights |= {name: part.view(shapes[name]) for name, part in zip(shapes, parts, strict=True)}
+        return LayerGradients(d_inputs, d_weights, tuple(_reset(part, resets) for part in d_states))
+
+    def _arithmetic(self, cell: CellSpec) -> str | None:
+        """What multiplies in the recurrent product: `ieee`, `tf32` or `bf16`; None without one."""
+        if not cell.recurrent_product:
+            return None
+        if self.precision == "bf16":
+            return "bf16"
+        return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+    # --- the softmax layer -----------------------------------------------------------------------------------
+
+    def cross_entropy(  # noqa: D102 - see the reference backend
+        self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        N = len(hidden)
+        # Rounded once, not for each product.
+        h, w = hidden.to(self._product_type), weight.to(self._product_type)
+        losses = hidden.new_empty(N)
+        d_hidden, d_weight, d_bias = [], [], []
+        for block in _blocks(N, len(bias)):
+            logits = self.matmul(h[block], w)
+            same = logits.dtype == self._product_type
+            gradient = logits if same else torch.empty_like(logits, dtype=self._product_type)
+            _softmax(logits, bias, targets[block], losses[block], gradient, 1.0 / N)
+            d_hidden.append(self.matmul(gradient, w.t()))
+            d_weight.append(self.matmul(h[block].t(), gradient))
+            d_bias.append(gradient.sum(dim=0, dtype=hidden.dtype))
+        total_weight, total_bias = functools.reduce(operator.add, d_weight), functools.reduce(operator.add, d_bias)
+        return losses.sum() / N, torch.cat(d_hidden), total_weight, total_bias
+
+    def negative_log_likelihood(  # noqa: D102 - see the reference backend
+        self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor
+    ) -> Tensor:
+        losses = hidden.new_empty(len(hidden))
+        for block in _blocks(len(hidden), len(bias)):
+            _softmax(self.matmul(hidden[block], weight), bias, targets[block], losses[block], None, 1.0)
+        return losses
+
+    # --- dropout and the optimiser ---------------------------------------------------------------------------
+
+    def dropout_mask(self, shape: Sequence[int], dropout: float, seed: Tensor) -> Tensor:  # noqa: D102
+        mask = torch.empty(*shape, device=seed.device)
+        threshold, scale = dropout_threshold(dropout)
+        count = mask.numel()
+        kernels.dropout_mask[(triton.cdiv(count, 1024),)](
+            mask, seed, threshold, scale, count, BLOCK=1024, **LAUNCH_OPTIONS
         )
+        return mask
+
+    def adam(
+        self,
+        tensors: Sequence[tuple[Tensor, Tensor, Tensor, Tensor]],
+        numbers: Sequence[float] | Tensor,
+        loss_and_norm: Tensor | None = None,
+    ) -> None:
+        """One step of Adam in place; see the reference backend.
+
+        With `loss_and_norm` the gradient is clipped on the GPU, and nothing is updated unless both are finite.
+
+        Args:
+            tensors: weight, gradient, m and v, for each weight.
+            numbers: the gradient's scale, or its largest norm with `loss_and_norm`, and those of
+                `AdamW.advance`; a tensor of them is float64 [8].
+            loss_and_norm: the loss and the norm of all gradients together, float64 [2].
+        """
+        if not isinstance(numbers, Tensor):
+            numbers = torch.tensor(numbers, dtype=torch.float64).to(tensors[0][0].device)
+        for weight, gradient, m, v in tensors:
+            if count := weight.numel():
+                arrays = (weight, gradient.contiguous(), m, v, numbers, loss_and_norm)
+                kernels.adam[(triton.cdiv(count, 1024),)](*arrays, count, BLOCK=1024, **LAUNCH_OPTIONS)
 
 
-def _type(precision: Products) -> torch.dtype:
-    """What a product's factors are."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+@functools.cache
+def triton_cell(name: str) -> Any:
+    """The Triton module of a cell."""
+    return importlib.import_module(f"grimmgen.network.cells.{name}_triton")
 
 
-def _units(precision: Products) -> str:
-    """What multiplies: `ieee`, `tf32` or `bf16`."""
-    if precision == "bf16":
-        return precision
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+def _reset(part: Tensor, resets: Tensor | None) -> Tensor:
+    """A state [B, H], or its gradient, with zeros where it is reset before the first time step."""
+    return part if resets is None else part.masked_fill(resets[0].bool().unsqueeze(1), 0.0)
 
 
-def _mm(a: Tensor, b: Tensor) -> Tensor:
-    """The product of two matrices of the same type; of bfloat16 it is float32."""
-    if a.dtype != torch.bfloat16:
-        return torch.mm(a, b)
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    # In Triton's interpreter.
-    return torch.mm(a.float(), b.float())
-
-
-def _room(T: int, h0: Tensor, starts: Tensor | None, kind: torch.dtype) -> tuple[Tensor, Tensor]:
-    """For h, [T + 1, B, H], and for h̄ in the type of the products, [T, B, H]; each with its first step."""
-    h = h0.new_empty(T + 1, *h0.shape)
-    entered = h0.new_empty(T, *h0.shape, dtype=kind)
-    h[0] = h0
-    entered[0] = h0 if starts is None else h0.masked_fill(_fresh(starts[0]), 0.0)
-    return h, entered
-
-
-def _dense(given: Tensor | None) -> Tensor | None:
-    return None if given is None else given.contiguous()
-
-
-def _bytes(starts: Tensor | None) -> Tensor | None:
-    return None if starts is None else starts.contiguous().view(torch.uint8)
-
-
-def _fresh(starts: Tensor) -> Tensor:
-    """Where a story starts, to be broadcast along the units."""
-    return starts.bool().unsqueeze(-1)
+def _extra_weights(cell: CellSpec, weights: Mapping[str, Tensor]) -> Tensor | None:
+    """The extra weights below each other, [EXTRA, H]; None if there are none."""
+    H = len(weights["bias"]) // len(cell.gates)
+    rows = [weights[name].reshape(-1, H) for name in cell.extra_weights(Sizes(H, 0, 0))]
+    return torch.cat(rows) if rows else None
 
 
 def _softmax(
-    h: Tensor,
-    w: Tensor,
-    bias: Tensor,
-    targets: Tensor,
-    losses: Tensor,
-    kind: torch.dtype | None,
-    scale: float,
-) -> Tensor:
-    """Fill in the losses, and give the gradient by the logits in that type, times the scale; None: do without."""
-    logits = _mm(h, w)
+    logits: Tensor, bias: Tensor, targets: Tensor, losses: Tensor, gradient: Tensor | None, scale: float
+) -> None:
+    """Write the losses and, unless it is None, the gradient by the logits times the scale."""
     V = len(bias)
-    gradient = logits if kind in (None, logits.dtype) else torch.empty_like(logits, dtype=kind)
     block = min(triton.next_power_of_2(V), 4096)
-    kernels.softmax[(len(h),)](
-        logits,
-        bias.contiguous(),
-        targets,
-        losses,
-        None if kind is None else gradient,
-        scale,
-        V,
-        BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
-        **_LAUNCH,
-    )
-    return gradient
+    arguments: tuple[Any, ...] = (logits, bias.contiguous(), targets, losses, gradient, scale, V)
+    warps = 4 if block <= 2048 else 8
+    kernels.softmax[(len(logits),)](*arguments, BLOCK=block, num_warps=warps, **LAUNCH_OPTIONS)
 
 
 def _blocks(rows: int, V: int) -> list[slice]:
-    block = max(1, _LOGITS // V)
+    block = max(1, _MOST_LOGITS // V)
     return [slice(begin, min(begin + block, rows)) for begin in range(0, rows, block)]
-
-
-def _sum(parts: Sequence[Tensor]) -> Tensor:
-    """The parts added up, always in the same order; there is one at least."""
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
