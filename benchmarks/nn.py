@@ -81,11 +81,13 @@ def main() -> None:
         rival, module = theirs(H, H, L), ours(H, H, L)
         module.load_state_dict(rival.state_dict())
         x, upstream = torch.randn(T, B, H, requires_grad=True), torch.randn(T, B, H)
-        for what, make in (
-            ("forward", lambda m: forward(m, x)),
-            ("forward + backward", lambda m: step(m, x, upstream)),
-        ):  # noqa: B023
-            times = interleaved({"grimmgen": make(module), "torch": make(rival)}, options.rounds)
+        modules = {"grimmgen": module, "torch": rival}
+        passes = {
+            "forward": {name: forward(m, x) for name, m in modules.items()},
+            "forward + backward": {name: step(m, x, upstream) for name, m in modules.items()},
+        }
+        for what, contenders in passes.items():
+            times = interleaved(contenders, options.rounds)
             row: dict[str, object] = {"cell": cell, "what": what, "T": T, "B": B, "H": H, "L": L}
             for name, values in times.items():
                 row[name] = statistics.median(values)

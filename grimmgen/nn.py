@@ -7,8 +7,8 @@
     >>> output.shape, h_n.shape
     (torch.Size([5, 3, 20]), torch.Size([2, 3, 20]))
 
-The arguments, the shapes, the layout of the state and the names in state dictionaries are those of PyTorch's modules, so
-that `grimmgen.nn.LSTM(…).load_state_dict(torch.nn.LSTM(…).state_dict())` works, and the other way round. Float32 on a
+The arguments, the shapes, the layout of the state and the names in state dictionaries are those of PyTorch's modules:
+`grimmgen.nn.LSTM(…).load_state_dict(torch.nn.LSTM(…).state_dict())` works, and the other way round. Float32 on a
 CPU runs on the compiled kernels, everything else on PyTorch's operations. There are no bidirectional layers, no
 projections, no packed sequences and no second derivatives.
 
@@ -48,7 +48,7 @@ class _Layer(torch.autograd.Function):
         return layer.h, *layer.state
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_h: Tensor | None, *d_state: Tensor | None) -> tuple[Tensor | None, ...]:
         x, *tensors = ctx.saved_tensors  # raises if one of them was changed in place
         cell = ctx.cell
@@ -121,7 +121,7 @@ class _Recurrent(nn.Module):
             raise ValueError(f"the input is {list(input.shape)}, not [T, B, {self.input_size}]")
         one = input.dim() == 2
         x = input.unsqueeze(1) if one else input.transpose(0, 1) if self.batch_first else input
-        T, B = x.shape[:2]
+        B = x.shape[1]
         count = len(self.cell.states)
         if hx is None:
             zeros = x.new_zeros(self.num_layers, B, self.hidden_size)
@@ -138,7 +138,8 @@ class _Recurrent(nn.Module):
             weights = self._layer_weights(layer)
             tensors = (part[layer].contiguous() for part in state)
             names = self.cell.shapes(Sizes(1, 1, 0))
-            x, *after = _Layer.apply(backend, self.cell, x, *tensors, *(weights[name] for name in names))
+            arguments = (*tensors, *(weights[name] for name in names))
+            x, *after = _Layer.apply(backend, self.cell, x, *arguments)  # type: ignore[no-untyped-call]
             last.append(after)
             if self.dropout and self.training and layer + 1 < self.num_layers:
                 x = nn.functional.dropout(x, self.dropout)

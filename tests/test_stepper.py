@@ -178,7 +178,9 @@ def test_weight_that_is_slightly_wrong_is_caught() -> None:
 # --- sampling ----------------------------------------------------------------------------------------------------
 
 
-def draw(logits: Floats, uniform: float, top_k: int, temperature: float, forbidden: Sequence[int], end: int) -> int:
+def draw(
+    logits: Floats, uniform: float, top_k: int, temperature: float, forbidden: Sequence[int], end: int
+) -> int:
     """The oracle: forbid, temperature, top-k, keep the end, draw."""
     logits = logits.copy()
     logits[list(forbidden)] = -np.inf
@@ -193,7 +195,9 @@ def draw(logits: Floats, uniform: float, top_k: int, temperature: float, forbidd
     return int((p > uniform * p[-1]).argmax())
 
 
-def plain_sample(plain: Stepper, uniforms: NDArray[np.float64], forbidden: Sequence[int], **options: Any) -> NDArray[np.int64]:
+def plain_sample(
+    plain: Stepper, uniforms: NDArray[np.float64], forbidden: Sequence[int], **options: Any
+) -> NDArray[np.int64]:
     ids = np.full(uniforms.shape, END)
     ended = np.zeros(uniforms.shape[1], np.bool_)
     for row, chosen in zip(uniforms, ids, strict=True):
@@ -327,5 +331,5 @@ def test_environment_variable_chooses_the_stepper(monkeypatch: pytest.MonkeyPatc
 
 def test_numpy_is_used_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRIMMGEN_KERNEL", raising=False)
-    monkeypatch.setattr(library, "instruction_sets", lambda: {})
+    monkeypatch.setattr(library, "instruction_sets", dict)
     assert type(chosen()) is Stepper

@@ -160,11 +160,12 @@ def _instruction_set(raw: Any) -> InstructionSet:
     cells = {}
     for entry in _entries(raw.cells):
         name = entry.name.decode()
-        functions = {
-            function: Kernel(f"{name}_{function}", kernels[function].fields, getattr(entry, function) or 0)
+        sizes = (getattr(entry, size) for size in _SIZES)
+        functions = (
+            Kernel(f"{name}_{function}", kernels[function].fields, getattr(entry, function) or 0)
             for function in _FUNCTIONS
-        }
-        cells[name] = CompiledCell(*(getattr(entry, size) for size in _SIZES), **functions)
+        )
+        cells[name] = CompiledCell(*sizes, *functions)
     network = kernels["network"].fields
     callable_kernels = {name: kernel for name, kernel in kernels.items() if kernel.address}
     return InstructionSet(raw.name.decode(), raw.lanes, raw.word, callable_kernels, cells, network)
