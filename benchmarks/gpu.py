@@ -46,9 +46,10 @@ from training import Rival, Update, interleaved
 from grimmgen.configuration import Configuration, Products
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import cells
+from grimmgen.network.gradients import gradients
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW
-from grimmgen.network.train_step import TrainStep, gradients
+from grimmgen.network.train_step import TrainStep
 from grimmgen.text.batches import Window
 
 RIVALS = ("nn.LSTM, CUDA graph", "nn.LSTM")

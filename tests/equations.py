@@ -84,7 +84,7 @@ def model_loss(
     state: Tensors,
     masks: Iterator[Tensor] | None = None,
 ) -> tuple[Tensor, Tensors]:
-    """The loss of a window and the state after it; `masks` are the dropout masks in the model's order, None for none."""
+    """The loss of a window and the state after it; `masks` are the dropout masks, in the model's order."""
 
     def masked(weight: Tensor, dropout: float) -> Tensor:
         return weight * next(masks) if masks and dropout else weight

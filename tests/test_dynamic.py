@@ -12,8 +12,9 @@ from grimmgen.evaluation.dynamic import evaluate_dynamically, gradient_rms, samp
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import evaluate
 from grimmgen.network.backends.reference import ReferenceBackend
+from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Inputs, LanguageModel
-from grimmgen.network.train_step import GradientStep, gradients
+from grimmgen.network.train_step import GradientStep
 from tests.builders import NETWORKS
 from tests.test_evaluation import TEXTS, model_and_documents
 

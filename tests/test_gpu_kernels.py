@@ -27,9 +27,9 @@ from grimmgen.configuration import Configuration, Products
 from grimmgen.network import backends
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import CellSpec, cells
+from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Dropout, Inputs, LanguageModel, mask_count
 from grimmgen.network.optimiser import AdamW, clip_scale
-from grimmgen.network.train_step import gradients
 from grimmgen.text.batches import Window
 from tests.equations import Case, check_close
 

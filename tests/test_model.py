@@ -14,9 +14,9 @@ from grimmgen.configuration import Configuration, DropoutMode
 from grimmgen.errors import UsageError
 from grimmgen.network.backends.reference import Layer, ReferenceBackend
 from grimmgen.network.cells import CellSpec, cells
+from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Dropout, Forward, LanguageModel, choose_device, mask_count
 from grimmgen.network.shapes import parameter_count, weight_shapes
-from grimmgen.network.train_step import gradients
 from grimmgen.text.batches import Window
 from tests.builders import NETWORKS
 from tests.equations import model_loss

@@ -16,8 +16,9 @@ from grimmgen.network.backends.cpu import library, program
 from grimmgen.network.backends.cpu.backend import CPUBackend
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import cells
+from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Dropout, Inputs, LanguageModel, State, mask_count
-from grimmgen.network.train_step import GradientStep, gradients
+from grimmgen.network.train_step import GradientStep
 from tests.builders import NETWORKS
 from tests.equations import model_loss
 from tests.learner import Learner, V

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from grimmgen.configuration import Products
 from grimmgen.network.backends.reference import ReferenceBackend
+from grimmgen.network.gradients import LossGradients, Reducer, gradients
 from grimmgen.network.model import Dropout, Inputs, LanguageModel, State, mask_count
 from grimmgen.network.optimiser import AdamW, clip_scale
 from grimmgen.text.batches import Window
@@ -26,61 +27,6 @@ from grimmgen.text.batches import Window
 if TYPE_CHECKING:
     from grimmgen.network.backends import Backend
     from grimmgen.network.backends.cpu.backend import CPUBackend
-
-
-class Reducer(Protocol):
-    """Averages gradients over several processes (`grimmgen.training.distributed`)."""
-
-    def begin(self, tensor: Tensor) -> None:
-        """Begin to average a tensor over all processes, in place, in the background."""
-
-    def finish(self) -> None:
-        """Wait for all that has begun."""
-
-
-class LossGradients(NamedTuple):
-    """What a forward and a backward pass give.
-
-    Attributes:
-        loss: the mean over the window's T·B predictions, in nats, [].
-        gradients: by the weights, by their names.
-        state: after the window.
-    """
-
-    loss: Tensor
-    gradients: dict[str, Tensor]
-    state: State
-
-
-def gradients(
-    model: LanguageModel,
-    backend: Backend,
-    inputs: Inputs,
-    state: State,
-    dropout: Dropout | None = None,
-    reducer: Reducer | None = None,
-) -> LossGradients:
-    """The loss of a window, its gradients by all weights, and the state after the window.
-
-    Args:
-        model: the model.
-        backend: computes.
-        inputs: the window.
-        state: before its first time step; no gradient flows into it (truncated back-propagation through time).
-        dropout: the masks; None is no dropout.
-        reducer: averages the loss and each gradient as soon as it is complete.
-    """
-    done = model.forward(backend, inputs.ids, state, inputs.resets, dropout)
-    bias = model.weights_by_name["output.bias"]
-    loss, d_hidden, d_weight, d_bias = backend.cross_entropy(
-        done.hidden, done.output_weight, bias, inputs.targets.view(-1)
-    )
-    ready = reducer.begin if reducer else lambda _: None
-    found = model.backward(backend, done, inputs.ids, d_hidden, d_weight, d_bias, ready)
-    if reducer:
-        reducer.begin(loss)
-        reducer.finish()
-    return LossGradients(loss, found, done.state)
 
 
 class GradientStep:

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 
 from grimmgen.network.backends.cuda.backend import CUDABackend
+from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Dropout, Inputs, LanguageModel, State, mask_count
 from grimmgen.network.optimiser import AdamW
-from grimmgen.network.train_step import gradients
 from grimmgen.text.batches import Window
 
 if TYPE_CHECKING:
