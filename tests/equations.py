@@ -184,7 +184,10 @@ class Case(NamedTuple):
             backend: the backend.
             present: the outputs that have an upstream gradient; None is all.
         """
-        given = {**self.weights, **{f"state {n}": part for n, part in zip(self.cell.states, self.state, strict=True)}}
+        given = {
+            **self.weights,
+            **{f"state {n}": part for n, part in zip(self.cell.states, self.state, strict=True)},
+        }
         if self.inputs.is_floating_point():
             given["inputs"] = self.inputs
         given = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}

@@ -52,5 +52,10 @@ class Learner:
     def tensors(self) -> list[Tensor]:
         """Copies of all that a training step changes."""
         optimiser = self.optimiser
-        changed = (*self.model.parameters(), *optimiser.exp_avg.values(), *optimiser.exp_avg_sq.values(), *self.state)
+        changed = (
+            *self.model.parameters(),
+            *optimiser.exp_avg.values(),
+            *optimiser.exp_avg_sq.values(),
+            *self.state,
+        )
         return [tensor.clone() for tensor in changed]

@@ -48,7 +48,9 @@ def check(case: Case) -> None:
 @pytest.mark.parametrize("dropout", ["none", "fresh", "locked"])
 @pytest.mark.parametrize(("T", "B", "H", "E"), SHAPES)
 @pytest.mark.parametrize("variant", ROUNDS)
-def test_layer_agrees_with_autograd(variant: str, T: int, B: int, H: int, E: int, dropout: str, resets: bool) -> None:
+def test_layer_agrees_with_autograd(
+    variant: str, T: int, B: int, H: int, E: int, dropout: str, resets: bool
+) -> None:
     cell, rounds = ROUNDS[variant]
     for ids in (False, True)[: 1 if cell.pre_step else 2]:
         check(Case.draw(cell, T, B, H, E, dropout, resets, ids, rounds))
@@ -72,7 +74,9 @@ def test_layer_agrees_with_numerical_gradients(cell: CellSpec, dropout: str) -> 
     case = draw(cell, 3, 2, 2, 3, dropout=dropout)
     names = [*case.weights, "inputs", *(f"state {name}" for name in cell.states)]
     tensors = [t.requires_grad_() for t in (*case.weights.values(), case.inputs, *case.state)]
-    assert torch.autograd.gradcheck(lambda *given: equations._Function.apply(REFERENCE, case, names, *given), tensors)
+    assert torch.autograd.gradcheck(
+        lambda *given: equations._Function.apply(REFERENCE, case, names, *given), tensors
+    )
 
 
 def sabotage(call: Callable[..., Any], part: str, name: Any) -> Callable[..., Any]:
@@ -112,7 +116,9 @@ def test_sabotaged_pointwise_backward_is_caught(cell: CellSpec, part: str, name:
         check(draw(wrong, 6, 3, 5, 4))
 
 
-@pytest.mark.parametrize("name", ["inputs", *sorted({n for c in cells().values() for n in c.shapes(Sizes(1, 1, 1))}), "state"])
+@pytest.mark.parametrize(
+    "name", ["inputs", *sorted({n for c in cells().values() for n in c.shapes(Sizes(1, 1, 1))}), "state"]
+)
 @each_cell
 def test_sabotaged_layer_backward_is_caught(cell: CellSpec, name: str) -> None:
     class Wrong(ReferenceBackend):
@@ -146,7 +152,11 @@ def from_torch(oracle: torch.nn.RNNBase, cell: CellSpec, E: int, H: int) -> dict
     weights |= {"input_weight": w.T, "recurrent_weight": u.T}
     if isinstance(oracle, torch.nn.GRU):
         # The biases of r and z add up; that of the candidate's recurrent product is scaled by r.
-        return {**weights, "bias": b + recurrent_b * (torch.arange(3 * H) < 2 * H), "recurrent_bias": recurrent_b[2 * H :]}
+        return {
+            **weights,
+            "bias": b + recurrent_b * (torch.arange(3 * H) < 2 * H),
+            "recurrent_bias": recurrent_b[2 * H :],
+        }
     return {**weights, "bias": b + recurrent_b}
 
 
@@ -200,13 +210,12 @@ def test_bf16_rounds_every_product_of_a_layer(cell: CellSpec) -> None:
 @each_cell
 def test_pointwise_functions_are_array_agnostic(cell: CellSpec) -> None:
     case = draw(cell, 1, 2, 3, 4).float()
-    x = [torch.randn(2, 3, generator=torch.Generator().manual_seed(k)) for k in range(2 * len(cell.gates))]
-    half = len(cell.gates)
-    a = tuple(x[half:]) if cell.recurrent_product else None
-    right, _ = cell.pointwise_forward(REFERENCE, tuple(x[:half]), a, case.state, case.weights)
+    x, product = torch.randn(2, 2, 3 * len(cell.gates), generator=torch.Generator().manual_seed(0))
+    a = product if cell.recurrent_product else None
+    right, _ = cell.pointwise_forward(REFERENCE, x, a, case.state, case.weights)
     weights = {name: weight.numpy() for name, weight in case.weights.items()}
-    inputs, products, state = (None if t is None else tuple(p.numpy() for p in t) for t in (x[:half], a, case.state))
-    made, _ = cell.pointwise_forward(numpy._Ops, inputs, products, state, weights)
+    state = tuple(part.numpy() for part in case.state)
+    made, _ = cell.pointwise_forward(numpy._Ops, x.numpy(), None if a is None else a.numpy(), state, weights)
     for ours, theirs in zip(made, right, strict=True):
         assert torch.allclose(torch.from_numpy(ours), theirs, atol=1e-6)
 
@@ -227,7 +236,9 @@ def test_matmul_is_the_matrix_product(dtype: torch.dtype, transposed: tuple[bool
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_agrees_with_autograd(bias: bool) -> None:
     torch.manual_seed(0)
-    x, weight, b, d_y = (torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((7, 4), (4, 5), (5,), (7, 5)))
+    x, weight, b, d_y = (
+        torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((7, 4), (4, 5), (5,), (7, 5))
+    )
     y = x @ weight + b if bias else x @ weight
     assert torch.allclose(REFERENCE.linear(x, weight, b if bias else None), y, atol=1e-14)
     right = torch.autograd.grad(y, [x, weight, b], d_y, allow_unused=True, materialize_grads=True)

@@ -98,7 +98,9 @@ def test_layer(instructions: str, cell: CellSpec, T: int, B: int, H: int, ids: b
 
 
 @built
-@pytest.mark.parametrize(("dropout", "resets"), [("none", False), ("fresh", False), ("locked", True), ("none", True)])
+@pytest.mark.parametrize(
+    ("dropout", "resets"), [("none", False), ("fresh", False), ("locked", True), ("none", True)]
+)
 @each_cell
 @each_instruction_set
 def test_layer_masks_and_resets(instructions: str, cell: CellSpec, dropout: str, resets: bool) -> None:
@@ -163,7 +165,10 @@ def test_layer_of_strided_tensors(instructions: str, cell: CellSpec, ids: bool) 
         # Every other number of twice as many, or the transpose of a transposed copy.
         return tensor.mT.contiguous().mT if tensor.dim() > 1 else torch.stack([tensor, -tensor], 1)[:, 0]
 
-    right, case = expected("fp32", True, cell, 4, 6, 9, "fresh", True, ids), case_of(cell, 4, 6, 9, "fresh", True, ids)
+    right, case = (
+        expected("fp32", True, cell, 4, 6, 9, "fresh", True, ids),
+        case_of(cell, 4, 6, 9, "fresh", True, ids),
+    )
     case, mask = case.float(), case.mask
     assert mask is not None
     case = case._replace(
@@ -281,7 +286,9 @@ OUTPUTS = [
 
 @built
 @pytest.mark.parametrize(("cell", "kernel", "field"), OUTPUTS, ids=lambda v: v if isinstance(v, str) else v.name)
-def test_sabotaged_layer_is_caught(cell: CellSpec, kernel: str, field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sabotaged_layer_is_caught(
+    cell: CellSpec, kernel: str, field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sabotage(monkeypatch, kernel, field, 1.0001)
     with pytest.raises(AssertionError):
         check_layer(FP32[0], cell, 5, 3, 7, "fresh", True, True)
@@ -448,7 +455,9 @@ def test_elementwise_operation(
     torch.set_num_threads(threads)
     monkeypatch.setattr(program, "_FEW", 8)  # so that several threads share the work
     _, (a, b) = draw(0, (2, 19, 13), (2, 19, 13))
-    assert torch.equal(OPERATIONS[name](backend_of(instructions), a, b), OPERATIONS[name](ReferenceBackend(), a, b))
+    assert torch.equal(
+        OPERATIONS[name](backend_of(instructions), a, b), OPERATIONS[name](ReferenceBackend(), a, b)
+    )
 
 
 @built
@@ -582,7 +591,7 @@ def test_missing_library_is_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found is None
     assert reason == "the package was installed without a C compiler"
     monkeypatch.setattr(library, "load", lambda: missing)
-    monkeypatch.setattr(library, "instruction_sets", lambda: {})
+    monkeypatch.setattr(library, "instruction_sets", dict)
     assert description() == f"PyTorch ({reason})"
     monkeypatch.setenv("GRIMMGEN_KERNEL", "native")
     with pytest.raises(UsageError, match="without a C compiler"):

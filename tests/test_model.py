@@ -120,7 +120,11 @@ def test_model_agrees_with_torch_nn(layers: int) -> None:
     for layer in range(layers):
         for ours, their in (("input_weight", "weight_ih"), ("recurrent_weight", "weight_hh"), ("bias", "bias_ih")):
             gradient = getattr(oracle, f"{their}_l{layer}").grad
-            assert torch.allclose(made.gradients[f"layers.{layer}.{ours}"], gradient.T if gradient.dim() > 1 else gradient, atol=1e-12)
+            assert torch.allclose(
+                made.gradients[f"layers.{layer}.{ours}"],
+                gradient.T if gradient.dim() > 1 else gradient,
+                atol=1e-12,
+            )
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -133,7 +137,9 @@ def test_losses_and_logits_agree_with_the_equations(network: str) -> None:
     assert losses.dtype == np.float64
     assert losses.mean() == pytest.approx(right.item(), rel=1e-5)
     logits, same = model.logits(inputs.ids, state, inputs.resets)
-    from_logits = torch.nn.functional.cross_entropy(logits.flatten(0, 1), inputs.targets.view(-1), reduction="none")
+    from_logits = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), inputs.targets.view(-1), reduction="none"
+    )
     np.testing.assert_allclose(losses.reshape(-1), from_logits.numpy(), rtol=1e-4, atol=1e-6)
     for a, b, c in zip(after, right_after, same, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -173,7 +179,9 @@ class Recorder(ReferenceBackend):
         super().__init__()
         self.received: list[tuple[Tensor, dict[str, Tensor], Tensor | None]] = []
 
-    def layer(self, cell: CellSpec, weights: Any, inputs: Tensor, state: Any, mask: Any = None, resets: Any = None) -> Layer:
+    def layer(
+        self, cell: CellSpec, weights: Any, inputs: Tensor, state: Any, mask: Any = None, resets: Any = None
+    ) -> Layer:
         self.received.append((inputs, dict(weights), mask))
         return super().layer(cell, weights, inputs, state, mask, resets)
 
@@ -240,7 +248,10 @@ def test_weight_drop_masks_recurrent_weights_once(cell: Any, mode: DropoutMode) 
     own = [model.weights_by_name[f"layers.{layer}.recurrent_weight"] for layer in range(2)]
     ids = torch.zeros(6, 5, dtype=torch.int64)
     first, again, other = (
-        [w["recurrent_weight"] / u for (_, w, _), u in zip(forward(model, ids, seed)[1].received, own, strict=True)]
+        [
+            w["recurrent_weight"] / u
+            for (_, w, _), u in zip(forward(model, ids, seed)[1].received, own, strict=True)
+        ]
         for seed in (1, 1, 2)
     )
     for mask in (*first, *other):

@@ -217,7 +217,9 @@ OPERATIONS: dict[str, Callable[[CPUBackend, Tensor, Tensor], Tensor]] = {
     "multiply by one row": lambda backend, a, b: backend.multiply(a, b[:1]),
     "stack": lambda backend, a, b: backend.stack([a, b]),
     "linear": lambda backend, a, b: backend.linear(a[0], b[1].t(), b[0, 0, :3]),
-    "linear backward": lambda backend, a, b: backend.stack(backend.linear_backward(a[0], b[1].t(), a[1, :, :3])[:1]),
+    "linear backward": lambda backend, a, b: backend.stack(
+        backend.linear_backward(a[0], b[1].t(), a[1, :, :3])[:1]
+    ),
     "chain": lambda backend, a, b: backend.multiply(backend.add(a, b), backend.add(b, b)),
     "part": lambda backend, a, b: backend.add(a[1:, 2:], b[1:, 2:]),
     "mask": lambda backend, a, _: backend.multiply(a, backend.dropout_mask((2, 3, 5), 0.3, torch.tensor(4))),
@@ -290,7 +292,9 @@ def test_ids_are_checked_before_each_run() -> None:
 
 # --- the memory plan ---------------------------------------------------------------------------------------------
 
-LIFETIMES = st.tuples(st.integers(0, 2000), st.integers(0, 20), st.integers(0, 8)).map(lambda b: (b[0], b[1], b[1] + b[2]))
+LIFETIMES = st.tuples(st.integers(0, 2000), st.integers(0, 20), st.integers(0, 8)).map(
+    lambda b: (b[0], b[1], b[1] + b[2])
+)
 
 
 @given(st.lists(LIFETIMES, max_size=30))

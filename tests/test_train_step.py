@@ -29,8 +29,8 @@ built = pytest.mark.skipif(not FP32, reason=f"there is no compiled library: {lib
 
 TINY: dict[str, Any] = {"hidden": 24, "batch_size": 5, "unroll": 12, "min_count": 1}
 ALL: dict[str, Any] = {
-    **{"layers": 2, "embedding": 8, "tied": True, "dropout_mode": "locked"},
-    **{"input_dropout": 0.1, "weight_drop": 0.1, "weight_decay": 0.1},
+    "layers": 2, "embedding": 8, "tied": True, "dropout_mode": "locked",
+    "input_dropout": 0.1, "weight_drop": 0.1, "weight_decay": 0.1,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
     "tutorial": {},
@@ -196,9 +196,7 @@ def test_every_instruction_set_records(instructions: str, cell: str, monkeypatch
 @built
 @pytest.mark.parametrize("options", ["tutorial", "all"])
 @pytest.mark.parametrize("cell", COMPILED)
-def test_compiled_step_agrees_with_the_reference(
-    cell: str, options: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compiled_step_agrees_with_the_reference(cell: str, options: str, monkeypatch: pytest.MonkeyPatch) -> None:
     configuration = Configuration(**{**TINY, **OPTIONS[options], "cell": cell})
     compiled = Learner(configuration)
     results = np.array(compiled.train(3))
@@ -259,7 +257,9 @@ def test_id_out_of_range_changes_nothing(place: str, wrong: int, record: bool) -
 
 @pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize("kernel", ["plain", ""])
-def test_loss_that_is_not_finite_changes_nothing(kernel: str, record: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loss_that_is_not_finite_changes_nothing(
+    kernel: str, record: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", kernel)
     learner = Learner(Configuration(**TINY), record=record)
     learner.train(2)
