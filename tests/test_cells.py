@@ -210,13 +210,12 @@ def test_bf16_rounds_every_product_of_a_layer(cell: CellSpec) -> None:
 @each_cell
 def test_pointwise_functions_are_array_agnostic(cell: CellSpec) -> None:
     case = draw(cell, 1, 2, 3, 4).float()
-    x, a = torch.randn(2, 2, 3 * len(cell.gates), generator=torch.Generator().manual_seed(0))
-    products = a if cell.recurrent_product else None
-    right, _ = cell.pointwise_forward(REFERENCE, x, products, case.state, case.weights)
+    x, product = torch.randn(2, 2, 3 * len(cell.gates), generator=torch.Generator().manual_seed(0))
+    a = product if cell.recurrent_product else None
+    right, _ = cell.pointwise_forward(REFERENCE, x, a, case.state, case.weights)
     weights = {name: weight.numpy() for name, weight in case.weights.items()}
     state = tuple(part.numpy() for part in case.state)
-    products = a.numpy() if cell.recurrent_product else None
-    made, _ = cell.pointwise_forward(numpy._Ops, x.numpy(), products, state, weights)
+    made, _ = cell.pointwise_forward(numpy._Ops, x.numpy(), None if a is None else a.numpy(), state, weights)
     for ours, theirs in zip(made, right, strict=True):
         assert torch.allclose(torch.from_numpy(ours), theirs, atol=1e-6)
 

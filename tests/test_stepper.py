@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,8 @@ from grimmgen.network.backends.numpy import Floats, Stepper
 from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.sampling.logits import draw, filter_logits
+from grimmgen.sampling.options import SamplingOptions
 from tests.builders import NETWORKS, random_tensors
 
 AVAILABLE = {name: found for name, found in library.instruction_sets().items() if found.word == 1}
@@ -178,31 +179,13 @@ def test_weight_that_is_slightly_wrong_is_caught() -> None:
 # --- sampling ----------------------------------------------------------------------------------------------------
 
 
-def draw(
-    logits: Floats, uniform: float, top_k: int, temperature: float, forbidden: Sequence[int], end: int
-) -> int:
-    """The oracle: forbid, temperature, top-k, keep the end, draw."""
-    logits = logits.copy()
-    logits[list(forbidden)] = -np.inf
-    if temperature == 0 or top_k == 1:
-        return int(logits.argmax())
-    kept = np.full(len(logits), top_k == 0)
-    kept[np.argsort(-logits, kind="stable")[: top_k or None]] = True
-    kept[end] = True
-    with np.errstate(over="ignore"):
-        tempered = ((logits - logits.max()).astype(np.float64) / temperature).astype(np.float32)
-    p = np.where(kept, np.exp(tempered.astype(np.float64)), 0.0).cumsum()
-    return int((p > uniform * p[-1]).argmax())
-
-
-def plain_sample(
-    plain: Stepper, uniforms: NDArray[np.float64], forbidden: Sequence[int], **options: Any
-) -> NDArray[np.int64]:
+def plain_sample(plain: Stepper, uniforms: NDArray[np.float64], options: SamplingOptions) -> NDArray[np.int64]:
+    """The oracle: the functions of `grimmgen.sampling.logits`, one token after the other."""
     ids = np.full(uniforms.shape, END)
     ended = np.zeros(uniforms.shape[1], np.bool_)
     for row, chosen in zip(uniforms, ids, strict=True):
         for b in np.flatnonzero(~ended):
-            chosen[b] = draw(plain.logits[b], row[b], forbidden=forbidden, end=END, **options)
+            chosen[b] = draw(filter_logits(plain.logits[b], options, forbidden=[0]), row[b])
         ended |= chosen == END
         if ended.all():
             break
@@ -222,11 +205,11 @@ def test_sampling_agrees_with_the_documented_order(
 ) -> None:
     for V, B in ((301, 1), (65, 5)):
         compiled, plain = steppers(instructions, V, B, hidden=20, layers=2, cell=cell)
-        uniforms, options = np.random.default_rng(4).random((40, B)), {"top_k": top_k, "temperature": temperature}
+        uniforms = np.random.default_rng(4).random((40, B))
         for made in (compiled, plain):
             made.step([END] * B)
-        ids = compiled.sample(uniforms, forbidden=[0], end=END, **options)  # type: ignore[arg-type]
-        assert (ids == plain_sample(plain, uniforms, [0], **options)).all()
+        ids = compiled.sample(uniforms, top_k=top_k, temperature=temperature, forbidden=[0], end=END)
+        assert (ids == plain_sample(plain, uniforms, SamplingOptions(top_k=top_k, temperature=temperature))).all()
         assert 0 not in ids
         # The last token sampled has been read, unless all rows have ended.
         assert (ids[-1] == END).all() or difference(compiled.logits[:, 1:], plain.logits[:, 1:]) < 1e-5
@@ -271,8 +254,8 @@ def constant_stepper(instructions: str, bias: dict[int, float], V: int = 70, B: 
 def test_first_of_equal_logits_are_kept(instructions: str) -> None:
     def sample(uniform: float, top_k: int, temperature: float = 1.0) -> int:
         made = constant_stepper(instructions, {5: 1.0, 66: 1.0, END: -np.inf})
-        options = {"top_k": top_k, "temperature": temperature}
-        return int(made.sample(np.full((1, 1), uniform), forbidden=[0], end=END, **options)[0, 0])  # type: ignore[arg-type]
+        uniforms = np.full((1, 1), uniform)
+        return int(made.sample(uniforms, top_k=top_k, temperature=temperature, forbidden=[0], end=END)[0, 0])
 
     last = np.nextafter(1.0, 0.0)
     assert (sample(0.0, 2), sample(0.49, 2), sample(0.51, 2), sample(last, 2)) == (5, 5, 66, 66)

@@ -135,11 +135,17 @@ def wrong_backend(operation: str, part: Any) -> ReferenceBackend:
     return backend
 
 
+def layer_weights(network: str) -> list[str]:
+    """The names of a layer's weights."""
+    names = Problem("none", False, **NETWORKS[network]).model.weights_by_name
+    return list({name.rsplit(".", 1)[1]: None for name in names if name.startswith("layers.")})
+
+
 SABOTAGES = [
     *(
         (f"{name}2-tied", "layer_backward", part)
         for name in cells()
-        for part in {key.rsplit(".", 1)[1]: 0 for key in Problem("none", False, **NETWORKS[f"{name}2-tied"]).model.weights_by_name if "layers" in key} | {"inputs": 0}
+        for part in layer_weights(f"{name}2-tied") + ["inputs"]
     ),
     *(("lstm2-tied", "linear_backward", part) for part in (0, 1)),
     *(("lstm1-tied", "cross_entropy", part) for part in range(4)),
