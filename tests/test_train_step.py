@@ -145,7 +145,7 @@ SABOTAGES = [
     *(
         (f"{name}2-tied", "layer_backward", part)
         for name in cells()
-        for part in layer_weights(f"{name}2-tied") + ["inputs"]
+        for part in [*layer_weights(f"{name}2-tied"), "inputs"]
     ),
     *(("lstm2-tied", "linear_backward", part) for part in (0, 1)),
     *(("lstm1-tied", "cross_entropy", part) for part in range(4)),
