@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from grimmgen.errors import UsageError
+from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.network import backends
 from grimmgen.network.cells import cells
 from grimmgen.runs import registry
@@ -216,6 +216,8 @@ class TextGenerator:
         while remaining := max(output.remaining for output in outputs):
             started = time.perf_counter()
             # 3. Sample: up to `chunk` n-grams of each document.
+            if not stepper.logits.max() < np.inf:  # NaN, too
+                raise IntegrityError(f"the logits of {self.name} are not finite", "use another checkpoint")
             ids = sampler.sample(min(chunk, -(-remaining // self.vocabulary.ngram)), prefix, candidates)
             # 4. Stop: cut each document at its end, its length or its stop condition.
             pieces = [output.append(row, prefix) for output, row in zip(outputs, ids.T.tolist(), strict=True)]

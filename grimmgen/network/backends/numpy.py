@@ -107,8 +107,10 @@ class Stepper:
         """
         rows = self._rows(ids)
         self._ended[:] = False
-        for row in rows:
-            self._step(row)
+        # The weights of a stranger's checkpoint may overflow; the logits show it.
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row in rows:
+                self._step(row)
         return self.logits.copy()
 
     def snapshot(self) -> Snapshot:
