@@ -122,7 +122,7 @@ class GradientStep:
         ):
             return
         try:
-            self._record(backend, shape)  # type: ignore[arg-type]
+            self._record(backend, shape)
         except RuntimeError as error:  # PyTorch's, where the memory does not suffice
             self.give_up(error)
 
