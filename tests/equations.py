@@ -46,6 +46,12 @@ def gru(x: Tensor, w: Weights, h: Tensor) -> Tensors:
     return ((1 - z) * n + z * h,)
 
 
+def mingru(x: Tensor, w: Weights, h: Tensor) -> Tensors:
+    z, candidate = (x @ w["input_weight"] + w["bias"]).chunk(2, dim=1)
+    z = torch.sigmoid(z)
+    return ((1 - z) * h + z * candidate,)
+
+
 def mogrifier(x: Tensor, w: Weights, h: Tensor, c: Tensor) -> Tensors:
     for number in range(1, len(w["q"]) + len(w["r"]) + 1):
         if number % 2 == 1:
