@@ -18,8 +18,8 @@ from grimmgen.text.vocabulary import Vocabulary
 TEXT = "the king and the thin hen; the king is the end.\n"
 
 
-# Every cell in one and in two layers, over one-hot n-grams (unless a hook changes its input), over an embedding, and
-# over one tied to the output layer; a hook with every number of rounds of which it has a case of its own.
+# Every cell in one and in two layers, over one-hot n-grams (unless a hook changes its input), over an embedding,
+# and over one tied to the output layer; a hook with every number of rounds of which it has a case of its own.
 NETWORKS: dict[str, dict[str, Any]] = {
     f"{cell.name}{layers}{suffix}": {"cell": cell.name, "layers": layers, **options}
     for cell in cells().values()

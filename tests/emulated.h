@@ -1,4 +1,4 @@
-/* The instructions of AVX-512 that the kernels use, in plain C, for a processor that has none; see emulated.py. */
+/* The AVX-512 instructions that the kernels use, in plain C, for a processor without them; see emulated.py. */
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
@@ -41,7 +41,7 @@ EMULATED void store_masked(float *to, uint32_t mask, floats a)
         if (mask >> i & 1) to[i] = a[i];
 }
 
-/* To the nearest bfloat16, of two as near the even one; what is not a number stays so. */
+/* Round to the nearest bfloat16, ties to even; NaN stays NaN. */
 EMULATED uint16_t rounded(float a)
 {
     uint32_t bits;
@@ -81,10 +81,10 @@ EMULATED halves permuted(halves order, halves a)
     return b;
 }
 
-EMULATED halves reversed(const short *given)
+EMULATED halves reversed(const short *elements)
 {
     halves a;
-    for (int i = 0; i < 32; i++) a[i] = (uint16_t)given[31 - i];
+    for (int i = 0; i < 32; i++) a[i] = (uint16_t)elements[31 - i];
     return a;
 }
 

@@ -1,7 +1,7 @@
 """The oracle: cells and model written once more in plain PyTorch, for autograd to differentiate.
 
-Each cell has a function of its name: (x [B, inputs], weights, *state) → state. `results` runs a layer, of the equations
-or of a backend, and differentiates it, so that both are compared by name.
+Each cell has a function of its name: (x [B, inputs], weights, *state) → state. `Case.results` runs a layer, of the
+equations or of a backend, and differentiates it, so that both are compared by name.
 
     T  time steps    B  batch rows    H  hidden units    E  input size    V  vocabulary size
 """
@@ -90,7 +90,7 @@ def model_loss(
     state: Tensors,
     masks: Iterator[Tensor] | None = None,
 ) -> tuple[Tensor, Tensors]:
-    """The loss of a window and the state after it; `masks` are the dropout masks, in the model's order."""
+    """The loss of a window and the state after it; `masks` are the dropout masks in the order of the model."""
 
     def masked(weight: Tensor, dropout: float) -> Tensor:
         return weight * next(masks) if masks and dropout else weight
@@ -118,7 +118,9 @@ def model_loss(
 # --- a layer of a backend, compared ------------------------------------------------------------------------------
 
 
-class _Function(torch.autograd.Function):
+class LayerFunction(torch.autograd.Function):
+    """A backend's layer as a function that autograd can differentiate; `names` are those of the tensors."""
+
     @staticmethod
     def forward(ctx: Any, backend: Any, case: Case, names: list[str], *tensors: Tensor) -> Tensors:
         given = dict(zip(names, tensors, strict=True))
@@ -198,7 +200,7 @@ class Case(NamedTuple):
             given["inputs"] = self.inputs
         given = {name: tensor.detach().requires_grad_() for name, tensor in given.items()}
         if backend is not None:
-            outputs = _Function.apply(backend, self, list(given), *given.values())  # type: ignore[no-untyped-call]
+            outputs = LayerFunction.apply(backend, self, list(given), *given.values())  # type: ignore[no-untyped-call]
         else:
             weights = {name: given[name] for name in self.weights}
             state = tuple(given[f"state {name}"] for name in self.cell.states)

@@ -17,8 +17,7 @@ from grimmgen.configuration import Products
 from grimmgen.network.backends import numpy
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import CellSpec, Sizes, cells
-from tests import equations
-from tests.equations import Case, check_close
+from tests.equations import Case, LayerFunction, check_close
 
 # Where the shapes depend on the number of rounds, every number up to 5 is a case.
 ROUNDS = {
@@ -32,8 +31,8 @@ REFERENCE = ReferenceBackend()
 each_cell = pytest.mark.parametrize("cell", cells().values(), ids=list(cells()))
 
 
-def draw(cell: CellSpec, *shape: int, dropout: str = "fresh", resets: bool = True, ids: bool = False) -> Case:
-    return Case.draw(cell, *shape, dropout, resets, ids, rounds=5)
+def draw(cell: CellSpec, T: int, B: int, H: int, E: int, dropout: str = "fresh", resets: bool = True) -> Case:
+    return Case.draw(cell, T, B, H, E, dropout, resets, ids=False, rounds=5)
 
 
 def check(case: Case) -> None:
@@ -74,9 +73,8 @@ def test_layer_agrees_with_numerical_gradients(cell: CellSpec, dropout: str) -> 
     case = draw(cell, 3, 2, 2, 3, dropout=dropout)
     names = [*case.weights, "inputs", *(f"state {name}" for name in cell.states)]
     tensors = [t.requires_grad_() for t in (*case.weights.values(), case.inputs, *case.state)]
-    assert torch.autograd.gradcheck(
-        lambda *given: equations._Function.apply(REFERENCE, case, names, *given), tensors
-    )
+    function = LayerFunction.apply
+    assert torch.autograd.gradcheck(lambda *given: function(REFERENCE, case, names, *given), tensors)  # type: ignore[no-untyped-call]
 
 
 def sabotage(call: Callable[..., Any], part: str, name: Any) -> Callable[..., Any]:
@@ -101,7 +99,10 @@ def returned_gradients() -> list[Any]:
     found = []
     for cell in cells().values():
         gates = range(len(cell.gates))
-        places = [*(("x", k) for k in gates), *(("state", k) for k in range(len(cell.states)))]
+        places: list[tuple[str, Any]] = [
+            *(("x", k) for k in gates),
+            *(("state", k) for k in range(len(cell.states))),
+        ]
         places += [("recurrent", k) for k in gates if cell.recurrent_product]
         if not cell.pre_step:
             places += [("weights", name) for name in cell.extra_weights(Sizes(1, 1, 1))]
@@ -123,9 +124,9 @@ def test_sabotaged_pointwise_backward_is_caught(cell: CellSpec, part: str, name:
 def test_sabotaged_layer_backward_is_caught(cell: CellSpec, name: str) -> None:
     class Wrong(ReferenceBackend):
         def layer_backward(self, *arguments: Any) -> Any:
-            found = super().layer_backward(*arguments)
+            found: Any = super().layer_backward(*arguments)
             if name == "inputs":
-                return found._replace(inputs=found.inputs * 1.001)  # type: ignore[operator]
+                return found._replace(inputs=1.001 * found.inputs)
             if name == "state":
                 return found._replace(state=(*found.state[:-1], found.state[-1] * 1.001))
             return found._replace(weights={n: g * 1.001 if n == name else g for n, g in found.weights.items()})
@@ -171,7 +172,7 @@ def test_layer_agrees_with_torch_nn(name: str, T: int, B: int, H: int, E: int) -
     weights = from_torch(oracle, cell, E, H)
     names = [*weights, "inputs", *(f"state {state_name}" for state_name in cell.states)]
     converted = case._replace(weights=weights)
-    made = equations._Function.apply(REFERENCE, converted, names, *weights.values(), x, *state)  # type: ignore[no-untyped-call]
+    made = LayerFunction.apply(REFERENCE, converted, names, *weights.values(), x, *state)  # type: ignore[no-untyped-call]
     h, last = oracle(x, state[0][None] if name == "gru" else tuple(part[None] for part in state))
     right = (h, last[0]) if name == "gru" else (h, last[0][0], last[1][0])
     learned = (x, *oracle.parameters(), *state)

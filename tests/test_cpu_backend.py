@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import pytest
 import torch
@@ -74,8 +74,8 @@ def check_layer(instructions: str, *arguments: Any) -> None:
 def check_bf16_layer(instructions: str, *arguments: Any) -> None:
     """Compare with the reference backend that rounds likewise, and with the exact result.
 
-    The two round sums of different order, so that a factor of the next product differs by some 1e-7: about one in
-    20,000 is then rounded to the other neighbour, 2⁻⁸ away. A single time step stays exact to 1e-4; over several the
+    The two add in different orders, so that factors of the next product differ by some 1e-7: about one in 20,000
+    is then rounded to the other neighbour, 2⁻⁸ away. A single time step stays exact to 1e-4; over several the
     difference spreads.
     """
     made = case_of(*arguments).float().results(backend_of(instructions))
@@ -333,7 +333,8 @@ def draw(seed: int, *shapes: tuple[int, ...]) -> tuple[Tensors, Tensors]:
 
 
 def check_all(made: Tensors, right: Tensors, tolerance: float) -> None:
-    check_close(*(dict(zip("abcde", tensors, strict=False)) for tensors in (made, right)), tolerance)
+    named = [dict(zip("abcde", tensors, strict=False)) for tensors in (made, right)]
+    check_close(named[0], named[1], tolerance)
 
 
 def linear_results(backend: Any, x: Tensor, weight: Tensor, bias: Tensor, d_y: Tensor) -> Tensors:
@@ -381,7 +382,8 @@ def softmax_case(N: int, H: int, V: int) -> tuple[Tensors, Tensors, Tensor]:
 @each_instruction_set
 def test_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    backend, reference = backend_of(instructions), ReferenceBackend()
+    backend: Any = backend_of(instructions)
+    reference: Any = ReferenceBackend()
     double, single, targets = softmax_case(N, H, V)
     made = list(backend.cross_entropy(*single, targets))
     if V > 1:
@@ -398,11 +400,13 @@ def test_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) 
 @pytest.mark.parametrize(("N", "H", "V"), [(1, 1, 2), (2, 7, 3), (128, 5, 17), (256, 100, 65), (1024, 129, 545)])
 def test_bf16_cross_entropy(N: int, H: int, V: int, threads: int) -> None:
     torch.set_num_threads(threads)
-    backend = backend_of(BF16[0])
+    backend, rounded, exact = (
+        cast("Any", b) for b in (backend_of(BF16[0]), ReferenceBackend("bf16"), ReferenceBackend())
+    )
     double, single, targets = softmax_case(N, H, V)
     made = list(backend.cross_entropy(*single, targets))
-    check_all(made, list(ReferenceBackend("bf16").cross_entropy(*single, targets)), 1e-3)
-    check_all(made, list(ReferenceBackend().cross_entropy(*double, targets)), 3e-2)
+    check_all(made, list(rounded.cross_entropy(*single, targets)), 1e-3)
+    check_all(made, list(exact.cross_entropy(*double, targets)), 3e-2)
     assert all(map(torch.equal, backend.cross_entropy(*single, targets), made))
 
 
@@ -417,9 +421,10 @@ def test_loss_of_an_underflowing_probability_is_finite(instructions: str) -> Non
 @built
 @each_instruction_set
 def test_nan_passes_through_the_loss(instructions: str) -> None:
+    backend: Any = backend_of(instructions)
     _, single, targets = softmax_case(3, 2, 40)
     single[0][1, 0], targets[:] = float("nan"), 1
-    assert backend_of(instructions).cross_entropy(*single, targets)[0].isnan()
+    assert backend.cross_entropy(*single, targets)[0].isnan()
 
 
 @built
@@ -553,7 +558,7 @@ def test_resolved_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     for precision in ("fp32", "bf16"):
         assert backends.resolve_precision(Configuration(precision=precision), CPU) == precision
     for name, cell in cells().items():
-        configuration = Configuration(cell=name, embedding=4)  # type: ignore[arg-type]
+        configuration = Configuration(cell=name, embedding=4)
         assert backends.resolve_precision(configuration, CPU) == ("bf16" if BF16 and cell in COMPILED else "fp32")
     assert backends.resolve_precision(Configuration(), torch.device("cuda")) == "fp32"
     monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")

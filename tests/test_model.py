@@ -79,8 +79,8 @@ def test_weights_have_the_documented_shapes(network: str) -> None:
     other.load_weights(weights)
     assert all(map(np.array_equal, weights.values(), other.weights().values()))
     window = random_window(5, 2)
-    losses = [m.losses(window, m.zero_state(2))[0] for m in (model, other)]
-    assert np.array_equal(*losses)
+    first, second = (m.losses(window, m.zero_state(2))[0] for m in (model, other))
+    assert np.array_equal(first, second)
 
 
 def test_tied_model_uses_the_embedding_at_both_ends() -> None:
@@ -226,7 +226,7 @@ def test_output_dropout_does_not_reach_the_state(cell: Any, mode: DropoutMode) -
 def test_input_dropout_masks_the_embedding_once_a_window() -> None:
     options: dict[str, Any] = {"embedding": 40, "input_dropout": 0.25, "dropout": 0.0, "dropout_mode": "output"}
     dense = next(name for name, cell in cells().items() if cell.pre_step)
-    model = initialised(Configuration(cell=dense, hidden=3, layers=2, **options))  # type: ignore[arg-type]
+    model = initialised(Configuration(cell=dense, hidden=3, layers=2, **options))
     model.weights_by_name["embedding"].fill_(1.0)
     ids = torch.zeros(6, 5, dtype=torch.int64)
     (mask, _, fed_back), (above, _, _) = forward(model, ids, 0)[1].received
@@ -266,7 +266,8 @@ def test_weight_drop_masks_recurrent_weights_once(cell: Any, mode: DropoutMode) 
 def test_evaluation_has_no_dropout() -> None:
     wet: dict[str, Any] = {"dropout": 0.9, "input_dropout": 0.9, "weight_drop": 0.9, "dropout_mode": "locked"}
     models = [initialised(Configuration(hidden=6, embedding=5, **options)) for options in (wet, {"dropout": 0.0})]
-    assert np.array_equal(*(model.losses(random_window(6, 2), model.zero_state(2))[0] for model in models))
+    first, second = (model.losses(random_window(6, 2), model.zero_state(2))[0] for model in models)
+    assert np.array_equal(first, second)
 
 
 # --- devices -----------------------------------------------------------------------------------------------------

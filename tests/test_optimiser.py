@@ -35,7 +35,7 @@ def draw(seed: int) -> list[Tensor]:
 
 
 def ours(name: str, dtype: torch.dtype, clip: float) -> list[Tensor]:
-    """The weights and both moments after four steps; the third weight's gradient is zero from the second step on."""
+    """The weights and both moments after four steps; the third gradient is zero from the second step on."""
     backend = BACKENDS[name]
     weights = {str(number): weight.to(dtype) for number, weight in enumerate(draw(0))}
     optimiser = AdamW(weights.items(), 0.1)

@@ -1,4 +1,4 @@
-"""Inference one time step at a time: compiled against NumPy and both against the model, on every instruction set."""
+"""Single-step inference: compiled against NumPy, and both against the model, on every instruction set."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_sampling_agrees_with_the_documented_order(
 @each_instruction_set
 @each_cell
 def test_ended_row_stays_ended_until_it_reads(instructions: str, cell: str) -> None:
-    configuration = Configuration(hidden=4, cell=cell)  # type: ignore[arg-type]
+    configuration = Configuration(hidden=4, cell=cell)
     weights = weights_of(configuration, 9)
     weights["output.bias"][END] = weights["output.bias"].max()
     made = CompiledStepper(AVAILABLE[instructions], configuration, weights, state_of(configuration, 6))
