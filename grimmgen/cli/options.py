@@ -12,6 +12,7 @@ import typer
 
 from grimmgen.configuration import OPTIONS, Configuration, Option, options_of
 from grimmgen.errors import UsageError
+from grimmgen.network.cells import cells
 
 Part = Literal["train", "valid", "test"]
 
@@ -133,6 +134,11 @@ def check_effective(configuration: Configuration, typed: Collection[str]) -> Non
                 raise UsageError(
                     f"{flag} has no effect with {needed} {found}", f"leave it out, or give {needed} {value}"
                 )
+    if "weight_drop" in typed and not cells()[configuration.cell].recurrent_product:
+        raise UsageError(
+            f"--weight-drop has no effect with --cell {configuration.cell}, which has no recurrent weight",
+            "leave it out",
+        )
 
 
 def as_typed(configuration: Configuration) -> str:
