@@ -209,6 +209,8 @@ def test_backward_runs_twice_unless_it_overwrites(instructions: str, cell: CellS
 
     first, second = gradients(overwrite=False, passes=2)
     (only,) = gradients(overwrite=True, passes=1)
+    with pytest.raises(RuntimeError, match="overwrite=False allows several"):
+        gradients(overwrite=True, passes=2)
     for a, b, c in zip(first, second, only, strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, c)

@@ -14,7 +14,8 @@ import contextlib
 import math
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,7 +30,8 @@ from grimmgen.network.cells import CellSpec, Sizes
 _TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
 
-class _Saved(NamedTuple):
+@dataclass
+class _Saved:
     """What the backward pass of a layer needs."""
 
     inputs: Tensor  # ids [T, B] or dense [T, B, inputs]
@@ -38,6 +40,7 @@ class _Saved(NamedTuple):
     resets: Tensor | None
     states: Tensor  # [S, T + 1, B, H]
     columns: Tensor  # [T, B, W, H]
+    overwritten: bool = False
 
 
 class CPUBackend:
@@ -119,7 +122,11 @@ class CPUBackend:
         self, cell: CellSpec, saved: _Saved, d_h: Tensor, d_state: Sequence[Tensor | None] | None = None
     ) -> LayerGradients:
         compiled = self.instructions.cells[cell.name]
-        inputs, weights, mask, resets, states, columns = saved
+        if saved.overwritten:
+            raise RuntimeError("this layer's backward pass has already run: overwrite=False allows several")
+        saved.overwritten = self._overwrite
+        inputs, weights, mask, resets = saved.inputs, saved.weights, saved.mask, saved.resets
+        states, columns = saved.states, saved.columns
         T, B, W, H = columns.shape
         G = compiled.gates
         gradients = columns if self._overwrite else self._empty(T, B, W, H)
