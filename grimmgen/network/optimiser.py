@@ -23,7 +23,7 @@ _BETA1, _BETA2, _EPSILON = 0.9, 0.999, 1e-8
 
 
 def clip_scale(clip: float, norm: float) -> float:
-    """What (1) multiplies the gradient with.
+    """The factor of (1).
 
     Args:
         clip: the largest norm that the gradient may have.

@@ -1,8 +1,7 @@
 """One training step: forward, backward, clipping and Adam, called explicitly; no automatic differentiation.
 
-`gradients` is the forward and the backward pass, written once. It runs eagerly on every backend, is recorded as a
-program of the compiled kernels on a CPU (`GradientStep`), and is captured as part of a CUDA graph on a GPU. `TrainStep`
-adds clipping and Adam.
+`GradientStep` computes `gradients` for windows of one shape, recorded as a program of the compiled kernels where the
+backend can do that; `TrainStep` adds clipping and Adam. On a GPU all of a training step is one CUDA graph.
 
     T  time steps    B  batch rows
 """
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from grimmgen.configuration import Products
@@ -27,22 +27,24 @@ from grimmgen.text.batches import Window
 if TYPE_CHECKING:
     from grimmgen.network.backends import Backend
     from grimmgen.network.backends.cpu.backend import CPUBackend
+    from grimmgen.network.backends.cpu.program import Program
 
 
 class GradientStep:
-    """`gradients` for windows of one shape, without dropout or with it, recorded where the backend can do that.
+    """`gradients` for windows of one shape, recorded where the backend can do that.
 
     Args:
-        model: whose weights may change between calls, in place.
+        model: its weights may change between calls, in place.
         backend: computes.
-        shape: T and B of the windows that are recorded; others are computed eagerly.
+        shape: T and B of the windows that are recorded; others are computed eagerly. None records nothing.
         dropout: whether to draw dropout masks.
         rows: the batch rows of this process; None is all.
         reducer: averages the gradients over several processes; with one nothing is recorded.
 
     Attributes:
         program: the recorded program; None if there is none.
-        note: why nothing is recorded where it could be.
+        results: what the program fills in.
+        note: why nothing is recorded although the backend could.
     """
 
     def __init__(
@@ -57,71 +59,69 @@ class GradientStep:
         self._model, self._backend, self._dropout = model, backend, dropout
         self._rows, self._reducer = rows, reducer
         self._seeds = torch.zeros(mask_count(model.configuration), dtype=torch.int64, device=model.device)
-        self.program: Any = None
-        self.squares: array[float] | None = None
+        self.program: Program | None = None
+        self.results: LossGradients | None = None
         self.note = ""
-        if (
-            shape is None
-            or reducer is not None
-            or isinstance(backend, ReferenceBackend)
-            or model.device.type != "cpu"
-        ):
-            return
-        try:
-            self._record(backend, shape)
-        except RuntimeError as error:  # PyTorch's, where the memory does not suffice
-            self.give_up(error)
+        if shape is not None and reducer is None and not isinstance(backend, ReferenceBackend):
+            try:
+                self._record(backend, shape)
+            except RuntimeError as error:  # PyTorch's, where the memory does not suffice
+                self.forget(error)
 
-    def give_up(self, error: RuntimeError) -> None:
+    def forget(self, error: RuntimeError) -> None:
         """Compute eagerly from now on, and note why."""
-        self.program, self.note = None, f", not recorded ({str(error).partition(chr(10))[0]})"
+        self.program = self.results = None
+        self.note = f", not recorded ({str(error).partition(chr(10))[0]})"
 
     def _record(self, backend: CPUBackend, shape: tuple[int, int]) -> None:
         ids, targets = torch.zeros(2, *shape, dtype=torch.int64)
         resets = torch.zeros(shape, dtype=torch.bool)
         self._window = ids.numpy(), targets.numpy(), resets.numpy()
-        self._state = self._model.zero_state(shape[1])
+        state = self._model.zero_state(shape[1])
         inputs = Inputs(ids, targets, resets if self._model.configuration.reset_state else None)
         with backend.recording() as program:
-            made = gradients(self._model, backend, inputs, self._state, self._masks(shape[1]))
-            for source, target in zip(made.state, self._state, strict=True):
+            loss, found, after = gradients(self._model, backend, inputs, state, self._masks(shape[1]))
+            for source, target in zip(after, state, strict=True):
                 backend.copy(source, target)
-            self.squares = backend.squares(made.gradients.values())
-        program.finish([made.loss, *made.gradients.values()])
-        self._made = LossGradients(made.loss, made.gradients, self._state)
-        self.program = program
+            self._squares = backend.squares(found.values())
+        program.finish([loss, *found.values()])
+        self.program, self.results = program, LossGradients(loss, found, state)
 
-    def fits(self, window: Window) -> bool:
-        """Whether a window has the shape that was recorded."""
-        return self.program is not None and window.inputs.shape == self._window[0].shape
-
-    def __call__(self, window: Window, state: State, seeds: np.ndarray[Any, Any] | None = None) -> LossGradients:
-        """The gradients of a window; the next call may overwrite what is returned.
+    def __call__(self, window: Window, state: State, seeds: NDArray[np.int64] | None = None) -> LossGradients:
+        """The gradients of a window; the next call may overwrite them.
 
         Args:
             window: of the rows of this process.
             state: before its first time step.
-            seeds: of the dropout masks, int64; None without dropout.
+            seeds: of the dropout masks; None without dropout.
         """
         if seeds is not None:
             self._seeds.copy_(torch.from_numpy(seeds))
-        if not self.fits(window):
+        if self.program is None or self.results is None or window.inputs.shape != self._window[0].shape:
             masks = self._masks(self._model.configuration.batch_size)
             return gradients(self._model, self._backend, self._model.inputs(window), state, masks, self._reducer)
         for place, part in zip(self._window, (window.inputs, window.targets, window.starts), strict=True):
             place[...] = part
-        if state is not self._state:
-            for target, source in zip(self._state, state, strict=True):
+        if state is not self.results.state:
+            for target, source in zip(self.results.state, state, strict=True):
                 target.copy_(source)
         self.program()
-        return self._made
+        return self.results
+
+    def norm(self, computed: LossGradients) -> float:
+        """The norm of all gradients that the last call returned."""
+        if computed is self.results:
+            from grimmgen.network.backends.cpu.backend import norm_of
+
+            return norm_of(self._squares)
+        return float(self._backend.norm(computed.gradients.values()))
 
     def _masks(self, batch_size: int) -> Dropout | None:
         return Dropout(self._backend, self._seeds, batch_size, self._rows) if self._dropout else None
 
 
 class StepResult(NamedTuple):
-    """What one training step gives.
+    """What one training step returns.
 
     Attributes:
         loss: the mean over the window's T·B predictions, in nats.
@@ -135,7 +135,7 @@ class StepResult(NamedTuple):
 
     @property
     def finite(self) -> bool:
-        """Whether the loss and the norm are finite; if not, no weight was changed on a CPU."""
+        """Whether the loss and the norm are finite; if not, no weight was changed."""
         return math.isfinite(self.loss) and math.isfinite(self.gradient_norm)
 
 
@@ -147,7 +147,7 @@ class TrainStep:
         optimiser: of its weights.
         precision: of the matrix products.
         rows: the batch rows of this process; None is all.
-        reducer: averages the loss and the gradients over several processes; None if there is one.
+        reducer: averages the loss and the gradients over several processes; None for a single process.
         record: record or capture the step for windows of the configuration's shape, where that is possible.
 
     Attributes:
@@ -171,13 +171,13 @@ class TrainStep:
         options = model.configuration
         shape = (options.unroll, options.batch_size) if record and reducer is None else None
         self._gradients = GradientStep(model, self._backend, shape, True, rows, reducer)
-        self._update: Any = None
+        self._update: Program | None = None
         self._graph: Any = None
-        if self._gradients.program is not None:
+        if self._gradients.results is not None:
             try:
-                self._record_update(self._backend)  # type: ignore[arg-type]
+                self._record_update(self._backend, self._gradients.results.gradients)
             except RuntimeError as error:  # PyTorch's, where the memory does not suffice
-                self._gradients.give_up(error)
+                self._gradients.forget(error)
         note = self._gradients.note
         if shape is not None and model.device.type == "cuda":
             from grimmgen.network.backends.cuda.graph import capture
@@ -186,7 +186,7 @@ class TrainStep:
         self.description = self._backend.description + note
 
     def __call__(self, window: Window, state: State, learning_rate: float, random_seed: int) -> StepResult:
-        """Learn from a window.
+        """Update the weights on a window.
 
         Args:
             window: of the rows of this process.
@@ -198,37 +198,24 @@ class TrainStep:
         seeds = np.random.SeedSequence(random_seed).generate_state(masks, np.uint64).astype(np.int64)
         if self._graph is not None and self._graph.fits(window):
             return StepResult(*self._graph(window, state, learning_rate, seeds))
-        with _threads_for(self._backend):
-            loss, found, state = self._gradients(window, state, seeds)
-            recorded = self._gradients.fits(window)
-            norm = self._norm(found, recorded)
-            result = StepResult(loss.item(), norm, state)
+        with self._backend.threads():
+            computed = self._gradients(window, state, seeds)
+            norm = self._gradients.norm(computed)
+            result = StepResult(computed.loss.item(), norm, computed.state)
             if result.finite:
                 scale = clip_scale(self._model.configuration.clip, norm)
                 numbers = [scale, *self._optimiser.advance(learning_rate)]
-                if recorded and self._update is not None:
+                if computed is self._gradients.results and self._update is not None:
                     self._numbers[:] = array("f", numbers)
                     self._update()
                 else:
-                    self._backend.adam(self._optimiser.tensors(found), numbers)
+                    self._backend.adam(self._optimiser.tensors(computed.gradients), numbers)
         return result
 
-    def _norm(self, found: dict[str, Tensor], recorded: bool) -> float:
-        if recorded and self._gradients.squares is not None:
-            from grimmgen.network.backends.cpu.backend import norm_of
-
-            return norm_of(self._gradients.squares)
-        return float(self._backend.norm(found.values()))
-
-    def _record_update(self, backend: CPUBackend) -> None:
-        """A program by itself: nothing is to be learnt from a gradient that is not finite."""
+    def _record_update(self, backend: Any, found: dict[str, Tensor]) -> None:
+        """Record the update as a program of its own, which is not run if the gradient is not finite."""
         self._numbers = array("f", bytes(32))
         with backend.recording() as program:
-            backend.adam(self._optimiser.tensors(self._gradients._made.gradients), self._numbers)
+            backend.adam(self._optimiser.tensors(found), self._numbers)
         program.finish()
         self._update = program
-
-
-def _threads_for(backend: Backend) -> Any:
-    """A context in which the compiled kernels get all threads."""
-    return backend.threads()

@@ -153,5 +153,5 @@ def _why_not_triton(cell: str, device: torch.device, dtype: torch.dtype) -> str:
 
 @functools.cache
 def _has_compiler() -> bool:
-    """Whether there is a C compiler for Triton's launchers; on Windows Triton brings one along."""
+    """Whether there is a C compiler for Triton's launchers; on Windows Triton includes one."""
     return os.name == "nt" or bool(os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"))

@@ -22,7 +22,7 @@ Ids = NDArray[np.int64]
 
 
 class Snapshot(NamedTuple):
-    """Where a stepper stands: states, logits, and which rows have ended."""
+    """The state of a stepper: states of the cell, logits, and which rows have ended."""
 
     state: Floats
     logits: Floats
@@ -114,11 +114,11 @@ class Stepper:
         return self.logits.copy()
 
     def snapshot(self) -> Snapshot:
-        """Where all rows stand now, for `restore`."""
+        """A copy of the state of all rows, for `restore`."""
         return Snapshot(self.state.copy(), self.logits.copy(), self._ended.copy())
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Put all rows back to where they stood."""
+        """Put all rows back to a snapshot."""
         self.state[:], self.logits[:], self._ended[:] = snapshot
 
     def _rows(self, ids: ArrayLike) -> Ids:

@@ -1,4 +1,4 @@
-"""The cells of the network: what a cell is (`CellSpec`), and the registry of those that there are (`CELLS`).
+"""The cells of the network: what a cell is (`CellSpec`), and the registry of all cells (`cells`).
 
 Each module of this package is one cell: its equations, its specification, and its pointwise functions, forward and
 backward. They work on PyTorch tensors and NumPy arrays alike and need neither of the two to be imported. A C header
@@ -38,7 +38,7 @@ class Ops(Protocol):
         """The arrays along a new first axis."""
 
     def matmul(self, a: Array, b: Array, /) -> Array:
-        """The matrix product, in the precision that was asked for."""
+        """The matrix product, in the backend's precision."""
 
 
 class Sizes(NamedTuple):
@@ -56,8 +56,7 @@ class Gradients(NamedTuple):
         x: by each gate's input, in the order of the gates.
         recurrent: by each gate's recurrent product, likewise; None where the cell has no recurrent product.
         state: by each state that entered the time step, without what reaches h through the recurrent product.
-        weights: by the extra weights: for a weight [H] a sum over the rows yet to be made, [B, H]; for one [k, H]
-            [k, B, H].
+        weights: by the extra weights, one for each row: [B, H] for a weight [H], [k, B, H] for a weight [k, H].
     """
 
     x: Arrays
@@ -84,7 +83,7 @@ class CellSpec:
 
     Attributes:
         name: as in `--cell`, in configurations, and in the names of its C header and Triton functions.
-        title: for people.
+        title: name in messages.
         gates: names of its gates, in the order in which they stand side by side in the columns of its weights.
         states: names of what it carries from one time step to the next; the first, h, is its output.
         pointwise_forward: (ops, x, a, state, weights) → new state, saved. `x` is what the input and the bias add to

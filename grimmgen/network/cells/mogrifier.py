@@ -9,7 +9,7 @@ the matrices Q_k of the odd rounds and R_k of the even rounds, k from 0,
 and then the time step of `lstm` with the product of x and the input weight. Melis, Kočiský and Blunsom (2020),
 arXiv 1909.01792. The input has to be dense: a one-hot input has nothing to be modulated.
 
-It is kept so that checkpoints of version 0.1.0 load; it has no compiled kernel, and in the same minutes the LSTM is
+It is kept so that checkpoints of version 0.1.0 load; it has no compiled kernel, and for equal training time the LSTM is
 better (`benchmarks/quality.py`).
 """
 

@@ -53,7 +53,7 @@ enum {
 
 /* ---- The kernels' arguments -------------------------------------------------------------------------------------------- */
 
-/* Each F is a field: its type and its name. What the fields hold is said beside each kernel. */
+/* Each F is a field: its type and its name. The comment of each kernel describes its fields. */
 #define PACK_FIELDS(F) F(size, K) F(size, N) F(const float *, matrix) F(size, row_stride) F(size, column_stride) F(float *, packed)
 #define WINDOW_FORWARD_FIELDS(F) \
     F(size, T) F(size, B) F(size, H) F(const float *, x) F(const int64_t *, ids) F(const float *, bias) F(const float *, u) \

@@ -15,6 +15,8 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
+# Words of a call in a program: function, arguments, begin, end.
+WORDS_OF_CALL = 4
 _SIZES = ("gates", "states", "width", "input_column", "recurrent_rotation", "extra")
 _EXPORTS = ("instruction_sets", "constants", "within", "run_program", "work", "after_fork")
 _FUNCTIONS = ("forward", "backward", "read", "sample")
@@ -118,6 +120,9 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
         return None, f"cannot load {paths[0]}: {error}"
     if missing := [name for name in _EXPORTS if not hasattr(library, name)]:
         return None, f"{paths[0]} is of another build of grimmgen: it has no {missing[0]}"
+    mirrored = [*map(ctypes.sizeof, (_KernelEntry, _CellEntry, _InstructionSet)), 8 * WORDS_OF_CALL]
+    if _constants(library)[4:] != mirrored:
+        return None, f"{paths[0]} is of another build of grimmgen: its structures have other sizes"
     library.instruction_sets.restype = library.within.restype = ctypes.c_int64
     library.within.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.run_program.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
@@ -129,9 +134,13 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
 @functools.cache
 def constants() -> Constants:
     """Those of the library, which has to be there."""
-    values = (ctypes.c_int64 * 4)()
-    loaded().constants(values)
-    return Constants(*values)
+    return Constants(*_constants(loaded())[:4])
+
+
+def _constants(library: ctypes.CDLL) -> list[int]:
+    values = (ctypes.c_int64 * 8)()
+    library.constants(values)
+    return list(values)
 
 
 def loaded() -> ctypes.CDLL:

@@ -1,6 +1,6 @@
 /* The library's interface: its instruction sets, and programs of kernel calls run by a pool of threads.
  *
- * Python loads the library through ctypes and lends it the threads; the interpreter's lock is released meanwhile.
+ * Python loads the library through ctypes and starts the worker threads; the interpreter's lock is released during a call.
  */
 #if !defined(_WIN32)
 #define _POSIX_C_SOURCE 200809L
@@ -50,12 +50,7 @@ EXPORT size instruction_sets(const instruction_set *found[8])
     return count;
 }
 
-/* The constants that Python sizes scratch buffers with: CHUNK, BLOCK, SLICE, and the most threads of a program. */
 enum { MOST_THREADS = 256 };
-EXPORT void constants(size values[4])
-{
-    values[0] = CHUNK, values[1] = BLOCK, values[2] = SLICE, values[3] = MOST_THREADS;
-}
 
 /* Whether all ids are at least `least` and below `most`: the kernels read memory at such places. */
 EXPORT size within(size count, const int64_t *ids, size least, size most)
@@ -74,6 +69,15 @@ typedef struct {
     const void *arguments;
     size begin, end;
 } call;
+
+/* The constants that Python sizes scratch buffers with, and the sizes of the structures that it reads or writes, which it checks at
+ * load: CHUNK, BLOCK, SLICE, the most threads of a program; kernel_entry, cell_entry, instruction_set, call. */
+EXPORT void constants(size values[8])
+{
+    const size found[8] = {CHUNK, BLOCK, SLICE, MOST_THREADS, sizeof(kernel_entry), sizeof(cell_entry), sizeof(instruction_set),
+                           sizeof(call)};
+    memcpy(values, found, sizeof found);
+}
 
 #if defined(__GNUC__)
 #define READ(address) __atomic_load_n(address, __ATOMIC_SEQ_CST)
@@ -112,7 +116,7 @@ static struct {
     size steps_before; /* the steps of all earlier programs */
     size padding[3];
     struct {
-        size programs; /* programs that the thread was asked to run */
+        size programs; /* programs that the thread has been given */
         size done;     /* steps that it has finished */
         size asleep;
         size padding[5];

@@ -1,7 +1,7 @@
 """Programs: calls of the compiled kernels, run at once by several threads, or recorded and run again as one call.
 
 A program is a list of steps; a step is a call of one kernel by each of the threads, with its share of the rows or
-columns. The threads are Python's, lent to the library, where they wait for the next program (`program.c`).
+columns. The worker threads are started here and wait in the library for the next program (`program.c`).
 
 A recorded program owns the memory of its intermediate results: its buffers are planned by their lifetimes, so that
 two that are never needed at the same time share memory, as they would if each were freed after its last use.
@@ -20,13 +20,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from grimmgen.network.backends.cpu.library import Kernel, constants, load, loaded
+from grimmgen.network.backends.cpu.library import WORDS_OF_CALL, Kernel, constants, load, loaded
 
 # Below so many elements of an elementwise operation, waking a thread costs more than the work; within a program,
 # where the threads are awake, below so many.
 _FEW, _VERY_FEW = 2**19, 2**12
-# Words of a call: function, arguments, begin, end.
-_CALL = 4
 _ALIGNMENT = 64
 
 
@@ -91,7 +89,7 @@ class Program:
                 self._kept.append(argument.table)
         self._arguments.append(packed)
         self._calls.extend(_calls(kernel, packed, ranges))
-        self._calls.extend([0] * (_CALL * (self.threads - len(ranges))))
+        self._calls.extend([0] * (WORDS_OF_CALL * (self.threads - len(ranges))))
 
     def check(self, what: str, ids: Tensor, least: int, V: int) -> None:
         """Check ids before each run; see `check_ids`."""
@@ -178,7 +176,7 @@ def run(kernel: Kernel, arguments: Sequence[Argument], ranges: Sequence[tuple[in
 
 
 def _pack(kernel: Kernel, arguments: Sequence[Argument]) -> array[int]:
-    # A kernel that was given too few arguments would read, and write, anywhere.
+    # With too few arguments a kernel would read and write arbitrary memory.
     assert len(arguments) == len(kernel.fields), kernel
     return array("q", map(_number, arguments))
 
@@ -239,7 +237,7 @@ _taken = _Taken()
 
 
 def thread_count() -> int:
-    """The threads that the kernels use: as many as PyTorch was told to."""
+    """The number of threads that the kernels use: PyTorch's (`torch.set_num_threads`)."""
     return min(_taken.threads or torch.get_num_threads(), constants().most_threads)
 
 

@@ -140,8 +140,8 @@ INLINE void recurrence_backward(const shape cell, pointwise_backward *pointwise,
     }
 }
 
-/* The kernels of a cell, from its shape and its pointwise functions. bfloat16 has none of its own for inference: a time step
- * reads the weights once, and products are not what it waits for. */
+/* The kernels of a cell, from its shape and its pointwise functions. There are none for inference in bfloat16: a time step
+ * reads the weights once, so that memory bounds it, not arithmetic. */
 #define DEFINE_WINDOW(NAME)                                                                               \
     static void NAME##_forward(const void *arguments, size begin, size end, size share)                   \
     {                                                                                                     \
