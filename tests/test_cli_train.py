@@ -338,7 +338,10 @@ def test_a_bad_value_is_refused_before_a_run_is_created(
     ("options", "message"),
     [
         ("--rounds 3", "--rounds has no effect with --cell lstm: leave it out, or give --cell mogrifier"),
-        ("--weight-drop 0.1 --cell mingru", "--weight-drop has no effect with --cell mingru"),
+        (
+            "--weight-drop 0.1 --cell mingru",
+            "--weight-drop has no effect with --cell mingru, which has no recurrent weight: leave it out",
+        ),
         (
             "--warmup 0.1",
             "--warmup has no effect with --schedule plateau: leave it out, or give --schedule cosine",

@@ -453,7 +453,7 @@ main()
             "raise torch.OutOfMemoryError",
             "the device is out of memory at update 5: lower --batch-size or --unroll",
         ),
-        ("raise RuntimeError('what')", "a bug of ours, RuntimeError: what: please report it at"),
+        ("raise RuntimeError('what')", "internal error, RuntimeError: what: please report it at"),
         ("os.kill(os.getpid(), signal.SIGKILL)", None),
     ],
 )
