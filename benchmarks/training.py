@@ -268,11 +268,11 @@ def main() -> None:
         f"{options.precision}, {options.threads} thread(s), torch {torch.__version__}; floor {least:.2f} ms"
     )
     print(f"{'':10s}{'ms':>8s}{'quartiles':>18s}{'times as fast':>15s}{'of the floor':>14s}{'peak MiB':>10s}")
-    for name, told in figures.items():
+    for name, row in figures.items():
         print(
-            f"{name:10s}{told['milliseconds']:8.2f}"
-            f"{told['lower quartile']:10.2f} – {told['upper quartile']:5.2f}{told['times as fast']:15.2f}"
-            f"{told['share of the floor']:14.0%}{told['peak MiB']:10.0f}"
+            f"{name:10s}{row['milliseconds']:8.2f}"
+            f"{row['lower quartile']:10.2f} – {row['upper quartile']:5.2f}{row['times as fast']:15.2f}"
+            f"{row['share of the floor']:14.0%}{row['peak MiB']:10.0f}"
         )
     parts = sorted(spent.items(), key=lambda item: -item[1])
     print("of grimmgen's: " + ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in parts))

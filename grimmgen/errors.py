@@ -1,21 +1,21 @@
-"""The errors that grimmgen raises on purpose, and the exit code that each one means.
+"""The exceptions that grimmgen raises, and their exit codes.
 
-    GrimmgenError        1  something went wrong, and the message says what to do about it
-    ├── UsageError       2  an option, a name or a setting cannot be used
-    └── IntegrityError   3  a file is not what it should be
+    GrimmgenError        1  an operation failed; the message names the remedy
+    ├── UsageError       2  an option, a name or a setting is invalid
+    └── IntegrityError   3  a file is damaged or not the expected one
 
-Whatever else reaches the command line is a bug of ours (exit code 70). This module knows no other.
+Any other exception that reaches the command line is a bug in grimmgen (exit code 70).
 """
 
 from __future__ import annotations
 
 
 class GrimmgenError(Exception):
-    """Something failed, told in one line that names the remedy.
+    """An operation failed.
 
     Args:
         what: what went wrong and where, in one line.
-        remedy: what to do about it; shown after the first part.
+        remedy: what the user can do about it, in one line.
     """
 
     exit_code = 1
@@ -30,12 +30,12 @@ class GrimmgenError(Exception):
 
 
 class UsageError(GrimmgenError):
-    """An option, a name or a setting that cannot be used; nothing was begun."""
+    """An option, a name or a setting is invalid; nothing was started."""
 
     exit_code = 2
 
 
 class IntegrityError(GrimmgenError):
-    """A file is not what it should be: corrupt, truncated, of another corpus, of a future format."""
+    """A file is not the expected one: damaged, truncated, of another corpus or of a later format."""
 
     exit_code = 3

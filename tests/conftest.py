@@ -1,4 +1,4 @@
-"""What all tests share: no test touches the user's home, the quick ones come first; a run to ask about."""
+"""Fixtures of all tests: no test touches the user's home; the slow tests run last."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from grimmgen.runs import registry
 from grimmgen.runs.registry import Run
 from tests.program import Ran
 
-# The networks of the tests are tiny: threads would only wait for each other, the more so on a busy machine. The
-# variable is for the programs that tests start; PyTorch has read it before it can be set here.
+# The networks of the tests are tiny: threads would mostly wait for each other. The variable is for the programs that
+# tests start; PyTorch has read it before it can be set here.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
-# Before anything imports Triton: its kernels are interpreted where there is no GPU to run them.
+# Set before anything imports Triton: without a GPU its kernels are interpreted.
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
-# A suite begun in a shell's background, or under nohup, would hand on that these are ignored, and the programs
-# that tests stop would not stop.
+# Signals that are ignored, as in the background of a shell or under nohup, are also ignored by child processes: the
+# programs that tests stop would not stop.
 for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
     if signal.getsignal(number) == signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -34,7 +34,7 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.S
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Move both directories of grimmgen below a temporary one."""
+    """Move the directories of grimmgen to a temporary one."""
     directory = tmp_path / "home"
     for name in ("GRIMMGEN_DEBUG", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
@@ -44,7 +44,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ran]:
-    """The program, run within the test's process: quicker than in one of its own."""
+    """Run the program within the test's process, which is faster than in a process of its own."""
 
     def run(*arguments: str) -> Ran:
         capsysbinary.readouterr()
@@ -57,7 +57,7 @@ def run(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ran]:
 
 @pytest.fixture(scope="session")
 def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory of thirty tales; 22 are learnt from, 5 decide, 3 judge."""
+    """A directory of thirty tales: 22 for training, 5 for validation, 3 for the test."""
     directory = tmp_path_factory.mktemp("corpora") / "tales"
     directory.mkdir()
     who, where = ["king", "fox", "old woman", "hen", "miller"], ["the forest", "a mill", "the sea, far away,"]
@@ -72,7 +72,7 @@ def tales(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def training(tales: Path) -> list[str]:
-    """The options with which the run of the tests is trained, after `grimmgen train`."""
+    """The options with which the fixture `trained` was trained."""
     options = "--hidden 8 --batch-size 4 --unroll 10 --min-count 9 --lr 0.01 --epochs 2 --random-seed 7"
     return ["--corpus", str(tales), *options.split()]
 
@@ -88,14 +88,14 @@ def _trained_home(training: list[str], tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture
 def trained(_trained_home: Path, home: Path) -> Run:
-    """A run, `sly-fox`, that the test may do with as it likes."""
+    """A copy of the run `sly-fox`, which the test may change."""
     shutil.copytree(_trained_home, home)
     return registry.find("sly-fox")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the slow tests last; a campaign is slow, too."""
+    """Run the slow tests, campaigns included, last."""
     for item in items:
         if item.get_closest_marker("faults"):
             item.add_marker("slow")

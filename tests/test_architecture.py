@@ -1,4 +1,4 @@
-"""What holds the package together: imports go down only, and what is kept out stays out."""
+"""The structure of the package: imports go down only, and some things are never imported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ PACKAGES = [
     "__main__",
 ]
 
-# The network is ours, and no file that we read runs code.
+# The network is written from scratch, and no file that is read runs code.
 READY_MADE = {
     "LSTM",
     "GRU",
@@ -60,7 +60,7 @@ UNSAFE_MODULES = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"
 
 
 def sources() -> dict[str, str]:
-    """Every module of the package, by its name without `grimmgen.`; the package itself is empty."""
+    """The source of every module, by its name without `grimmgen.`; that of the package itself is the empty string."""
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -79,7 +79,7 @@ def level_of(module: str) -> int | None:
 
 
 def nodes(source: str) -> Iterator[ast.AST]:
-    """Everything that runs, in functions too; not what only type checkers read."""
+    """All nodes that are executed, in functions too; not those for type checkers."""
     waiting: list[ast.AST] = [ast.parse(source)]
     while waiting:
         node = waiting.pop()
@@ -200,8 +200,8 @@ def test_only_registries_import_by_a_computed_name() -> None:
     assert importers <= {"", "network.cells", "network.backends.cuda.backend"}
 
 
-def kept_out(module: str, source: str) -> list[str]:
-    """What a module has that it must not have."""
+def forbidden(module: str, source: str) -> list[str]:
+    """The forbidden names that a module uses."""
     found = [name for name in imports(source) if name.split(".")[0] in UNSAFE_MODULES]
     for node in nodes(source):
         match node:
@@ -219,8 +219,8 @@ def kept_out(module: str, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_nothing_kept_out_has_come_in(module: str) -> None:
-    assert kept_out(module, SOURCES[module]) == []
+def test_no_module_uses_a_forbidden_name(module: str) -> None:
+    assert forbidden(module, SOURCES[module]) == []
 
 
 @pytest.mark.parametrize(
@@ -236,16 +236,16 @@ def test_nothing_kept_out_has_come_in(module: str) -> None:
         ("print(1)", "print(1)"),
     ],
 )
-def test_what_is_kept_out_is_caught(line: str, found: str) -> None:
-    assert kept_out("model", line) == [found]
+def test_a_forbidden_name_is_found(line: str, found: str) -> None:
+    assert forbidden("model", line) == [found]
 
 
 @pytest.mark.parametrize("module", SOURCES)
-def test_every_module_says_what_it_is(module: str) -> None:
+def test_every_module_has_a_docstring(module: str) -> None:
     assert ast.get_docstring(ast.parse(SOURCES[module]))
 
 
-# Runs commands one after the other in one process; tells which of some modules were imported by then.
+# Runs commands one after the other in one process, and prints which of some modules have been imported by then.
 _RUN = """
 import json, sys
 from grimmgen.cli import _run
@@ -263,7 +263,7 @@ def imported(commands: list[list[str]], modules: list[str]) -> list[str]:
     return [line for line in ran.stderr.splitlines() if line.startswith("[")]
 
 
-def test_help_waits_for_neither_pytorch_nor_numpy() -> None:
+def test_help_imports_neither_pytorch_nor_numpy() -> None:
     commands = [
         "",
         "fetch",
@@ -282,7 +282,7 @@ def test_help_waits_for_neither_pytorch_nor_numpy() -> None:
     assert imported([*asked, ["--version"]], heavy) == [f"{command} 0" for command in [*asked, ["--version"]]]
 
 
-def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
+def test_commands_without_a_network_do_not_import_pytorch() -> None:
     corpus = open_corpus("sampler")
     run = registry.create("sly-fox", Configuration(), corpus, split_by_hash(corpus), "grimmgen train", {})
     tiny_checkpoint().write(run.best_path)
@@ -304,7 +304,7 @@ def test_what_needs_no_pytorch_does_not_wait_for_it() -> None:
         assert imported(commands, ["torch"]) == [f"{command} 0" for command in commands]
 
 
-def test_telling_waits_for_nothing_that_it_does_not_use() -> None:
+def test_generate_imports_only_what_it_uses() -> None:
     corpus = open_corpus("sampler")
     run = registry.create("sly-fox", Configuration(), corpus, split_by_hash(corpus), "grimmgen train", {})
     tiny_checkpoint().write(run.best_path)
@@ -312,7 +312,7 @@ def test_telling_waits_for_nothing_that_it_does_not_use() -> None:
     assert imported([command], ["torch", "rich", "urllib3", "ssl", "filelock", "asyncio"]) == [f"{command} 0"]
 
 
-def test_importing_grimmgen_loads_nothing_and_its_names_come_when_asked_for() -> None:
+def test_importing_grimmgen_is_lazy() -> None:
     code = """if True:
         import sys, grimmgen
         assert not {"numpy", "importlib.metadata"} & set(sys.modules)
@@ -322,3 +322,14 @@ def test_importing_grimmgen_loads_nothing_and_its_names_come_when_asked_for() ->
     assert all(getattr(grimmgen, name) for name in grimmgen.__all__)
     with pytest.raises(AttributeError, match="module 'grimmgen' has no attribute 'moral'"):
         grimmgen.moral  # noqa: B018 - the look-up is what is tested
+
+
+def test_names_of_tests_have_at_most_60_characters() -> None:
+    names = [
+        node.name
+        for path in Path(__file__).parent.rglob("test_*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+    ]
+    assert len(names) > 500
+    assert [name for name in names if len(name) > 60] == []

@@ -543,7 +543,7 @@ def test_the_loop_repeats_an_evaluation_that_was_interrupted() -> None:
     assert (first.step, first.epoch) == (3, 1)
 
 
-def test_the_loop_evaluates_after_a_save_at_the_end_of_the_budget() -> None:
+def test_the_loop_evaluates_at_the_end_of_the_budget() -> None:
     loop = fake_loop(FakeStep(), budget=6.0)
     for event in loop.events():
         if isinstance(event, Stepped) and event.seconds >= 6.0:
