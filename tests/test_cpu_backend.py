@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from grimmgen.network import backends
 from grimmgen.network.backends.cpu import library, program
 from grimmgen.network.backends.cpu.backend import CPUBackend
 from grimmgen.network.backends.reference import ReferenceBackend
-from grimmgen.network.cells import CellSpec, cells
+from grimmgen.network.cells import CellSpec, Sizes, cells
 from tests.equations import Case, check_close
 
 AVAILABLE = library.instruction_sets()
@@ -633,7 +634,11 @@ def test_library_agrees_with_the_cells() -> None:
     for found in AVAILABLE.values():
         for name, compiled in found.cells.items():
             assert compiled.gates == len(cells()[name].gates)
-            assert compiled.states == len(cells()[name].states)
+            assert compiled.states == len(cells()[name].states) <= 2
+            rows = cells()[name].extra_weights(Sizes(1, 1, 1)).values()
+            assert compiled.extra == sum(math.prod(shape) for shape in rows) <= 3
+            # MOST_STATES, MOST_EXTRA and MOST_COLUMNS of recurrence.h: the sizes of its arrays.
+            assert compiled.width <= 4
             assert (compiled.recurrent_rotation >= 0) == cells()[name].recurrent_product
             assert compiled.forward.address
             assert compiled.backward.address

@@ -135,7 +135,7 @@ def _stop_on_signal(training: Training, received: list[int], group: ProcessGroup
         if group.size > 1:
             return
         if bars.live:
-            bars.notice = _STOPPING  # what is written directly would be overwritten
+            bars.notice = _STOPPING  # the live display would overwrite a direct write
         else:
             os.write(sys.stderr.fileno(), f"\n{_STOPPING}\n".encode())
 

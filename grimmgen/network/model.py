@@ -66,7 +66,7 @@ class Dropout:
     Args:
         backend: draws them.
         seeds: one for each mask, int64 [masks], on the device.
-        rows: the batch rows of this process, of masks for the rows of all of them; None is all.
+        rows: the batch rows of this process; masks are drawn for all B rows and sliced. None is all.
         batch_size: B, the rows of all processes.
     """
 
@@ -363,7 +363,7 @@ class LanguageModel:
         return {name: weight.cpu().numpy().copy() for name, weight in self.named_parameters()}
 
     def load_weights(self, weights: dict[str, NDArray[np.float32]]) -> None:
-        """Take these weights, which have the names and shapes that `weight_shapes` says."""
+        """Copy these weights into the model; names and shapes must match `weight_shapes`."""
         shapes = weight_shapes(self.configuration, self.vocabulary_size)
         assert {name: weight.shape for name, weight in weights.items()} == shapes
         for name, weight in self.named_parameters():
@@ -379,5 +379,5 @@ class LanguageModel:
 
 
 def _stack(backend: Backend, parts: tuple[Tensor, ...]) -> Tensor:
-    """Rows of several layers [B, H] side by side, [L, B, H]."""
+    """The states [B, H] of all layers along a new first axis, [L, B, H]."""
     return backend.stack(parts)

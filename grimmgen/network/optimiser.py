@@ -60,7 +60,7 @@ class AdamW:
         ]
 
     def advance(self, rate: float) -> list[float]:
-        """Count an update; returns the numbers of (2) to (4): 1 - β₁, β₂, 1 - β₂, kept, pace, root, ε.
+        """Count an update; returns 1 - β₁, β₂, 1 - β₂, 1 - rate decay, rate / (1 - β₁ᵗ), 1 / √(1 - β₂ᵗ), ε.
 
         Args:
             rate: the learning rate.

@@ -42,9 +42,9 @@ class GradientStep:
         reducer: averages the gradients over several processes; with one nothing is recorded.
 
     Attributes:
-        program: the recorded program; None if there is none.
-        results: what the program fills in.
-        note: why nothing is recorded although the backend could.
+        program: the recorded program; None if windows are computed eagerly.
+        results: the tensors that the program fills in.
+        note: suffix of the backend's description: why recording failed; empty if it did not.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ class GradientStep:
         if seeds is not None:
             self._seeds.copy_(torch.from_numpy(seeds))
         if self.program is None or self.results is None or window.inputs.shape != self._window[0].shape:
-            masks = self._masks(self._model.configuration.batch_size)
-            return gradients(self._model, self._backend, self._model.inputs(window), state, masks, self._reducer)
+            masks, inputs = self._masks(self._model.configuration.batch_size), self._model.inputs(window)
+            with self._backend.threads():
+                return gradients(self._model, self._backend, inputs, state, masks, self._reducer)
         for place, part in zip(self._window, (window.inputs, window.targets, window.starts), strict=True):
             place[...] = part
         if state is not self.results.state:
@@ -198,18 +199,17 @@ class TrainStep:
         seeds = np.random.SeedSequence(random_seed).generate_state(masks, np.uint64).astype(np.int64)
         if self._graph is not None and self._graph.fits(window):
             return StepResult(*self._graph(window, state, learning_rate, seeds))
-        with self._backend.threads():
-            computed = self._gradients(window, state, seeds)
-            norm = self._gradients.norm(computed)
-            result = StepResult(computed.loss.item(), norm, computed.state)
-            if result.finite:
-                scale = clip_scale(self._model.configuration.clip, norm)
-                numbers = [scale, *self._optimiser.advance(learning_rate)]
-                if computed is self._gradients.results and self._update is not None:
-                    self._numbers[:] = array("f", numbers)
-                    self._update()
-                else:
-                    self._backend.adam(self._optimiser.tensors(computed.gradients), numbers)
+        computed = self._gradients(window, state, seeds)
+        norm = self._gradients.norm(computed)
+        result = StepResult(computed.loss.item(), norm, computed.state)
+        if result.finite:
+            scale = clip_scale(self._model.configuration.clip, norm)
+            numbers = [scale, *self._optimiser.advance(learning_rate)]
+            if computed is self._gradients.results and self._update is not None:
+                self._numbers[:] = array("f", numbers)
+                self._update()
+            else:
+                self._backend.adam(self._optimiser.tensors(computed.gradients), numbers)
         return result
 
     def _record_update(self, backend: Any, found: dict[str, Tensor]) -> None:

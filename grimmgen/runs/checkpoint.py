@@ -33,8 +33,8 @@ FORMAT = 2
 _KEY = "grimmgen"
 # In bytes. Parsed, JSON takes some thirty times as much memory.
 _LARGEST_HEADER = 16 << 20
-# No training reaches such weights. Their products, summed over the largest number of units, stay finite, and so
-# does every logit.
+# No training reaches such weights. With them every logit is finite if the hidden state is bounded (in all cells but
+# minGRU); the generator checks the logits.
 _LARGEST_WEIGHT = 1e12
 # Of the optimiser's moments, which include squares of gradients.
 _LARGEST_MOMENT = 1e30

@@ -82,7 +82,7 @@ class SamplingOptions:
     greedy: bool = option(False, "Always take the most probable token, or beam", flag="--greedy", panel=_SAMPLING)
     repetition_penalty: float = option(
         1.0,
-        "Raise the probability of recent tokens to this power; 1 is no penalty",
+        "Penalise recent tokens: their probability becomes p to this power",
         low=1.0,
         high=100.0,
         range="1 (no penalty) to 100",

@@ -26,7 +26,7 @@ from grimmgen.text.batches import IdSequence
 from grimmgen.text.vocabulary import Vocabulary
 
 FORMAT = 2
-# Number of files that are kept, the most recently used ones. Each is as large as its text; with phases n times.
+# Number of files that are kept, the most recently used ones. Each has 2 or 4 bytes per n-gram and phase.
 KEPT = 3
 
 _MAGIC = b"grimmids"

@@ -1,6 +1,7 @@
 """Splits: which documents are the training set, which the validation set and which the test set.
 
-A split depends on the documents' names alone; it stores their hashes, so that a changed document is noticed.
+The default split depends on the documents' names alone, unless a set would be empty. A split stores the hashes of the
+documents, so that a changed document is noticed.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ _Value = TypeVar("_Value")
 
 
 class ProcessGroup:
-    """The processes that train together, seen from one of them; this class is a single process.
+    """Communication between the processes that train together; this base class is that of a single process.
 
     Attributes:
         rank: number of this process, from 0.
@@ -107,7 +107,7 @@ class ProcessGroup:
         return part
 
     def reducer(self, batch_size: int, device: torch.device) -> Self | None:  # noqa: ARG002 - see the other class
-        """Prepare `begin` and `finish`, the `Reducer` of a training step; None for a single process.
+        """Return this object as the `Reducer` of a training step; None for a single process.
 
         Args:
             batch_size: B. What a process begins is weighted by its share of these rows.

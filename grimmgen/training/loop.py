@@ -191,7 +191,8 @@ class TrainingLoop:
             raise out_of_memory(progress.step) from error
         if not result.finite:
             raise GrimmgenError(
-                f"the loss is not finite at update {progress.step + 1}; the last checkpoint is unchanged",
+                f"the loss or its gradient is not finite at update {progress.step + 1};"
+                " the last checkpoint is unchanged",
                 f"train a new run with --lr {configuration.learning_rate / 10:g}",
             )
         self.state = result.state

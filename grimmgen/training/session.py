@@ -206,7 +206,7 @@ class Training:
         text = self._text or prepare_text(configuration, self._split, device, group, self._notify)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
         optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
-        progress, state = self._start(model, optimiser, text.vocabulary)
+        progress, state = self._restore_or_init(model, optimiser, text.vocabulary)
         own = group.rows(configuration.batch_size)
         try:
             step = TrainStep(
@@ -247,17 +247,19 @@ class Training:
         )
         provenance = {"run": self.run.name, "corpus": self._corpus.name, "beginnings": text.beginnings}
         recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
-        started = self._started(text, progress.step, step.description)
+        started = self._started_event(text, progress.step, step.description)
         if not self._resumed:
             recorder.log(started)
         elif group.first:
-            # Not at its step: the last update of an epoch may have been saved before the evaluation after it.
+            # Cut at the last evaluation: the checkpoint may have been saved before the evaluation at its step.
             self.run.cut_log(progress.evaluated)
         recorder.unsaved = not self._resumed
         yield started
         yield from recorder.events()
 
-    def _start(self, model: LanguageModel, optimiser: AdamW, vocabulary: Vocabulary) -> tuple[Progress, State]:
+    def _restore_or_init(
+        self, model: LanguageModel, optimiser: AdamW, vocabulary: Vocabulary
+    ) -> tuple[Progress, State]:
         """Initialise the model, or restore it from the checkpoint; returns the state of all rows."""
         configuration, group = self._configuration, self._group
         moments = _moments(optimiser)
@@ -283,7 +285,7 @@ class Training:
         optimiser.steps = progress.step
         return progress, state
 
-    def _started(self, text: TrainingText, step: int, kernel: str) -> Started:
+    def _started_event(self, text: TrainingText, step: int, kernel: str) -> Started:
         parts, size = self._split.parts, len(text.vocabulary)
         return Started(
             self.run.name,
@@ -345,8 +347,8 @@ class _Recorder:
                 self.unsaved = True
                 yield event
         except GeneratorExit:
-            # The caller has stopped iterating. Of several processes the others still run, and have their share of
-            # the state.
+            # The caller has stopped iterating. With several processes saving is collective, and the others may not be
+            # at this point.
             if self.unsaved and self.group.size == 1:
                 self.save()
             raise

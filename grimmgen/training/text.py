@@ -21,7 +21,7 @@ from grimmgen.training.distributed import ProcessGroup
 if TYPE_CHECKING:
     import torch
 
-# N-grams of the validation set that are evaluated after each epoch, at most: enough for three digits.
+# N-grams of the validation set that are evaluated after each epoch, at most: they settle three digits of perplexity.
 VALIDATION_NGRAMS = 1 << 21
 
 

@@ -5,8 +5,8 @@
 - `cuda`: kernels in Triton, for float32 on an NVIDIA GPU.
 - `numpy`: inference without PyTorch, where there is no compiled library.
 
-The environment variable GRIMMGEN_KERNEL selects one: `plain`, and on a CPU `native` or an instruction set (`avx512`,
-`avx2`, `portable`, `scalar`).
+The environment variable GRIMMGEN_KERNEL overrides the choice: `plain` is `reference` (`numpy` for inference), `native`
+is `cpu`, and `avx512`, `avx2`, `portable` or `scalar` is `cpu` with that instruction set.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Stepper:
         """
         rows = self._rows(ids)
         self._ended[:] = False
-        # The weights of a stranger's checkpoint may overflow; the logits show it.
+        # The weights of an untrusted checkpoint may overflow; the generator checks the logits.
         with np.errstate(over="ignore", invalid="ignore"):
             for row in rows:
                 self._step(row)

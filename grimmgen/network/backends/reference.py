@@ -325,7 +325,7 @@ class ReferenceBackend:
 
         Args:
             tensors: weight, gradient, m and v, for each weight.
-            numbers: of `AdamW.numbers`.
+            numbers: the scale of the gradient, then the seven numbers of `AdamW.advance`.
         """
         scale, share, beta2, share2, kept, pace, root, epsilon = numbers
         for weight, gradient, m, v in tensors:

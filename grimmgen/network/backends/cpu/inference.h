@@ -124,8 +124,8 @@ INLINE size next_from(size V, const float *y, size begin, float bound)
     return V;
 }
 
-/* An id drawn with a uniform number among the `top_k` best logits y [V] and the end, at a temperature: the steps temperature,
- * top-k, keep the end, and draw of grimmgen/sampling. The temperature does not change which logits are the best. */
+/* Draw an id from the logits y [V]: `temper`, `top_k`, `keep_end` and `draw` of grimmgen/sampling/logits.py, fused. The
+ * temperature does not change which logits are the best. */
 static size draw(const network_arguments *net, const float *y, size top_k, double temperature, double uniform, size end)
 {
     size V = net->V, *ids = net->candidates, equals = 0, count = 0;

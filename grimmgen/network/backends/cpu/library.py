@@ -49,7 +49,7 @@ class Kernel:
     """A function of the library.
 
     Attributes:
-        name: for people.
+        name: name in messages.
         fields: the names of its arguments, in their order.
         address: where it is in memory.
     """
@@ -133,7 +133,7 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
 
 @functools.cache
 def constants() -> Constants:
-    """Those of the library, which has to be there."""
+    """The constants of the library, which must be loaded."""
     return Constants(*_constants(loaded())[:4])
 
 
@@ -144,7 +144,7 @@ def _constants(library: ctypes.CDLL) -> list[int]:
 
 
 def loaded() -> ctypes.CDLL:
-    """The library, which has to be there."""
+    """The library, which must be available."""
     library, reason = load()
     assert library is not None, reason
     return library

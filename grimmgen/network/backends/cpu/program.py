@@ -45,7 +45,7 @@ class Program:
     """Recorded calls, to be run again on the same memory as one call of the library.
 
     Attributes:
-        threads: that it is run by.
+        threads: the number of threads that run it.
         names: of the kernel of each step.
         times: when each step was finished in the last run, in nanoseconds since 1970.
         scratch_bytes: the memory planned for intermediate results.

@@ -17,7 +17,7 @@ typedef void pointwise_forward(vec *saved, const vec *state, vec *new_state, con
  * extra weights. */
 typedef void pointwise_backward(vec *saved, const vec *state, const vec *new_state, const vec *extra, vec *d_state, vec *d_extra);
 
-/* One row's units: saved [W, H]; states, new states: pointers to [H] each; keep is 0 where the state is reset. */
+/* One row's units: saved [W, H]; states, new states: pointers to [H] each; mask: null for none; reset: the state counts as zeros. */
 INLINE void units_forward(const shape cell, pointwise_forward *pointwise, size H, float *saved, const float *const *states,
                           float *const *new_states, const float *extra, const float *mask, int reset)
 {
@@ -140,7 +140,7 @@ INLINE void recurrence_backward(const shape cell, pointwise_backward *pointwise,
     }
 }
 
-/* The kernels of a cell, from its shape and its pointwise functions. There are none for inference in bfloat16: a time step
+/* The kernels of a cell, from its shape and its pointwise functions. The arrays above have room for cells up to MOST_…. There are none for inference in bfloat16: a time step
  * reads the weights once, so that memory bounds it, not arithmetic. */
 #define DEFINE_WINDOW(NAME)                                                                               \
     static void NAME##_forward(const void *arguments, size begin, size end, size share)                   \

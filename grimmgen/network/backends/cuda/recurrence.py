@@ -234,8 +234,8 @@ def recurrence_backward(
     d_extra,  # [B, EXTRA, H]: the gradients by the extra weights are added, for each row; or None
     d_x,  # [T, B, GH]: written, the gradients by x
     d_a,  # [T, B, GH] in the product's type: written, those by the recurrent product; None where d_x has them
-    first,  # time step: the last one of this launch
-    last,  # time step after the first one of this launch
+    first,  # the lowest time step, computed last
+    last,  # one above the highest time step, which is computed first
     T,
     B,
     mask_stride,  # rows from one time step of the mask to the next: B, or 0 for the same mask
@@ -251,7 +251,7 @@ def recurrence_backward(
     UNITS: tl.constexpr,
     DEPTH: tl.constexpr,
 ):
-    """Back-propagate through time steps `last` to `first`; see `ReferenceBackend.layer_backward`."""
+    """Back-propagate through time steps `last` - 1 down to `first`; see `ReferenceBackend.layer_backward`."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = rows < B
     state_stride = (tl.cast(T, tl.int64) + 1) * B * H
