@@ -95,6 +95,8 @@ def temper(logits: Logits, temperature: float) -> Logits:
     shifted = logits - logits.max()
     if temperature == 0.0:
         return allow_only(shifted, [int(shifted.argmax())])
+    if temperature == 1.0:
+        return shifted
     # The largest logit is 0, so that a tiny temperature overflows to minus infinity and never to NaN. The division
     # is in float64, because a tiny temperature underflows to 0 in float32.
     with np.errstate(over="ignore"):

@@ -37,9 +37,9 @@ class _Ops:
 
     @staticmethod
     def split(x: Floats, parts: int) -> list[Floats]:
-        # Slices: np.split takes several times as long.
+        # np.split takes several times as long.
         H = x.shape[1] // parts
-        return [x[:, k * H : (k + 1) * H] for k in range(parts)]
+        return [x[:, begin : begin + H] for begin in range(0, x.shape[1], H)]
 
     matmul = staticmethod(np.matmul)
 
@@ -87,6 +87,8 @@ class Stepper:
         else:
             gates = first["input_weight"] if embedding is None else embedding @ first["input_weight"]
             self._table = gates + first["bias"]
+        # The states of each layer, as views.
+        self._states = [tuple(state[:, depth]) for depth in range(configuration.layers)]
         B = state.shape[2]
         self.logits = np.zeros((B, len(self._table)), np.float32)
         self._ended = np.zeros(B, np.bool_)
@@ -128,23 +130,23 @@ class Stepper:
         return rows
 
     def _check(self, ids: Ids) -> None:
-        if not (ids.size and 0 <= ids.min() <= ids.max() < len(self._table)):
+        # As unsigned integers negative ids are large.
+        if not ids.size or (ids.view(np.uint64) >= len(self._table)).any():
             raise IndexError(f"there is no id, or one that is not within the vocabulary of {len(self._table)}")
 
     def _step(self, ids: Ids) -> None:
         cell = self._cell
         x = self._table[ids]
-        for depth, weights in enumerate(self._layers):
-            h = self.state[0, depth]
+        for depth, (weights, states) in enumerate(zip(self._layers, self._states, strict=True)):
+            h, *others = states
             if cell.pre_step:
                 x, h, _ = cell.pre_step.forward(_Ops, x, h, weights)
             if depth or cell.pre_step:
                 x = x @ weights["input_weight"] + weights["bias"]
             a = h @ weights["recurrent_weight"] if cell.recurrent_product else None
-            state = (h, *self.state[1:, depth])
-            new_state, _ = cell.pointwise_forward(_Ops, x, a, state, weights)
-            for target, part in zip(self.state[:, depth], new_state, strict=True):
+            new_state, _ = cell.pointwise_forward(_Ops, x, a, (h, *others), weights)
+            for target, part in zip(states, new_state, strict=True):
                 target[:] = part
             x = new_state[0]
         weight, output_bias = self._output
-        self.logits[:] = x @ weight + output_bias
+        np.add(x @ weight, output_bias, out=self.logits)

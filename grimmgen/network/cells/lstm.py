@@ -24,7 +24,8 @@ def forward(
     _, c = state
     z = x + a  # (1)
     i, f, _, o = ops.split(ops.sigmoid(z), 4)  # (2); one call for all gates is faster than three
-    candidate = ops.tanh(ops.split(z, 4)[2])  # (3)
+    _, _, z_c, _ = ops.split(z, 4)
+    candidate = ops.tanh(z_c)  # (3)
     new_c = f * c + i * candidate  # (4)
     tanh_c = ops.tanh(new_c)
     return (o * tanh_c, new_c), (i, f, candidate, o, tanh_c)  # (5)
