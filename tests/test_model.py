@@ -18,7 +18,7 @@ from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Dropout, Forward, LanguageModel, choose_device, mask_count
 from grimmgen.network.shapes import parameter_count, weight_shapes
 from grimmgen.text.batches import Window
-from tests.builders import NETWORKS
+from tests.builders import NETWORKS, tiny_configuration
 from tests.equations import model_loss
 
 V = 11
@@ -280,3 +280,16 @@ def test_missing_device_is_an_error() -> None:  # fault 37
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no CUDA GPU"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize("network", ["lstm1", "gru2-tied", "mingru1"])
+def test_some_rows_of_a_window_give_their_losses(network: str) -> None:
+    """A window's first rows are a view, whose rows are not next to each other in memory."""
+    model = LanguageModel(tiny_configuration(**NETWORKS[network], batch_size=5), 7)
+    model.initialise()
+    draw = np.random.default_rng(0)
+    ids = draw.integers(0, 7, (10, 5)).astype(np.int32)
+    window = Window(ids[:-1], ids[1:], draw.random((9, 5)) < 0.3)
+    every, _ = model.losses(window, model.zero_state(5))
+    some, _ = model.losses(window.first(3), model.zero_state(3))
+    np.testing.assert_allclose(some, every[:, :3], rtol=1e-5)

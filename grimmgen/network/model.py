@@ -351,10 +351,12 @@ class LanguageModel:
 
     def inputs(self, window: Window) -> Inputs:
         """A window as tensors on the device of the weights."""
-        ids = torch.from_numpy(window.inputs.astype(np.int64)).to(self.device)
-        targets = torch.from_numpy(window.targets.astype(np.int64)).to(self.device)
-        resets = torch.from_numpy(window.starts).to(self.device) if self.configuration.reset_state else None
-        return Inputs(ids, targets, resets)
+
+        def tensor(values: NDArray[Any], kind: type[Any]) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, kind)).to(self.device)
+
+        resets = tensor(window.starts, np.bool_) if self.configuration.reset_state else None
+        return Inputs(tensor(window.inputs, np.int64), tensor(window.targets, np.int64), resets)
 
     # --- the weights -----------------------------------------------------------------------------------------
 
