@@ -285,7 +285,7 @@ def test_missing_device_is_an_error() -> None:  # fault 37
 @pytest.mark.parametrize("network", ["lstm1", "gru2-tied", "mingru1"])
 def test_some_rows_of_a_window_give_their_losses(network: str) -> None:
     """A window's first rows are a view, whose rows are not next to each other in memory."""
-    model = LanguageModel(tiny_configuration(**NETWORKS[network], batch_size=5), 7)
+    model = LanguageModel(tiny_configuration(**{**NETWORKS[network], "batch_size": 5}), 7)
     model.initialise()
     draw = np.random.default_rng(0)
     ids = draw.integers(0, 7, (10, 5)).astype(np.int32)
