@@ -92,7 +92,7 @@ def temper(logits: Logits, temperature: float) -> Logits:
     >>> temper(np.array([1.0, 3.0, 2.0], np.float32), 0.0)
     array([-inf,   0., -inf], dtype=float32)
     """
-    shifted = logits - logits.max()
+    shifted: Logits = logits - logits.max()
     if temperature == 0.0:
         return allow_only(shifted, [int(shifted.argmax())])
     if temperature == 1.0:
