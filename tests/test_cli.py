@@ -149,8 +149,8 @@ BAD_NAME = "use at most 64 letters, digits, dots, dashes and underscores, starti
         ("runs path latest", 1, NO_RUN),
         ("runs plot", 1, NO_RUN),
         ("train --resume", 1, NO_RUN),
-        ("generate --run sly-owl", 2, "there is no run sly-owl: the latest are: none"),
-        ("runs rm sly-owl", 2, "there is no run sly-owl: the latest are: none"),
+        ("generate --run sly-owl", 2, "there is no run sly-owl: train one with `grimmgen train`"),
+        ("runs rm sly-owl", 2, "there is no run sly-owl: train one with `grimmgen train`"),
         ("runs show ../../etc", 2, f"'../../etc' cannot be the name of a run: {BAD_NAME}"),
         (
             "generate --run ./gone.safetensors",

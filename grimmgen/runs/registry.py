@@ -307,8 +307,9 @@ def find(name: str | None = None) -> Run:
     if run.path.is_symlink():
         raise UsageError(f"the run {name} is a link", "give the run that it points to")
     if not run.path.is_dir():
-        near = ", ".join(r.name for r in runs[-5:]) or "none"
-        raise UsageError(f"there is no run {name}", f"the latest are: {near}")
+        latest = ", ".join(r.name for r in runs[-5:])
+        remedy = f"the latest are: {latest}" if runs else "train one with `grimmgen train`"
+        raise UsageError(f"there is no run {name}", remedy)
     return run
 
 

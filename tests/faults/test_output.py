@@ -83,7 +83,7 @@ def test_fault_39_a_lost_error_message_keeps_its_exit_code(redirection: str) -> 
 def test_fault_39_an_error_is_printed_without_rich(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("rich.text", "rich.console"):
         monkeypatch.setitem(sys.modules, name, None)
-    line = "error: there is no run nobody: the latest are: none\n"
+    line = "error: there is no run nobody: train one with `grimmgen train`\n"
     assert run("generate", "--run", "nobody") == (2, "", line)
 
 
