@@ -163,8 +163,9 @@ class ReferenceBackend:
         zeros = torch.zeros_like(d_h[0])
         d_states = tuple(zeros if part is None else part for part in d_state or [None] * len(cell.states))
         d_weights = {name: torch.zeros_like(weight) for name, weight in weights.items()}
-        d_x: list[Tensor] = [zeros] * T
-        d_a: list[Tensor] = [zeros] * T
+        d_x = d_h.new_empty(*d_h.shape[:2], weights["input_weight"].shape[1])
+        d_a = d_x  # one tensor, unless the cell has a gradient of its own by the recurrent product
+        d_hooked: list[Tensor] = [zeros] * T
         for t in reversed(range(T)):
             d_out = d_states[0] + d_h[t]
             if saved.mask is not None:
@@ -172,10 +173,12 @@ class ReferenceBackend:
             pointwise, hook = saved.steps[t]
             entered = saved.states[t] if hook is None else (hook[2], *saved.states[t][1:])
             found: Gradients = cell.pointwise_backward(self, pointwise, entered, weights, (d_out, *d_states[1:]))
-            d_x[t] = torch.cat(found.x, dim=1)
+            torch.cat(found.x, dim=1, out=d_x[t])
             d_states = found.state
             if found.recurrent is not None:
-                d_a[t] = d_x[t] if found.recurrent is found.x else torch.cat(found.recurrent, dim=1)
+                if found.recurrent is not found.x:
+                    d_a = torch.empty_like(d_x) if d_a is d_x else d_a
+                    torch.cat(found.recurrent, dim=1, out=d_a[t])
                 d_states = (d_states[0] + self.matmul(d_a[t], weights["recurrent_weight"].t()), *d_states[1:])
             for name, gradient in found.weights.items():
                 d_weights[name] += gradient.sum(dim=-2)
@@ -185,20 +188,18 @@ class ReferenceBackend:
                 d_weights["input_weight"] += d_input
                 d_weights["bias"] += d_bias
                 d_weights["recurrent_weight"] += self.matmul(h.t(), d_a[t])
-                d_x[t], d_hidden, d_hook = cell.pre_step.backward(self, hook_saved, weights, d_x_in, d_states[0])
+                d_hooked[t], d_hidden, d_hook = cell.pre_step.backward(self, hook_saved, weights, d_x_in, d_states[0])
                 d_states = (d_hidden, *d_states[1:])
                 for name, gradient in d_hook.items():
                     d_weights[name] += gradient
             if (keep := saved.keep[t]) is not None:
                 d_states = tuple(part * keep for part in d_states)
-        grad_x = torch.stack(d_x)
         if cell.pre_step:
-            return LayerGradients(grad_x, d_weights, d_states)
+            return LayerGradients(torch.stack(d_hooked), d_weights, d_states)
         if cell.recurrent_product:
             h_in = torch.stack([states[0] for states in saved.states])
-            grad_a = torch.stack(d_a)
-            d_weights["recurrent_weight"] = self.matmul(h_in.flatten(0, 1).t(), grad_a.flatten(0, 1))
-        rows = grad_x.flatten(0, 1)
+            d_weights["recurrent_weight"] = self.matmul(h_in.flatten(0, 1).t(), d_a.flatten(0, 1))
+        rows = d_x.flatten(0, 1)
         if saved.inputs.dim() == 2:
             d_weights["input_weight"] = torch.zeros_like(weights["input_weight"]).index_add_(
                 0, saved.inputs.flatten(), rows
@@ -214,7 +215,7 @@ class ReferenceBackend:
         """What the input and the bias add to each gate, [T·B, GH]."""
         if inputs.dim() == 2:
             # The product of a one-hot input with a matrix is a look-up of the matrix's rows.
-            return torch.nn.functional.embedding(inputs.flatten(), weights["input_weight"]) + weights["bias"]
+            return torch.nn.functional.embedding(inputs.flatten(), weights["input_weight"]).add_(weights["bias"])
         return self.linear(inputs.flatten(0, 1), weights["input_weight"], weights["bias"])
 
     # --- layers without cells --------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ class ReferenceBackend:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """X W + b: rows [N, K] times a weight [K, M], plus a bias [M] if there is one, [N, M]."""
         y = self.matmul(x, weight)
-        return y if bias is None else y + bias
+        return y if bias is None else y.add_(bias)
 
     def linear_backward(self, x: Tensor, weight: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of `linear` by x, by the weight and by the bias."""
@@ -269,13 +270,10 @@ class ReferenceBackend:
 
     def _losses(self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The losses [n] of a block of rows, and its probabilities [n, V]."""
-        logits = self.linear(hidden, weight, bias)
-        p = torch.softmax(logits, dim=1)
-        # From the logits, so that the loss stays finite where p_k underflows: the largest probability is at least
-        # 1/V, and the difference of the logits is the rest.
-        at_target = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-        losses = logits.amax(dim=1) - at_target - p.amax(dim=1).log()
-        return losses.masked_fill(targets < 0, 0.0), p
+        # The logarithm first: it stays finite where a probability underflows.
+        log_p = torch.log_softmax(self.linear(hidden, weight, bias), dim=1)
+        losses = -log_p.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
+        return losses.masked_fill(targets < 0, 0.0), log_p.exp_()
 
     # --- elementwise operations ------------------------------------------------------------------------------
 
@@ -304,13 +302,15 @@ class ReferenceBackend:
         """
         threshold, scale = dropout_threshold(dropout)
         count = torch.Size(shape).numel()
-        word = 0xFFFFFFFF
-        x = torch.arange(count, device=seed.device) ^ (seed & word)
-        x = ((x ^ x >> 16) * 0x7FEB352D) & word
-        x = ((x ^ x >> 15 ^ ((seed >> 32) & word)) * 0x846CA68B) & word
-        x = ((x ^ x >> 16) * 0x7FEB352D) & word
-        x = ((x ^ x >> 15) * 0x846CA68B) & word
-        return ((x ^ x >> 16) < threshold).to(torch.float32).mul_(scale).view(*shape)
+        first, second = 0x7FEB352D, 0x846CA68B - 2**32  # the factors as int32, whose products wrap
+        x = torch.arange(count, device=seed.device).to(torch.int32).bitwise_xor_(seed.to(torch.int32))
+        _xor_shifted(x, 16).mul_(first)
+        _xor_shifted(x, 15).bitwise_xor_((seed >> 32).to(torch.int32)).mul_(second)
+        _xor_shifted(x, 16).mul_(first)
+        _xor_shifted(x, 15).mul_(second)
+        _xor_shifted(x, 16)
+        # Flipping the sign bit turns the order of unsigned numbers into that of signed ones.
+        return (x.bitwise_xor_(-(2**31)) < threshold - 2**31).to(torch.float32).mul_(scale).view(*shape)
 
     # --- the optimiser ---------------------------------------------------------------------------------------
 
@@ -340,6 +340,11 @@ def dropout_threshold(dropout: float) -> tuple[int, float]:
     """What a 32-bit hash has to be below for an element to be kept, and the scale that makes the mask's mean 1."""
     threshold = max(1, min(round((1.0 - dropout) * 2**32), 2**32 - 1))
     return threshold, 2**32 / threshold
+
+
+def _xor_shifted(x: Tensor, shift: int) -> Tensor:
+    """X ^ x >> shift of unsigned 32-bit numbers, held in int32, in place."""
+    return x.bitwise_xor_((x >> shift) & (0xFFFFFFFF >> shift))
 
 
 def _blocks(rows: int) -> list[slice]:
