@@ -188,7 +188,9 @@ class ReferenceBackend:
                 d_weights["input_weight"] += d_input
                 d_weights["bias"] += d_bias
                 d_weights["recurrent_weight"] += self.matmul(h.t(), d_a[t])
-                d_hooked[t], d_hidden, d_hook = cell.pre_step.backward(self, hook_saved, weights, d_x_in, d_states[0])
+                d_hooked[t], d_hidden, d_hook = cell.pre_step.backward(
+                    self, hook_saved, weights, d_x_in, d_states[0]
+                )
                 d_states = (d_hidden, *d_states[1:])
                 for name, gradient in d_hook.items():
                     d_weights[name] += gradient
