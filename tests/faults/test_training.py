@@ -109,7 +109,8 @@ def test_fault_31_killed_at_any_moment_resumes_bit_equal(victim: Victim, train: 
     expected, steps = results(undisturbed), undisturbed.log()[-1]["step"]
     step = (time.monotonic() - began) / steps
     killed = resumed = 0
-    while killed < rounds(12, 200):
+    # On a fast machine most kills that succeed come before the first save: go on until enough had one.
+    while killed < rounds(12, 200) or resumed < rounds(4, 50):
         victim.begin(home, *train, "sly-owl", "--quiet")
         # Each update is saved, and the time of a save varies tenfold.
         victim.wait(run.last_path, draw.randrange(steps))
@@ -136,7 +137,6 @@ def test_fault_31_killed_at_any_moment_resumes_bit_equal(victim: Victim, train: 
             assert not [*run.path.glob(".*")]
         if run.path.exists():
             run.remove()
-    assert resumed > killed // 5, "many had saved a checkpoint"
     print(f"killed {killed} times, {resumed} runs resumed")  # noqa: T201
 
 
