@@ -11,6 +11,7 @@ Needs neither PyTorch nor NumPy: help texts show the defaults, and the registry 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
@@ -28,6 +29,9 @@ Newlines = Literal["keep", "space"]
 Products = Literal["fp32", "bf16"]
 Precision = Literal["auto", Products]
 
+# The options that say how a text is read.
+READING = ("documents", "encoding", "column", "field", "keep_boilerplate")
+DOCUMENT_ENDS = ("file", "line", "paragraph")
 LONGEST_NGRAM = 8
 NETWORK, TRAINING, TEXT = "Network", "Training", "Text"
 _LARGEST = 1 << 20
@@ -51,6 +55,7 @@ class Option(NamedTuple):
         default_text: the default in words.
         parse: converts the text that was typed, where the type alone does not say how.
         typed: the inverse of `parse`.
+        validate: checks a value whose range is not one of numbers or choices; raises UsageError.
         effective_with: another option and the value that it must have for this one to have an effect; refused only
             where this one was typed.
         requires: another option that must be set where this one is.
@@ -73,6 +78,7 @@ class Option(NamedTuple):
     default_text: str | None = None
     parse: Callable[[str], Any] | None = None
     typed: Callable[[Any], str] = str
+    validate: Callable[[Any], None] | None = None
     effective_with: tuple[str, Any] | None = None
     requires: str | None = None
     excludes: tuple[str, ...] = ()
@@ -126,6 +132,8 @@ class Option(NamedTuple):
             return
         if (choices := self.choices()) and value not in choices:
             raise UsageError(f"{self.flags[0]} {str(value)[:80]!r} is not known", f"give {self.limits}")
+        if self.validate is not None:
+            self.validate(value)
         # The comparison is false for NaN.
         if self.low is not None and not self.low <= value <= (value if self.high is None else self.high):
             raise UsageError(f"{self.flags[0]} {_number(value)} is out of range", f"give {self.limits}{self.unit}")
@@ -196,6 +204,38 @@ def duration(text: str) -> float:
         return float(number) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit.lower()]
     except (ValueError, KeyError):
         raise UsageError(f"--budget {text!r} is not a duration", "give one like 30s, 10m or 1h") from None
+
+
+def check_documents(documents: str) -> None:
+    """Raise UsageError unless this is one of DOCUMENT_ENDS, or a regular expression that can separate documents."""
+    if documents in DOCUMENT_ENDS:
+        return
+    shown, form = repr(documents[:40]), f"give {', '.join(DOCUMENT_ENDS)} or a regular expression"
+    if documents.isalpha():
+        # More likely a mistaken name than a separator.
+        raise UsageError(f"--documents {shown} is not known", f"{form} (a word in brackets)")
+    try:
+        pattern = re.compile(documents, re.MULTILINE)
+    except (re.error, RecursionError, OverflowError):
+        raise UsageError(f"--documents {shown} is not a regular expression", form) from None
+    if pattern.match(""):
+        raise UsageError(f"--documents {shown} matches between any two characters", form)
+
+
+def check_encoding(encoding: str) -> None:
+    """Raise UsageError if Python does not know a text encoding of this name."""
+    try:
+        "".encode(encoding)
+    except (LookupError, ValueError):
+        raise UsageError(
+            f"--encoding {encoding[:40]!r} is not known", "give a name like utf-8, cp1252 or gb18030"
+        ) from None
+
+
+def check_name(flag: str, name: str) -> None:
+    """Raise UsageError if a name is empty or has control characters."""
+    if not name or not name.isprintable():
+        raise UsageError(f"{flag} {name[:40]!r} is not a name", "give the name of one")
 
 
 @dataclass(frozen=True)
@@ -330,6 +370,48 @@ class Configuration:
     )
     lower: bool = option(True, "Keep upper case instead of folding to lower case", flag="--keep-case", panel=TEXT)
     newlines: Newlines = option("keep", "Line ends: keep them, or read each as a space", metavar="HOW", panel=TEXT)
+    documents: str = option(
+        "file",
+        "Where a document ends: file, line, paragraph (an empty line), or a regular expression that separates"
+        " documents",
+        metavar="WHERE",
+        range="file, line, paragraph or a regular expression",
+        validate=check_documents,
+        panel=TEXT,
+    )
+    encoding: str | None = option(
+        None,
+        "Encoding of the text, as in utf-8, cp1252 or gb18030",
+        metavar="NAME",
+        default_text="recognised in each file",
+        range="a name",
+        validate=check_encoding,
+        panel=TEXT,
+    )
+    column: str | None = option(
+        None,
+        "Column of a CSV or TSV file that has the text",
+        metavar="NAME",
+        default_text="the only one with text",
+        range="a name",
+        validate=partial(check_name, "--column"),
+        panel=TEXT,
+    )
+    field: str | None = option(
+        None,
+        "Field of a JSON line that has the text",
+        metavar="NAME",
+        default_text="text, or the only one with text",
+        range="a name",
+        validate=partial(check_name, "--field"),
+        panel=TEXT,
+    )
+    keep_boilerplate: bool = option(
+        False,
+        "Keep the header and the licence of Project Gutenberg's books",
+        flag="--keep-boilerplate",
+        panel=TEXT,
+    )
     phases: bool = option(
         False, "Train on tokens cut from every offset, a new offset for each story and epoch", panel=TEXT
     )

@@ -18,7 +18,7 @@ import typer.main
 
 from grimmgen.cli import app
 from grimmgen.cli.chart import draw
-from grimmgen.configuration import Configuration, options_of
+from grimmgen.configuration import READING, Configuration, options_of
 from grimmgen.evaluation.baseline import KneserNey
 from grimmgen.runs import curves, registry
 from grimmgen.runs.registry import Run
@@ -42,7 +42,7 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check "
-    + declared(Configuration, "ngram", "min_count", "lower", "newlines", "phases"),
+    + declared(Configuration, "ngram", "min_count", "lower", "newlines", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split " + declared(Configuration),
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
     "generate": "--run --seed --seed-file --stories --lines --novelty " + declared(SamplingOptions),

@@ -20,6 +20,16 @@ from grimmgen.sampling.options import SamplingOptions
 
 NUMBERS = {name for name, option in OPTIONS.items() if option.type in (int, float)}
 NOT_FINITE = (math.nan, math.inf, -math.inf)
+# Values of texts without choices, and values that they do not take.
+TEXTS: dict[str, tuple[list[Any], list[Any]]] = {
+    "documents": (
+        ["line", "paragraph", "^---$", r"\n\n+"],
+        ["", "lines", "(", "a*", "(?:" * 5000, "^", "x" * 999],
+    ),
+    "encoding": (["utf-8", "cp1252", None], ["", "utf-9", "rot13", "base64", "a\nb", "\0", "x" * 999]),
+    "column": (["text", "Der Text", None], ["", "a\nb", "\0"]),
+    "field": (["text", None], ["", "a\nb", "\0"]),
+}
 HUGE = (2**63, 10**400, 10**5000, -(10**400))
 
 
@@ -27,6 +37,8 @@ def within(option: Option) -> list[Any]:
     """Values of an option, the smallest and the largest among them."""
     if option.type is bool:
         return [True, False]
+    if option.name in TEXTS:
+        return TEXTS[option.name][0]
     return [*option.choices()] or [option.low, option.high, *[None] * option.optional]
 
 
@@ -34,6 +46,8 @@ def beyond(option: Option) -> list[Any]:
     """Values that an option does not take."""
     if option.choices():
         return ["", option.choices()[0].title(), "uniform", "x" * 999, "a\nb"]
+    if option.name in TEXTS:
+        return TEXTS[option.name][1]
     assert option.low is not None
     assert option.high is not None
     if option.type is int:

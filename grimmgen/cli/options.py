@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import Annotated, Any, Literal, get_type_hints
@@ -37,8 +38,25 @@ def complete_runs(incomplete: str) -> list[str]:
 
 Json = Annotated[bool, option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="Print no progress and no hints.")]
-CorpusSource = Annotated[
-    str, option("--corpus", help="grimm (fetched), sampler (bundled), or a text file or directory.")
+
+
+def _split_variable(context: typer.Context, parameter: Any, value: list[str]) -> list[str]:
+    """The paths of a variable, which are separated as those of PATH are; Typer would separate them at spaces."""
+    if parameter.name not in _set(context, "ENVIRONMENT"):
+        return value
+    return str(parameter.resolve_envvar_value(context)).split(os.pathsep)
+
+
+DEFAULT_CORPUS = ["grimm"]
+CorpusSources = Annotated[
+    list[str],
+    option(
+        "--corpus",
+        help="grimm (fetched), sampler (bundled), or a file, a directory, a pattern like 'letters/*.txt', or -"
+        " (standard input). Several are read together.",
+        show_default="grimm",
+        callback=_split_variable,
+    ),
 ]
 SplitFile = option(
     help="JSON file with the names of the stories of each part.", show_default="80/10/10 by hash of the name"

@@ -32,7 +32,7 @@ _STOPPING = "finishing the update and saving; once more to stop at once"
 def train(
     context: typer.Context,
     chosen: Mapping[str, Any],
-    corpus: options.CorpusSource = "grimm",
+    corpus: options.CorpusSources = options.DEFAULT_CORPUS,
     split: Annotated[Path | None, options.SplitFile] = None,
     run: Annotated[
         str | None,
@@ -86,7 +86,7 @@ def train(
             limits = chosen.get("epochs"), chosen.get("budget")
             training = Training.resume(found, device, *limits, group, notify)
         else:
-            text = open_corpus(corpus)
+            text = open_corpus(corpus, configuration)
             parts = None if split is None else split_by_file(text, split)
             if notify and (size := sum(document.size for document in text.documents)) > IN_MEMORY:
                 notify(f"encoding {size / 1e9:.1f} GB of text, once for all runs on it")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from grimmgen.cli import options
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import READING, Configuration
 
 if TYPE_CHECKING:
     from grimmgen.text.corpus import Corpus
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 _UNITS = {1: "unigrams", 2: "bigrams", 3: "trigrams"}
 
 
-@options.accept(Configuration, "ngram", "min_count", "lower", "newlines", "phases")
+@options.accept(Configuration, "ngram", "min_count", "lower", "newlines", "phases", *READING)
 def vocab(
     chosen: Mapping[str, Any],
-    corpus: options.CorpusSource = "grimm",
+    corpus: options.CorpusSources = options.DEFAULT_CORPUS,
     split: Annotated[Path | None, options.SplitFile] = None,
     top: Annotated[int, options.option(help="Number of most and least frequent n-grams to show.")] = 20,
     check: Annotated[
@@ -45,7 +45,7 @@ def vocab(
     if top < 0:
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
     configuration = Configuration(**chosen)
-    text = open_corpus(corpus)
+    text = open_corpus(corpus, configuration)
     parts = split_by_hash(text) if split is None else split_by_file(text, split)
     if check:
         _check(text, parts, configuration, json)
@@ -56,8 +56,8 @@ def vocab(
         return
     _print(text, configuration, counted, top)
     if not quiet:
-        source = "" if corpus == "grimm" else f" --corpus {shlex.quote(corpus)}"
-        console.hint(f"grimmgen train{source}", "next")
+        sources = [f" --corpus {shlex.quote(argument)}" for argument in corpus if corpus != options.DEFAULT_CORPUS]
+        console.hint(f"grimmgen train{''.join(sources)}", "next")
 
 
 def _to_json(corpus: Corpus, configuration: Configuration, counted: Statistics, top: int) -> dict[str, Any]:

@@ -12,12 +12,13 @@ import hashlib
 import importlib.resources
 import io
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any, cast
 
+from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
 
@@ -179,25 +180,35 @@ class Corpus:
 
     Attributes:
         name: for messages.
-        source: the argument with which `open_corpus` opens it again: `grimm`, `sampler` or an absolute path.
+        source: the arguments with which `open_corpus` opens it again: `grimm`, `sampler` or absolute paths; a string
+            if there is one.
         documents: at least one.
     """
 
     name: str
-    source: str
+    source: str | tuple[str, ...]
     documents: tuple[Document, ...]
 
 
-def open_corpus(source: str) -> Corpus:
+def open_corpus(source: str | Sequence[str], options: Configuration | None = None) -> Corpus:
     """Open a corpus.
 
     Args:
-        source: `grimm` (the fetched tales), `sampler` (the bundled ones), or the path of a file or directory.
+        source: `grimm` (the fetched tales), `sampler` (the bundled ones), or the paths of files and directories.
+        options: how the text is read (`grimmgen.configuration.READING`); None are the defaults.
 
     Raises:
         GrimmgenError: nothing has been fetched yet, or there are no texts.
         UsageError: there is no such file or directory.
     """
+    if not isinstance(source, str):
+        if len(source) == 1:
+            return open_corpus(source[0], options)
+        if {GRIMM, SAMPLER} & {*source}:
+            raise UsageError(f"--corpus {GRIMM} and {SAMPLER} cannot be combined with others", "give one alone")
+        opened = [open_corpus(argument, options) for argument in source]
+        together = tuple(document for corpus in opened for document in corpus.documents)
+        return Corpus("+".join(corpus.name for corpus in opened), tuple(str(c.source) for c in opened), together)
     if source == GRIMM:
         return _fetched_corpus()
     if source == SAMPLER:
