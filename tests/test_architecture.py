@@ -34,6 +34,7 @@ PACKAGES = [
     "runs",
     "evaluation",
     "sampling",
+    "export",
     "training",
     "ranks",
     "api",
@@ -188,6 +189,7 @@ def test_every_package_of_the_order_exists() -> None:
         ("filelock", "io.files"),
         ("platformdirs", "io.paths"),
         ("matplotlib", "runs.curves"),
+        ("onnx", "export.onnx"),
     ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:

@@ -8,14 +8,14 @@ compiled one, with the same interface.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from grimmgen.configuration import Configuration
-from grimmgen.network.cells import cells
+from grimmgen.network.cells import Array, Arrays, CellSpec, Ops, cells
 
 Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
@@ -27,6 +27,73 @@ class Snapshot(NamedTuple):
     state: Floats
     logits: Floats
     ended: NDArray[np.bool_]
+
+
+class InferenceWeights(NamedTuple):
+    """The weights of a model, with those products taken that do not depend on the text.
+
+    Attributes:
+        table: what a token adds to the first layer: gates with their bias, [V, GH], or where a hook changes the
+            input, its embedding [V, E].
+        layers: the weights of each layer, by name.
+        output_weight: [H, V].
+        output_bias: [V].
+    """
+
+    table: Floats
+    layers: list[dict[str, Floats]]
+    output_weight: Floats
+    output_bias: Floats
+
+    @classmethod
+    def of(cls, configuration: Configuration, weights: Mapping[str, Floats]) -> InferenceWeights:
+        """Those of a model, whose weights are named and shaped as `weight_shapes` says."""
+        embedding = weights.get("embedding")  # [V, E]
+        if configuration.tied:
+            assert embedding is not None
+            output_weight = weights["output.projection"] @ embedding.T
+        else:
+            output_weight = weights["output.weight"]
+        prefixes = [f"layers.{layer}." for layer in range(configuration.layers)]
+        layers = [
+            {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
+            for prefix in prefixes
+        ]
+        if cells()[configuration.cell].pre_step:
+            assert embedding is not None
+            table = embedding
+        else:
+            gates = layers[0]["input_weight"] if embedding is None else embedding @ layers[0]["input_weight"]
+            table = gates + layers[0]["bias"]
+        return cls(table, layers, output_weight, weights["output.bias"])
+
+
+def time_step(
+    ops: Ops, cell: CellSpec, layers: Sequence[Mapping[str, Array]], x: Array, states: Sequence[Arrays]
+) -> list[Arrays]:
+    """Run one time step of all layers, on any kind of array that has `ops`.
+
+    Args:
+        ops: the operations.
+        cell: the cell.
+        layers: the weights of each layer.
+        x: a row of `InferenceWeights.table` for each row of the batch, [B, GH] or [B, E].
+        states: that enter the time step, of each layer; each is [B, H].
+
+    Returns:
+        The states after it, of each layer.
+    """
+    after = []
+    for depth, (weights, (h, *others)) in enumerate(zip(layers, states, strict=True)):
+        if cell.pre_step:
+            x, h, _ = cell.pre_step.forward(ops, x, h, weights)
+        if depth or cell.pre_step:
+            x = x @ weights["input_weight"] + weights["bias"]
+        a = h @ weights["recurrent_weight"] if cell.recurrent_product else None
+        new, _ = cell.pointwise_forward(ops, x, a, (h, *others), weights)
+        after.append(new)
+        x = new[0]
+    return after
 
 
 class _Ops:
@@ -67,26 +134,8 @@ class Stepper:
     def __init__(self, configuration: Configuration, weights: Mapping[str, Floats], state: Floats) -> None:
         self._cell = cells()[configuration.cell]
         self.state = state
-        embedding = weights.get("embedding")  # [V, E]
-        if configuration.tied:
-            assert embedding is not None
-            output_weight = weights["output.projection"] @ embedding.T
-        else:
-            output_weight = weights["output.weight"]
-        self._output = output_weight, weights["output.bias"]  # [H, V], [V]
-        prefixes = [f"layers.{layer}." for layer in range(configuration.layers)]
-        self._layers = [
-            {name.removeprefix(prefix): weight for name, weight in weights.items() if name.startswith(prefix)}
-            for prefix in prefixes
-        ]
-        # What a token adds to the first layer: a row of gates or, where a hook changes the input, of the embedding.
-        first = self._layers[0]
-        if self._cell.pre_step:
-            assert embedding is not None
-            self._table = embedding
-        else:
-            gates = first["input_weight"] if embedding is None else embedding @ first["input_weight"]
-            self._table = gates + first["bias"]
+        self._table, self._layers, weight, bias = InferenceWeights.of(configuration, weights)
+        self._output = weight, bias
         # The states of each layer, as views.
         self._states = [tuple(state[:, depth]) for depth in range(configuration.layers)]
         B = state.shape[2]
@@ -135,18 +184,9 @@ class Stepper:
             raise IndexError(f"there is no id, or one that is not within the vocabulary of {len(self._table)}")
 
     def _step(self, ids: Ids) -> None:
-        cell = self._cell
-        x = self._table[ids]
-        for depth, (weights, states) in enumerate(zip(self._layers, self._states, strict=True)):
-            h, *others = states
-            if cell.pre_step:
-                x, h, _ = cell.pre_step.forward(_Ops, x, h, weights)
-            if depth or cell.pre_step:
-                x = x @ weights["input_weight"] + weights["bias"]
-            a = h @ weights["recurrent_weight"] if cell.recurrent_product else None
-            new_state, _ = cell.pointwise_forward(_Ops, x, a, (h, *others), weights)
-            for target, part in zip(states, new_state, strict=True):
+        after = time_step(_Ops, self._cell, self._layers, self._table[ids], self._states)
+        for states, new in zip(self._states, after, strict=True):
+            for target, part in zip(states, new, strict=True):
                 target[:] = part
-            x = new_state[0]
-        weight, output_bias = self._output
-        np.add(x @ weight, output_bias, out=self.logits)
+        weight, bias = self._output
+        np.add(after[-1][0] @ weight, bias, out=self.logits)

@@ -1,0 +1,1 @@
+"""Exports: a model in the formats of other programs."""

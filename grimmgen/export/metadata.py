@@ -1,0 +1,31 @@
+"""What the file of an exported model says about its text and its origin, for programs without grimmgen."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+
+from grimmgen.runs.checkpoint import Checkpoint
+
+
+def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
+    """Describe a model in strings, as the formats of others store them.
+
+    Returns:
+        `vocabulary`: the text of each token in the order of ids, a JSON list; the first two are `<unk>` and `<end>`,
+            which begins and ends a story. `text`: how a text is cut into tokens, a JSON object: to lower case first
+            if `lower`, with line ends as spaces if `newlines` is `space`, and then into pieces of `ngram` characters.
+            `origin`: the cell, the run, the SHA-256 of the checkpoint and the version of grimmgen, a JSON object.
+    """
+    configuration, vocabulary = checkpoint.configuration, checkpoint.vocabulary
+    values = {
+        "vocabulary": [vocabulary.token(token) for token in range(len(vocabulary))],
+        "text": {"ngram": vocabulary.ngram, "lower": vocabulary.lower, "newlines": vocabulary.newlines},
+        "origin": {
+            "cell": configuration.cell,
+            "run": checkpoint.provenance.get("run"),
+            "checkpoint_sha256": checkpoint.sha256,
+            "grimmgen": version("grimmgen"),
+        },
+    }
+    return {name: json.dumps(value) for name, value in values.items()}

@@ -1,0 +1,198 @@
+"""Exports agree with the model that `grimmgen generate` runs, and need no grimmgen."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors
+import torch
+from numpy.typing import NDArray
+
+from grimmgen.configuration import Configuration
+from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.export import onnx as onnx_export
+from grimmgen.export.onnx import Form, to_onnx
+from grimmgen.export.torch import loading_code, to_torch
+from grimmgen.network import backends
+from grimmgen.network.cells import cells
+from grimmgen.network.shapes import weight_shapes
+from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.registry import TrainedModel
+from grimmgen.sampling.generator import TextGenerator
+from grimmgen.text.vocabulary import Vocabulary
+from tests.builders import NETWORKS, TEXT, random_tensors
+
+Arrays = list[NDArray[Any]]
+
+H, B, T = 17, 3, 20
+SCRIPT = Path(__file__).parent.parent / "docs" / "exported.py"
+IN_TORCH = {name: options for name, options in NETWORKS.items() if options["cell"] in {"lstm", "gru"}}
+
+
+def checkpoint_of(hidden: int = H, **options: Any) -> Checkpoint:
+    configuration = Configuration(hidden=hidden, min_count=1, **options)
+    vocabulary = Vocabulary.build([TEXT], configuration.ngram, 1)
+    weights = random_tensors(weight_shapes(configuration, len(vocabulary)))
+    return Checkpoint(configuration, vocabulary, {"run": "sly-fox"}, weights, sha256="c0ffee")
+
+
+def initial_state(checkpoint: Checkpoint) -> NDArray[np.float32]:
+    states, layers = len(cells()[checkpoint.configuration.cell].states), checkpoint.configuration.layers
+    drawn = np.random.default_rng(1).normal(0.0, 0.5, (states, layers, B, checkpoint.configuration.hidden))
+    return drawn.astype(np.float32)
+
+
+def tokens_of(checkpoint: Checkpoint) -> NDArray[np.int64]:
+    return np.random.default_rng(0).integers(0, len(checkpoint.vocabulary), (T, B))
+
+
+def generated(checkpoint: Checkpoint) -> Arrays:
+    """The logits [T, B, V] and the states [L, B, H] of the network that generates."""
+    state = initial_state(checkpoint)
+    stepper = backends.stepper(checkpoint.configuration, checkpoint.weights, state)
+    return [np.stack([stepper.step(row) for row in tokens_of(checkpoint)]), *stepper.state]
+
+
+def computed_by_onnx(checkpoint: Checkpoint, form: Form) -> Arrays:
+    """The same, by ONNX Runtime."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(to_onnx(checkpoint, form), providers=["CPUExecutionProvider"])
+    states = dict(zip(cells()[checkpoint.configuration.cell].states, initial_state(checkpoint), strict=True))
+    if form == "window":
+        found: Arrays = session.run(None, {"tokens": tokens_of(checkpoint), **states})
+        return found
+    logits = []
+    for row in tokens_of(checkpoint):
+        of_step, *after = session.run(None, {"tokens": row, **states})
+        states = dict(zip(states, after, strict=True))
+        logits.append(of_step)
+    return [np.stack(logits), *states.values()]
+
+
+def check_equal(made: Arrays, right: Arrays) -> None:
+    assert len(made) == len(right)
+    for ours, theirs in zip(made, right, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() < 1e-5
+
+
+@pytest.mark.parametrize("form", ["step", "window"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_onnx_runtime_computes_what_generate_computes(network: str, form: Form) -> None:
+    checkpoint = checkpoint_of(**NETWORKS[network])
+    check_equal(computed_by_onnx(checkpoint, form), generated(checkpoint))
+
+
+@pytest.mark.parametrize("form", ["step", "window"])
+@pytest.mark.parametrize("cell", cells())
+def test_onnx_graph_is_valid(cell: str, form: Form) -> None:
+    onnx = pytest.importorskip("onnx")
+    checkpoint = checkpoint_of(cell=cell, layers=2, embedding=5)
+    model = onnx.load_from_string(to_onnx(checkpoint, form))
+    onnx.checker.check_model(model, full_check=True)
+    states = cells()[cell].states
+    assert [found.name for found in model.graph.input] == ["tokens", *states]
+    assert [found.name for found in model.graph.output] == ["logits", *(f"{name}_next" for name in states)]
+
+
+def test_wrong_weight_of_an_onnx_graph_is_noticed() -> None:
+    checkpoint = checkpoint_of()
+    right = generated(checkpoint)
+    checkpoint.weights["layers.0.recurrent_weight"][0, 0] += 0.01
+    with pytest.raises(AssertionError):
+        check_equal(computed_by_onnx(checkpoint, "step"), right)
+
+
+def test_equal_models_are_equal_onnx_files() -> None:
+    pytest.importorskip("onnx")
+    assert to_onnx(checkpoint_of(), "window") == to_onnx(checkpoint_of(), "window")
+
+
+def test_model_too_large_for_onnx_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(onnx_export, "_LARGEST", 1000)
+    with pytest.raises(GrimmgenError, match="--torch"):
+        to_onnx(checkpoint_of())
+
+
+def test_onnx_export_without_onnx_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(GrimmgenError, match=r"grimmgen\[onnx\]"):
+        to_onnx(checkpoint_of())
+
+
+@pytest.mark.parametrize("hidden", [2, H])  # fewer gates than tokens, and more
+@pytest.mark.parametrize("network", IN_TORCH)
+def test_torch_computes_what_generate_computes(network: str, hidden: int, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(hidden, **IN_TORCH[network])
+    path = tmp_path / "model's.safetensors"
+    path.write_bytes(to_torch(checkpoint))
+    code = loading_code(checkpoint, path)
+    assert code.count("\n") <= 10
+    names: dict[str, Any] = {}
+    exec(code, names)  # noqa: S102 - our own code, as a user runs it
+    model = names["model"]
+    assert names["logits"].shape == (1, 1, len(checkpoint.vocabulary))
+    state = tuple(torch.from_numpy(initial_state(checkpoint)))
+    with torch.no_grad():
+        inputs = model["embedding"](torch.from_numpy(tokens_of(checkpoint)))
+        hidden_states, after = model["rnn"](inputs, state if len(state) > 1 else state[0])
+        logits = model["output"](hidden_states)
+    made = [logits, *(after if len(state) > 1 else [after])]
+    check_equal([tensor.numpy() for tensor in made], generated(checkpoint))
+
+
+@pytest.mark.parametrize("cell", sorted(set(cells()) - {"lstm", "gru"}))
+def test_cell_that_torch_nn_does_not_have_is_refused(cell: str) -> None:
+    checkpoint = checkpoint_of(cell=cell, embedding=4)
+    for export in (lambda: to_torch(checkpoint), lambda: loading_code(checkpoint, Path("x"))):
+        with pytest.raises(UsageError, match=r"torch\.nn has no .*--onnx"):
+            export()
+
+
+def test_metadata_has_vocabulary_text_and_origin(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of()
+    (tmp_path / "model").write_bytes(to_torch(checkpoint))
+    with safetensors.safe_open(tmp_path / "model", "np") as file:
+        metadata = file.metadata()
+    tokens = json.loads(metadata["vocabulary"])
+    assert tokens[:2] == ["<unk>", "<end>"]
+    assert tokens[2:] == list(checkpoint.vocabulary.ngrams)
+    assert json.loads(metadata["text"]) == {"ngram": 2, "lower": True, "newlines": "keep"}
+    origin = json.loads(metadata["origin"])
+    assert (origin["cell"], origin["run"], origin["checkpoint_sha256"]) == ("lstm", "sly-fox", "c0ffee")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["step", "window", "torch"])
+def test_script_without_grimmgen_generates_the_same_story(kind: Any, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(40, cell="gru", layers=2, embedding=4)
+    content = to_torch(checkpoint) if kind == "torch" else to_onnx(checkpoint, kind)
+    path = tmp_path / f"model.{'safetensors' if kind == 'torch' else 'onnx'}"
+    path.write_bytes(content)
+    code = (
+        "import runpy, sys; sys.modules['grimmgen'] = None; sys.argv = sys.argv[1:];"
+        " runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(SCRIPT),
+        str(path),
+        "--prompt",
+        "The king",
+        "--greedy",
+        "--length",
+        "9",
+    ]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    generator = TextGenerator(TrainedModel("tales", checkpoint))
+    assert ran.stdout == generator.generate("The king", greedy=True, state="zeros", length=18) + "\n"
+    assert len(set(ran.stdout)) > 4
