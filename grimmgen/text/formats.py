@@ -1,0 +1,115 @@
+"""Formats: the text of a source, whatever it is stored in.
+
+Texts, web pages and books are one text each (`read_text`); tables and JSON lines have one in each row
+(`read_records`). What had to be left out or guessed is noted in a `Reading`.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from grimmgen.configuration import Configuration
+from grimmgen.text import archives, decoding, gutenberg, tables
+from grimmgen.text.decoding import Decoded
+from grimmgen.text.sources import Source
+from grimmgen.text.tables import Rows
+
+
+@dataclass
+class Reading:
+    """What was noticed while a source was read; complete when all of it was.
+
+    Attributes:
+        decoded: how its bytes were decoded.
+        boilerplate: characters of licences that were dropped.
+        rows: of a table: its column, and how many rows could not be read.
+    """
+
+    decoded: Decoded | None = None
+    boilerplate: int = 0
+    rows: Rows | None = None
+
+
+def is_table(source: Source) -> bool:
+    """Return whether every row of a source is a document of its own."""
+    return source.format in {"csv", "jsonl"}
+
+
+def read_text(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
+    """Yield the text of a source that is not a table, piece by piece; the pieces are cut anywhere.
+
+    Args:
+        source: of any format but csv and jsonl.
+        options: `encoding` and `keep_boilerplate`.
+        reading: is filled in.
+
+    Raises:
+        GrimmgenError: the source cannot be read or decoded.
+        IntegrityError: an archive or a book is damaged.
+    """
+    reading.decoded = decoded = recognise(source, options)
+
+    def dropped(characters: int) -> None:
+        reading.boilerplate += characters
+
+    with source.open() as file:
+        text = decoding.decode(file, decoded.encoding, source.place)
+        yield from text if options.keep_boilerplate else gutenberg.without_licence(text, dropped)
+
+
+def read_records(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
+    """Yield the text of each row of a table.
+
+    Args:
+        source: of the format csv or jsonl.
+        options: `encoding`, `column` and `field`.
+        reading: is filled in.
+
+    Raises:
+        GrimmgenError: the source cannot be read or decoded, or none of its rows.
+        UsageError: there is no such column or field, or none was chosen and there are several.
+        IntegrityError: the archive is damaged.
+    """
+    reading.decoded = decoded = recognise(source, options)
+    reading.rows = rows = Rows(source.place)
+    with source.open() as file:
+        pieces = decoding.decode(file, decoded.encoding, source.place)
+        if source.format == "jsonl":
+            yield from tables.json_texts(pieces, options.field, rows)
+        else:
+            tabs = archives.without_compression(source.name).lower().endswith(".tsv")
+            yield from tables.csv_texts(pieces, options.column, tabs, rows)
+
+
+def recognise(source: Source, options: Configuration) -> Decoded:
+    """Say how the bytes of a text, a web page or a table are decoded.
+
+    Raises:
+        GrimmgenError: the source cannot be read, is not text, or its encoding is not certain.
+    """
+    if options.encoding is not None:
+        return Decoded(options.encoding, "--encoding")
+    return decoding.recognise(source.open, source.place)
+
+
+def plain_text(source: Source, options: Configuration) -> Decoded | None:
+    """Return how a source is decoded if its file is its text, in UTF-8 (a byte order mark may be at the beginning).
+
+    Such a file can be read where it is. The result is None if the text has to be extracted: from another encoding,
+    an archive, a table or a page, or because a licence is dropped. The whole file is checked.
+
+    Raises:
+        GrimmgenError: the source cannot be read, is not text, or its encoding is not certain.
+    """
+    if source.format != "text" or source.members or archives.is_compressed(source.path.name):
+        return None
+    decoded = recognise(source, options)
+    if codecs.lookup(decoded.encoding).name != decoding.UTF8:
+        return None
+    if not options.keep_boilerplate:
+        with source.open() as file:
+            if gutenberg.has_licence(next(decoding.decode(file, decoded.encoding, source.place), "")):
+                return None
+    return decoded
