@@ -64,6 +64,12 @@ def test_unreadable_file_is_found_with_its_remedy(
     assert (found.kind, found.remedy) == ("file", "cut it into several files")
 
 
+def test_many_equal_documents_are_one_finding(split: Callable[..., Split]) -> None:
+    [found] = check_corpus(split(**{f"train{number}": tale(0) for number in range(1, 18)}), CONFIGURATION)
+    assert (found.kind, len(found.documents)) == ("duplicate", 18)
+    assert found.what.endswith("and 13 more are the same (all train)")
+
+
 @pytest.mark.parametrize(
     ("changed", "kind", "what", "remedy", "documents"),
     [

@@ -55,6 +55,18 @@ def test_length_is_in_characters_after_the_prompt(length: int) -> None:
     assert len(text_generator({END: -99}).generate("the ", length=length)) == 4 + length
 
 
+def test_length_cuts_no_grapheme_cluster() -> None:
+    accented = "x\u0301"  # has no composed form
+    vocabulary = Vocabulary.build([accented * 20], min_count=1)
+    shapes = weight_shapes(CONFIGURATION, len(vocabulary))
+    weights = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+    weights["output.bias"][END] = -99
+    model = TextGenerator(TrainedModel("test", Checkpoint(CONFIGURATION, vocabulary, {}, weights)))
+    assert model.generate(accented, length=8, top_k=0) == accented * 5
+    [cut] = model.generate_batch(accented, SamplingOptions(length=3, top_k=0), 1)
+    assert (cut.text, cut.ending, len(cut.ids)) == (accented * 2, "length", 1)
+
+
 def test_the_first_piece_is_the_normalised_prompt() -> None:
     pieces = text_generator({END: -99}).stream("The KING", SamplingOptions(length=10))
     assert next(pieces) == "the king"
@@ -291,6 +303,10 @@ def test_an_empty_prompt_uses_the_checkpoints_first_ngrams() -> None:
         ("sentence", "he has 3.5 ends. x", "he has 3.5 ends."),
         ("sentence", "he went.", None),
         ("sentence", "\u738b\u8d70\u4e86\u3002\u7136\u540e", "\u738b\u8d70\u4e86\u3002"),
+        ("sentence", "\u738b\u300c\u8d70\u3002\u300d\u7136", "\u738b\u300c\u8d70\u3002\u300d"),
+        ("sentence", "\u0930\u093e\u091c\u093e \u0939\u0948\u0964 \u090f\u0915", "\u0930\u093e\u091c\u093e \u0939\u0948\u0964"),
+        ("sentence", "\u06c1\u06d2\u06d4 \u0627", "\u06c1\u06d2\u06d4"),
+        ("sentence", "\u0622\u06cc\u0627\u061f \u0646\u0647", "\u0622\u06cc\u0627\u061f"),
         ("paragraph", "one\ntwo\n\nthree", "one\ntwo"),
         ("paragraph", "one\ntwo\n \nthree", "one\ntwo"),
         ("paragraph", "\n\none", None),

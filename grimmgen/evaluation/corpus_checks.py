@@ -144,28 +144,32 @@ def _check_duplicates(split: Split, texts: _Texts) -> list[Finding]:
     if not split.by_story or len(documents) < 2:
         # Every document is cut into the parts, so the parts have the same documents by design.
         return []
-    findings = []
-    first: dict[str, int] = {}
-    pairs: list[tuple[int, int, float]] = []
-    distinct = []
+    same: dict[str, list[int]] = {}
     for number, (_, _, text) in enumerate(documents):
-        digest = files.sha256(text.encode("utf-8", "surrogatepass"))
-        if (same := first.setdefault(digest, number)) != number:
-            pairs.append((same, number, 1.0))
-        else:
-            distinct.append(number)
+        same.setdefault(files.sha256(text.encode("utf-8", "surrogatepass")), []).append(number)
+    groups = [(numbers, "are the same") for numbers in same.values() if len(numbers) > 1]
+    distinct = [numbers[0] for numbers in same.values()]
     near, common = _near_duplicates([documents[number][2] for number in distinct])
-    pairs += [(distinct[a], distinct[b], share) for a, b, share in near]
-    for a, b, share in sorted(pairs, key=lambda pair: (-pair[2], pair[:2])):
-        (part, name, _), (other_part, other, _) = documents[a], documents[b]
-        relation = "are the same" if share == 1.0 else f"share {share:.0%} of the smaller one"
-        what = f"{name} and {other} {relation}"
-        if part == other_part:
-            findings.append(Finding("duplicate", f"{what} (both {part})", "remove one of them", (name, other)))
+    groups += [
+        ([distinct[a], distinct[b]], f"share {share:.0%} of the smaller one")
+        for a, b, share in sorted(near, key=lambda pair: (-pair[2], pair[:2]))
+    ]
+    findings = []
+    for numbers, relation in groups:
+        names = tuple(documents[number][1] for number in numbers)
+        parts = sorted({documents[number][0] for number in numbers}, key=PARTS.index)
+        pair = len(names) == 2
+        what = f"{' and '.join(names) if pair else _listed(names)} {relation}"
+        if len(parts) == 1:
+            what = f"{what} ({'both' if pair else 'all'} {parts[0]})"
+            remedy = f"remove {'one' if pair else 'all but one'} of them"
+            findings.append(Finding("duplicate", what, remedy, names))
         else:
-            what = f"{what}, and one is in {part}, one in {other_part}"
-            remedy = "remove one, or put both into one part (--split): memorised text gets better scores"
-            findings.append(Finding("leak", what, remedy, (name, other)))
+            one, verb = ("one", "is") if pair else ("some", "are")
+            what = f"{what}, and {one} {verb} in {f', {one} in '.join(parts)}"
+            rest = "one" if pair else "all but one"
+            remedy = f"remove {rest}, or put them into one part (--split): memorised text gets better scores"
+            findings.append(Finding("leak", what, remedy, names))
     if common:
         passage, count = common
         what = f"“{passage}…” occurs in {count} of {len(documents)} stories"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from grimmgen.runs import registry
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.logits import log_probabilities
 from grimmgen.sampling.options import LONGEST, PARAGRAPH, SENTENCE, InitialState, SamplingOptions
+from grimmgen.text.graphemes import cluster_boundary
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -38,17 +39,20 @@ _MAX_COUNT = 1024
 # N-grams per piece: doubled up to this number while a piece takes less than this time.
 _MAX_CHUNK = 256
 _MAX_CHUNK_SECONDS = 0.02
-# A sentence ends with one of these marks, the quotes and brackets that close after it, and a space.
-_CLOSING = "'\")\\]\u00bb\u2019\u201d\u300d\u300f\uff09"
-_SENTENCE_END = re.compile(
-    # Chinese and Japanese have no space there.
-    f"[.!?\u2026][{_CLOSING}]*(?=\\s)|[\u3002\uff01\uff1f][{_CLOSING}]*(?=[^{_CLOSING}])"
+# A sentence ends with a mark of any script, the quotes and brackets that close after it, and a space; after the full
+# stops of Chinese and Japanese there is none.
+_CLOSING = r"[\p{Pe}\p{Pf}'\"]"
+_SENTENCE_END = (
+    rf"[\p{{Sentence_Terminal}}\u2026]{_CLOSING}*(?=\s)|[\u3002\uff01\uff1f]{_CLOSING}*(?=[^\p{{Pe}}\p{{Pf}}'\"])"
 )
 # A paragraph ends before an empty line.
-_PARAGRAPH_END = re.compile(r"(?<=\S)(?=\n[ \t]*\n)")
+_PARAGRAPH_END = r"(?<=\S)(?=\n[ \t]*\n)"
 _BOUNDARIES = {SENTENCE: _SENTENCE_END, PARAGRAPH: _PARAGRAPH_END}
 # Maximum characters of a match of either pattern: closing marks, or the spaces of an empty line.
 _MAX_MATCH = 16
+
+# Characters that are searched for the beginning of a grapheme cluster.
+_LONGEST_CLUSTER = 32
 
 # The next piece of each document, [B].
 Pieces = list[str]
@@ -379,6 +383,8 @@ class _Output:
         options = generation.options
         self.remaining = LONGEST if options.length is None else options.length
         self._generation, self._vocabulary, self._keep = generation, vocabulary, keep
+        # The end of the text so far, in which a grapheme cluster may have begun.
+        self._tail = generation.prompt[-_LONGEST_CLUSTER:]
         self._stop = _StopCondition(options.until, vocabulary)
 
     def append(self, ids: list[int], prefix: str) -> str:
@@ -386,8 +392,14 @@ class _Output:
         generation = self._generation
         if generation.ending:
             return ""
-        piece = self._vocabulary.decode(ids)[len(prefix) :][: self.remaining]
+        piece = self._vocabulary.decode(ids)[len(prefix) :]
         self.remaining -= len(piece)
+        if self.remaining <= 0:
+            # The length cuts the text, but no grapheme cluster.
+            known = self._tail + piece
+            piece = piece[: max(0, cluster_boundary(known, len(known) + self.remaining) - len(self._tail))]
+            self.remaining = 0
+        self._tail = (self._tail + piece)[-_LONGEST_CLUSTER:]
         if (end := self._stop.find(piece)) is not None:
             piece, generation.ending = piece[:end], "until"
         elif self.remaining == 0:
@@ -419,18 +431,22 @@ class _StopCondition:
         # The end of the text so far, in which a match may have begun.
         self._tail = ""
         self._tail_length = _MAX_MATCH
-        self._pattern = None if until is None else _BOUNDARIES.get(until)
-        if until is not None and self._pattern is None:
+        self._search: Callable[[str], Any] | None = None
+        if until in _BOUNDARIES:
+            import regex  # has the Unicode properties; takes 25 ms
+
+            self._search = regex.compile(_BOUNDARIES[until]).search
+        elif until is not None:
             text = vocabulary.normalise(until)
-            self._pattern = re.compile(re.escape(text))
+            self._search = re.compile(re.escape(text)).search
             self._tail_length = len(text) - 1
 
     def find(self, piece: str) -> int | None:
         """Find the end in the next piece; returns the number of characters before it, or None."""
-        if self._pattern is None:
+        if self._search is None:
             return None
         text = self._tail + piece
-        if match := self._pattern.search(text):
+        if match := self._search(text):
             return max(0, match.end() - len(self._tail))
         self._tail = text[max(0, len(text) - self._tail_length) :]
         return None
