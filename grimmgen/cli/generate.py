@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from grimmgen.cli import options
-from grimmgen.errors import UsageError
+from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.sampling.options import LONGEST, SamplingOptions
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ def generate(
     stories: Annotated[
         int, options.option(help="Number of stories to generate; the random seed increases by one for each.")
     ] = 1,
+    unique: Annotated[
+        bool, options.option("--unique", help="With --stories: generate none twice.")
+    ] = False,
+    novel: Annotated[
+        bool, options.option("--novel", help="Generate no story that is a whole story of the training set.")
+    ] = False,
     lines: Annotated[
         bool, options.option("--lines", help="Break lines between words if standard output is a terminal.")
     ] = False,
@@ -44,7 +50,8 @@ def generate(
 ) -> None:
     """Generate stories with a trained model; only their text goes to standard output.
 
-    One story is printed while it is generated, several when all are complete, separated by empty lines.
+    One story is printed while it is generated, several when all are complete: one per line if the model was trained
+    with --documents line, else separated by empty lines.
 
     Options apply in this order: --max-copy, --repetition-penalty, --temperature, --top-k, --top-p, --min-p.
     --json includes all that reproduces a story.
@@ -57,6 +64,8 @@ def generate(
     sampling = SamplingOptions(**{"random_seed": fresh_random_seed(), **chosen})
     if lines and json:
         raise UsageError("--lines has no effect with --json", "leave out --lines")
+    if unique and stories == 1:
+        raise UsageError("--unique has no effect on one story", "give --stories as well")
     if seed and seed_file:
         raise UsageError("--seed and --seed-file exclude each other", "give one of them")
     prompt = _prompt(seed, seed_file)
@@ -69,7 +78,7 @@ def generate(
 
         report = NoveltyReport(generator.model)
 
-    if stories == 1 and not json:
+    if stories == 1 and not (json or novel):
         write = console.Lines().write if lines else console.write
         stream = generator.start(prompt, sampling, keep=report is not None)
         for [piece] in stream:
@@ -77,28 +86,40 @@ def generate(
         write("\n")
         generations = stream.generations
     else:
-        generations = generator.generate_batch(prompt, sampling, stories)
+        if unique or novel:
+            distinct = generator.generate_distinct(prompt, sampling, stories, unique=unique, novel=novel)
+            generations = list(distinct)
+        else:
+            generations = generator.generate_batch(prompt, sampling, stories)
         if not json:
             write = console.Lines().write if lines else console.write
-            write("\n".join(f"{generation.text}\n" for generation in generations))
+            between = "" if generator.checkpoint.configuration.documents == "line" else "\n"
+            write(between.join(f"{generation.text}\n" for generation in generations))
     texts = ["".join(generation.pieces) for generation in generations]
     if json:
         records = [
             _record(generator, generation) | (report.to_json(text) if report else {})
             for generation, text in zip(generations, texts, strict=True)
         ]
-        console.document(records if stories > 1 else records[0])
+        console.document(records if stories > 1 or not records else records[0])
     elif report:
         for number, text in enumerate(texts, 1):
             if stories > 1:
                 console.note(f"story {number}:")
             report.print_summary(text)
-    if not quiet:
+    if generations and not quiet:
         _warn(generations)
-        if "random_seed" not in chosen and sys.stderr.isatty() and not json:
-            count = f" --stories {stories}" if stories > 1 else ""
-            reproduce = f"--run {generator.name} --random-seed {sampling.random_seed}{count}"
-            console.hint(reproduce, "Reproduce with")
+    if len(generations) < stories:
+        kind = " and ".join(["different"] * unique + ["new"] * novel)
+        raise GrimmgenError(
+            f"found only {len(generations)} of {stories} {kind} stories",
+            "raise --temperature or --top-k, or lower --stories",
+        )
+    if "random_seed" not in chosen and sys.stderr.isatty() and not (json or quiet):
+        count = f" --stories {stories}" if stories > 1 else ""
+        kind = " --unique" * unique + " --novel" * novel
+        reproduce = f"--run {generator.name} --random-seed {sampling.random_seed}{count}{kind}"
+        console.hint(reproduce, "Reproduce with")
 
 
 def _prompt(seed: str, seed_file: Path | None) -> str:

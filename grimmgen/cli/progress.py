@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 
 from grimmgen.cli import console, options
@@ -18,9 +20,13 @@ from grimmgen.runs.events import (
     event_to_json,
 )
 from grimmgen.runs.registry import Run, TrainedModel
+from grimmgen.text.graphemes import cluster_boundary
 
 # A larger share of unknown tokens is reported; in the tales it is 0.001.
 _MANY_UNKNOWN = 0.05
+
+# Characters of the prompt in the hint after training.
+_LONGEST_PROMPT = 20
 
 _REASONS = {
     "epochs": "all epochs done",
@@ -151,10 +157,15 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     from grimmgen.sampling.generator import TextGenerator
 
     text = TextGenerator(TrainedModel(run.name, run.checkpoint(), run)).generate(length=240, random_seed=1)
+    words = text.split()
     console.out()
-    console.out(f"Sample: {' '.join(text.split())} …")
+    console.out(f"Sample: {' '.join(words)} …")
     console.out()
-    console.hint('grimmgen generate --seed "the king"', "next")
+    # A prompt of the text's own words; where words are not separated by spaces, of its first characters.
+    prompt = " ".join(words[:2])
+    prompt = prompt[: cluster_boundary(prompt, _LONGEST_PROMPT)]
+    quoted = f'"{prompt}"' if re.fullmatch(r"[\w ]*", prompt) else shlex.quote(prompt)  # as every shell has it
+    console.hint(f"grimmgen generate --seed {quoted}" if prompt else "grimmgen generate", "next")
 
 
 def _updates(number: int) -> str:

@@ -272,10 +272,31 @@ def training_index(model: TrainedModel) -> CopyIndex:
         UsageError: the model is a checkpoint file, which does not include its training set.
         GrimmgenError: a training document cannot be read, or the cache cannot be written.
     """
+    configuration = model.checkpoint.configuration
+    return copy_index(_training_documents(model), configuration.lower, configuration.newlines)
+
+
+def training_document_keys(model: TrainedModel) -> Iterator[bytes]:
+    """Yield the `document_key` of each document that a model was trained on, normalised as it was then.
+
+    Raises:
+        UsageError: the model is a checkpoint file, which does not include its training set.
+        GrimmgenError: a training document cannot be read.
+    """
+    configuration = model.checkpoint.configuration
+    for document in _training_documents(model):
+        yield document_key(normalise(document.read(), configuration.lower, configuration.newlines))
+
+
+def document_key(text: str) -> bytes:
+    """Return a hash of a normalised text that ignores the white space around it."""
+    return hashlib.blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=12).digest()
+
+
+def _training_documents(model: TrainedModel) -> Sequence[Document]:
     if model.run is None:
         raise UsageError(f"{model.name} does not include its training stories", "give --run a run's name")
-    configuration = model.checkpoint.configuration
-    return copy_index(model.run.split().parts["train"], configuration.lower, configuration.newlines)
+    return model.run.split().parts["train"]
 
 
 def copy_index(documents: Sequence[Document], lower: bool, newlines: Newlines) -> CopyIndex:

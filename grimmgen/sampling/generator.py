@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 # Standard deviation of the random initial state, as in the tutorial.
 _STATE_DEVIATION = 0.05
 _MAX_COUNT = 1024
+# Batches in a row without an acceptable text, after which the model is taken to have no more of them.
+_MAX_REJECTED = 10
 # N-grams per piece: doubled up to this number while a piece takes less than this time.
 _MAX_CHUNK = 256
 _MAX_CHUNK_SECONDS = 0.02
@@ -158,6 +160,40 @@ class TextGenerator:
         for _ in stream:
             pass
         return stream.generations
+
+    def generate_distinct(
+        self, prompt: str, options: SamplingOptions, count: int, *, unique: bool = True, novel: bool = False
+    ) -> Iterator[Generation]:
+        """Generate texts in batches, and yield those that are accepted, at most `count`.
+
+        There are fewer if _MAX_REJECTED batches in a row have none. Each text is the one that `stream` generates with
+        its own random seed; seeds of rejected texts are skipped.
+
+        Args:
+            prompt: any text.
+            options: the sampling options; the random seed is that of the first text.
+            count: the number of texts wanted.
+            unique: accept no text twice.
+            novel: accept no text that is a whole document of the training set.
+
+        Raises:
+            UsageError: see `start`; or the training set is needed and the model is a checkpoint file.
+            GrimmgenError: a training document cannot be read.
+        """
+        from grimmgen.evaluation.novelty import document_key, training_document_keys
+
+        excluded = set(training_document_keys(self.model)) if novel else set[bytes]()
+        accepted = rejected = 0
+        while accepted < count and rejected < _MAX_REJECTED:
+            rejected += 1
+            for generation in self.generate_batch(prompt, options, count):
+                key = document_key(generation.text)
+                if key not in excluded and accepted < count:
+                    accepted, rejected = accepted + 1, 0
+                    if unique:
+                        excluded.add(key)
+                    yield generation
+            options = replace(options, random_seed=options.random_seed + count)
 
     def start(self, prompt: str, options: SamplingOptions, count: int = 1, keep: bool = False) -> GenerationStream:
         """Start to generate texts; iterating over the result generates them.
