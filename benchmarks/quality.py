@@ -33,7 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.configuration import PRESETS, Configuration, Newlines, duration
+from grimmgen.configuration import PRESETS, Configuration, Newlines, Normalisation, duration
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
@@ -184,7 +184,7 @@ def nn_lstm(name: str, task: Task) -> Figures:
     """Train and evaluate `Rival` on the same windows; `nn.LSTM` cannot reset the state inside a window."""
     torch.manual_seed(task.seed)
     texts = [document.read() for document in task.split.parts["train"]]
-    vocabulary = Vocabulary.build(texts, newlines=task.newlines)
+    vocabulary = Vocabulary.build(texts, normalisation=Normalisation(newlines=task.newlines))
     training = [[vocabulary.encode(text)] for text in texts]
     model = Rival(len(vocabulary), bf16=name.endswith("bf16"))
     optimiser = torch.optim.Adam(model.parameters())
@@ -231,7 +231,7 @@ def ppmd(_: str, task: Task) -> Figures:
         return len(pyppmd.compress(text.encode(), max_order=order, mem_size=1 << 28))
 
     def normalised(texts: Iterable[str]) -> list[str]:
-        return [normalise(text, True, task.newlines) for text in texts]
+        return [normalise(text, Normalisation(newlines=task.newlines)) for text in texts]
 
     prime = "".join(normalised(document.read() for document in task.split.parts["train"]))
     prime_size = size(prime)

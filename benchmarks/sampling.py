@@ -79,10 +79,7 @@ def main() -> None:
             }
         )
     configuration = run.configuration
-    held_out = [
-        normalise(document.read(), configuration.lower, configuration.newlines)
-        for document in run.split().parts["valid"]
-    ]
+    held_out = [normalise(document.read(), configuration.normalisation) for document in run.split().parts["valid"]]
     rows.append(row("held-out stories", measure_together(index, "valid", held_out), None, None))
     if arguments.json:
         print(json.dumps(documents))

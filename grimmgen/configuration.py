@@ -25,6 +25,7 @@ Initialisation = Literal["auto", "normal", "xavier"]
 DropoutMode = Literal["tutorial", "output", "locked"]
 Schedule = Literal["plateau", "cosine"]
 Newlines = Literal["keep", "space"]
+Language = Literal["tr", "az"]
 # What a matrix product rounds its factors to; `auto` is resolved when the backend is known.
 Products = Literal["fp32", "bf16"]
 Precision = Literal["auto", Products]
@@ -36,6 +37,20 @@ LONGEST_NGRAM = 8
 NETWORK, TRAINING, TEXT = "Network", "Training", "Text"
 _LARGEST = 1 << 20
 _SEEDS = 2**63 - 1
+
+
+class Normalisation(NamedTuple):
+    """How a text is normalised before it is cut into tokens; see `grimmgen.text.normalisation`.
+
+    Attributes:
+        lower: convert to lower case.
+        newlines: "keep" line ends, or replace each by a "space".
+        language: the language whose rules of lower case apply, where they differ from those of all others.
+    """
+
+    lower: bool = True
+    newlines: Newlines = "keep"
+    language: Language | None = None
 
 
 class Option(NamedTuple):
@@ -412,6 +427,14 @@ class Configuration:
         flag="--keep-boilerplate",
         panel=TEXT,
     )
+    language: Language | None = option(
+        None,
+        "Language with lower-case rules of its own: {choices} (Turkish, Azeri), where I becomes ı, and İ becomes i",
+        metavar="CODE",
+        default_text="the rules of all others",
+        excludes=("lower",),
+        panel=TEXT,
+    )
     phases: bool = option(
         False, "Train on tokens cut from every offset, a new offset for each story and epoch", panel=TEXT
     )
@@ -420,6 +443,11 @@ class Configuration:
         check_options(self)
         if cells()[self.cell].pre_step is not None and not self.embedding:
             raise UsageError(f"--cell {self.cell} needs --embedding", "give it as well, as in --embedding 256")
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The options of normalisation."""
+        return Normalisation(self.lower, self.newlines, self.language)
 
     def departures(self) -> dict[str, Any]:
         """The options that are not the tutorial's."""

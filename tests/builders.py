@@ -45,8 +45,7 @@ def tiny_vocabulary(configuration: Configuration) -> Vocabulary:
         [TEXT],
         configuration.ngram,
         configuration.min_count,
-        configuration.lower,
-        configuration.newlines,
+        configuration.normalisation,
         configuration.phases,
     )
 

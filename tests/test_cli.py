@@ -42,10 +42,10 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check "
-    + declared(Configuration, "ngram", "min_count", "lower", "newlines", "phases", *READING),
+    + declared(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split " + declared(Configuration),
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
-    "generate": "--run --seed --seed-file --stories --lines --novelty " + declared(SamplingOptions),
+    "generate": "--run --seed --seed-file --stories --unique --novel --lines --novelty " + declared(SamplingOptions),
     "runs": "",
     "runs list": "",
     "runs show": "",

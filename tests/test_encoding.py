@@ -18,7 +18,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grimmgen.configuration import Configuration, Newlines
+from grimmgen.configuration import Configuration, Newlines, Normalisation
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.text import encoding, id_cache, ngrams, normalisation
@@ -34,6 +34,7 @@ ODD = "ab AB.'\0\r\n\t\u2028\ufeffe\u0301\u0327\u0130\u03a3\u03a3\u1e9e\u212b\u1
 ODD += ":^`中文。é“"
 TEXTS = st.text(st.sampled_from(ODD) | st.characters(exclude_categories=["Cs"]), max_size=40)
 NEWLINES: st.SearchStrategy[Newlines] = st.sampled_from(["keep", "space"])
+NORMALISATIONS = st.builds(Normalisation, st.booleans(), NEWLINES, st.sampled_from([None, "tr"]))
 # No deadline, so that a busy machine does not fail the test.
 no_deadline = settings(deadline=None)
 many_examples = settings(deadline=None, max_examples=400)
@@ -76,9 +77,9 @@ def test_pieces_are_counted_and_encoded_as_the_reference(
     newlines: Newlines,
     phases: bool,
 ) -> None:
-    options = n, min_count, lower, newlines, phases
+    options = n, min_count, Normalisation(lower, newlines), phases
     pieces = [Pieces(text, size) for text in texts]
-    reference = ReferenceVocabulary(texts, *options)
+    reference = ReferenceVocabulary(texts, n, min_count, lower, newlines, phases)
     if not reference.kept:
         with pytest.raises(UsageError, match="give more text"):
             Vocabulary.build(pieces, *options)
@@ -95,32 +96,33 @@ def test_pieces_are_counted_and_encoded_as_the_reference(
 
 
 @many_examples
-@given(TEXTS, st.booleans(), NEWLINES, st.data())
+@given(TEXTS, NORMALISATIONS, st.data())
 def test_parts_at_a_boundary_are_normalised_independently(
-    text: str, lower: bool, newlines: Newlines, data: st.DataObject
+    text: str, options: Normalisation, data: st.DataObject
 ) -> None:
     start = data.draw(st.integers(1, max(1, len(text))))
     at = last_boundary(text, start)
     assert at == 0 or start <= at <= len(text)
-    parts = normalise(text[:at], lower, newlines) + normalise(text[at:], lower, newlines)
-    assert parts == normalise(text, lower, newlines)
+    parts = normalise(text[:at], options) + normalise(text[at:], options)
+    assert parts == normalise(text, options)
 
 
 @many_examples
-@given(TEXTS, st.booleans(), NEWLINES)
-@example("é\r\r\n", True, "keep")
-@example("\u1100\r\r\n", True, "keep")
-def test_normalised_codes_equal_normalise(text: str, lower: bool, newlines: Newlines) -> None:
-    codes = normalised_codes(text, lower, newlines)
-    assert codes.tolist() == code_points(normalise(text, lower, newlines)).tolist()
+@given(TEXTS, NORMALISATIONS)
+@example("é\r\r\n", Normalisation())
+@example("\u1100\r\r\n", Normalisation())
+@example("KING I\u0307", Normalisation(language="tr"))
+def test_normalised_codes_equal_normalise(text: str, options: Normalisation) -> None:
+    codes = normalised_codes(text, options)
+    assert codes.tolist() == code_points(normalise(text, options)).tolist()
 
 
 def test_text_without_a_boundary_is_cut_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(normalisation, "_LONGEST_WITHOUT_BOUNDARY", 20)
     dots = ["." * 7] * 9 + ["\r\n"] * 30 + ["\0" * 50]
-    pieces = list(normalised_pieces(dots, True, "keep"))
+    pieces = list(normalised_pieces(dots, Normalisation()))
     assert max(map(len, pieces)) <= 50
-    assert "".join(map(chr, np.concatenate(pieces))) == normalise("".join(dots), True)
+    assert "".join(map(chr, np.concatenate(pieces))) == normalise("".join(dots))
 
 
 def test_boundaries_are_found_in_every_script() -> None:
@@ -141,11 +143,11 @@ def test_boundaries_are_found_in_every_script() -> None:
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_table_has_only_context_free_characters(lower: bool) -> None:
-    table = normalisation._table(lower, "keep")
+    table = normalisation._table(Normalisation(lower))
     context_free = {chr(code) for code in np.flatnonzero(table != 0xFFFF)}
     assert {*"aZ\n\r “é中ж\u212b"} <= context_free
     for character in context_free:
-        assert chr(table[ord(character)]) == normalise(character, lower)
+        assert chr(table[ord(character)]) == normalise(character, Normalisation(lower))
     # Characters that are composed with the one before them are not in the table, nor do they follow a boundary.
     seconds = {"".join(map(chr, range(0x1161, 0x1176))), "".join(map(chr, range(0x11A8, 0x11C3)))}
     every = [chr(code) for code in range(sys.maxunicode + 1)]

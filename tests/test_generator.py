@@ -304,7 +304,11 @@ def test_an_empty_prompt_uses_the_checkpoints_first_ngrams() -> None:
         ("sentence", "he went.", None),
         ("sentence", "\u738b\u8d70\u4e86\u3002\u7136\u540e", "\u738b\u8d70\u4e86\u3002"),
         ("sentence", "\u738b\u300c\u8d70\u3002\u300d\u7136", "\u738b\u300c\u8d70\u3002\u300d"),
-        ("sentence", "\u0930\u093e\u091c\u093e \u0939\u0948\u0964 \u090f\u0915", "\u0930\u093e\u091c\u093e \u0939\u0948\u0964"),
+        (
+            "sentence",
+            "\u0930\u093e\u091c\u093e \u0939\u0948\u0964 \u090f\u0915",
+            "\u0930\u093e\u091c\u093e \u0939\u0948\u0964",
+        ),
         ("sentence", "\u06c1\u06d2\u06d4 \u0627", "\u06c1\u06d2\u06d4"),
         ("sentence", "\u0622\u06cc\u0627\u061f \u0646\u0647", "\u0622\u06cc\u0627\u061f"),
         ("paragraph", "one\ntwo\n\nthree", "one\ntwo"),

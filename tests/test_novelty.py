@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grimmgen.configuration import Normalisation
 from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation import novelty
 from grimmgen.evaluation.novelty import CopyIndex, CopyLimit, copy_index, measure, measure_together
@@ -122,7 +123,7 @@ def test_shares_of_copies_match_brute_force(documents: list[str], measured_texts
 
 def test_training_text_and_pasted_sentences_are_found() -> None:
     parts = split_by_hash(open_corpus(SAMPLER)).parts
-    index = copy_index(parts["train"], True, "keep")
+    index = copy_index(parts["train"], Normalisation())
     document = parts["train"][2]
     text = document.read().lower()
     whole = measure(index, "x", text)
@@ -153,7 +154,7 @@ def test_novelty_of_a_held_out_story_matches_brute_force() -> None:
         candidates = range(length + 1, 0, -1)
         length = next((n for n in candidates if any(text[end - n : end] in t for t in training)), 0)
         expected.append(length)
-    index = copy_index(parts["train"], True, "keep")
+    index = copy_index(parts["train"], Normalisation())
     assert index.longest_at_each(text)[0].tolist() == expected
     measured = measure(index, "held out", text)
     assert measured.longest is not None
@@ -188,39 +189,39 @@ def test_index_is_cached_by_content_and_normalisation(
 
     monkeypatch.setattr(novelty, "_write_index", recording_write_index)
     for _ in range(2):
-        assert copy_index(documents, True, "keep").longest_suffixes("", ["the queen", "fox", "The"], 99) == [
+        assert copy_index(documents, Normalisation()).longest_suffixes("", ["the queen", "fox", "The"], 99) == [
             9,
             3,
             2,
         ]
     assert len(written) == 1
     assert [path.name for path in cached()] == ["index.json", "order", "text"]
-    assert copy_index(documents, False, "keep").longest_suffixes("", ["The"], 99) == [3]
-    assert copy_index(documents, True, "space").longest_suffixes("", ["king. the"], 99) == [9]
-    assert copy_index(documents[:1], True, "keep").longest_suffixes("", ["fox"], 99) == [0]
+    assert copy_index(documents, Normalisation(lower=False)).longest_suffixes("", ["The"], 99) == [3]
+    assert copy_index(documents, Normalisation(newlines="space")).longest_suffixes("", ["king. the"], 99) == [9]
+    assert copy_index(documents[:1], Normalisation()).longest_suffixes("", ["fox"], 99) == [0]
     documents[0].path.write_text("Another tale.")  # type: ignore[union-attr]
-    assert copy_index(documents, True, "keep").longest_suffixes("", ["another"], 99) == [7]
+    assert copy_index(documents, Normalisation()).longest_suffixes("", ["another"], 99) == [7]
     assert len(written) == len(set(written)) == 5
 
 
 @pytest.mark.parametrize("name", ["index.json", "order", "text"])
 @pytest.mark.parametrize("damage", ["gone", "cut", "empty", "flipped", "another"])
 def test_damaged_index_is_rebuilt(documents: list[Document], name: str, damage: str) -> None:
-    copy_index(documents, True, "keep")
+    copy_index(documents, Normalisation())
     [path] = [path for path in cached() if path.name == name]
     content = path.read_bytes()
     path.unlink()
     if damage != "gone":
         flipped = content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
         path.write_bytes({"cut": content[:-4], "empty": b"", "flipped": flipped, "another": b"[]"}[damage])
-    assert copy_index(documents, True, "keep").longest_suffixes("", ["the queen", "fox"], 99) == [9, 3]
+    assert copy_index(documents, Normalisation()).longest_suffixes("", ["the queen", "fox"], 99) == [9, 3]
     assert path.read_bytes() == content
 
 
 def test_unwritable_cache_is_an_error_with_its_path(documents: list[Document], home: Path) -> None:
     home.write_text("not a directory")
     with pytest.raises(GrimmgenError, match="cannot read") as raised:
-        copy_index(documents, True, "keep")
+        copy_index(documents, Normalisation())
     assert str(home) in str(raised.value)
 
 
@@ -234,9 +235,9 @@ def test_full_disk_is_an_error(documents: list[Document], monkeypatch: pytest.Mo
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(GrimmgenError, match="No space left"):
-            copy_index(documents, True, "keep")
+            copy_index(documents, Normalisation())
     assert not cached()
-    assert copy_index(documents, True, "keep").longest_suffixes("", ["fox"], 99) == [3]
+    assert copy_index(documents, Normalisation()).longest_suffixes("", ["fox"], 99) == [3]
 
 
 # --- the command line ----------------------------------------------------------------------------------------

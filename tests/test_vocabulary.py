@@ -15,7 +15,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from grimmgen.configuration import Newlines
+from grimmgen.configuration import Newlines, Normalisation
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
@@ -48,9 +48,9 @@ def test_vocabulary_equals_the_reference(
     reference = ReferenceVocabulary(texts, n, min_count, lower, newlines, phases)
     if not reference.kept:
         with pytest.raises(UsageError, match="give more text"):
-            Vocabulary.build(texts, n, min_count, lower, newlines, phases)
+            Vocabulary.build(texts, n, min_count, Normalisation(lower, newlines), phases)
         return
-    vocabulary = Vocabulary.build(texts, n, min_count, lower, newlines, phases)
+    vocabulary = Vocabulary.build(texts, n, min_count, Normalisation(lower, newlines), phases)
     assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(reference.kept.items())
     assert list(vocabulary.alphabet) == reference.alphabet
     assert dict(vocabulary.unknown_characters) == reference.unknown_characters
@@ -73,7 +73,7 @@ def test_vocabulary_equals_the_reference(
 @no_deadline
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=4), NGRAMS, st.booleans())
 def test_decode_inverts_encode(texts: list[str], n: int, lower: bool) -> None:
-    vocabulary = Vocabulary.build(texts, n, 1, lower)
+    vocabulary = Vocabulary.build(texts, n, 1, Normalisation(lower))
     for text in texts:
         ids = vocabulary.encode(text)
         assert (
@@ -88,8 +88,9 @@ def test_decode_inverts_encode(texts: list[str], n: int, lower: bool) -> None:
 @given(TEXTS, st.booleans(), NEWLINES)
 @example("a\r\n\u0301\n\rb", True, "space")
 def test_normalise_is_idempotent(text: str, lower: bool, newlines: Newlines) -> None:
-    once = normalise(text, lower, newlines)
-    assert normalise(once, lower, newlines) == once == reference_encoding.normalise(text, lower, newlines)
+    options = Normalisation(lower, newlines)
+    once = normalise(text, options)
+    assert normalise(once, options) == once == reference_encoding.normalise(text, lower, newlines)
     assert "\r" not in once
     assert newlines == "keep" or "\n" not in once
 
@@ -102,7 +103,7 @@ def test_phases_are_counted_and_encoded() -> None:
 
 
 def test_newlines_can_be_replaced_by_spaces() -> None:
-    vocabulary = Vocabulary.build(["the\r\nking\nthe king"], 1, 1, newlines="space")
+    vocabulary = Vocabulary.build(["the\r\nking\nthe king"], 1, 1, Normalisation(newlines="space"))
     assert vocabulary.alphabet == " eghiknt"
     assert vocabulary.encode("e\nk").tolist() == vocabulary.encode("e k").tolist()
     assert vocabulary.normalise("The\rking") == "the king"
@@ -121,7 +122,17 @@ def test_newlines_can_be_replaced_by_spaces() -> None:
     ],
 )
 def test_normal_form_of_special_characters(text: str, expected: str) -> None:  # fault 20
-    assert normalise(text, lower=True) == expected
+    assert normalise(text) == expected
+
+
+def test_turkish_has_lower_case_rules_of_its_own() -> None:
+    turkish = Normalisation(language="tr")
+    text = "ISPARTA, \u0130ZM\u0130R, I\u0307zmir; k\u0131z"
+    assert normalise(text, turkish) == "\u0131sparta, izmir, izmir; k\u0131z"
+    vocabulary = Vocabulary.build([text], 1, 1, turkish)
+    assert vocabulary.decode(vocabulary.encode("\u0130I")) == "i\u0131"
+    assert Vocabulary.from_json(vocabulary.to_json()).normalisation == turkish
+    assert normalise("STRASSE stra\u00dfe \u1e9e", turkish) == "strasse stra\u00dfe \u00df"
 
 
 @pytest.mark.parametrize("n", range(1, 5))
@@ -130,7 +141,7 @@ def test_table_and_sorted_keys_give_the_reference_ids(n: int) -> None:
     generator = np.random.default_rng(n)
     characters = [chr(c) for c in range(0x4E00, 0x4E00 + 100)]
     text = "".join(generator.choice(characters[:3] * 40 + characters, 3000))
-    vocabulary = Vocabulary.build([text], n, 2, False)
+    vocabulary = Vocabulary.build([text], n, 2, Normalisation(lower=False))
     reference = ReferenceVocabulary([text], n, 2, False)
     probe = text[1:] + "".join(generator.choice([*characters[:3] * 30, "?", "\0", "\U0010ffff"], 1001))
     assert vocabulary.encode(probe).tolist() == reference.encode(probe)
@@ -227,7 +238,7 @@ def test_vocabulary_does_not_depend_on_the_hash_seed() -> None:  # fault 23
 @no_deadline
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=3), NGRAMS, st.booleans(), NEWLINES, st.booleans())
 def test_vocabulary_survives_json(texts: list[str], n: int, lower: bool, newlines: Newlines, phases: bool) -> None:
-    vocabulary = Vocabulary.build([*texts, "ab" * 2 * n], n, 2, lower, newlines, phases)
+    vocabulary = Vocabulary.build([*texts, "ab" * 2 * n], n, 2, Normalisation(lower, newlines), phases)
     read = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
     assert read == vocabulary
     assert read.encode("".join(texts)).tolist() == vocabulary.encode("".join(texts)).tolist()
@@ -273,6 +284,7 @@ def lacking(part: str) -> Callable[[dict[str, Any]], object]:
         *(replaced(ngram=n) for n in (0, 9, 1, "2", 2.0, True, None)),
         *(replaced(min_count=n) for n in (0, 3, -1, "2", 2.0, True, None)),
         *(replaced(lower=flag) for flag in (0, 1, "true", None)),
+        *(replaced(language=code) for code in ("", "de", 7, ["tr"])),
         *(replaced(newlines=word) for word in ("", "Keep", "spaces", 0, True, None, ["keep"])),
         *(
             replaced(ngrams=grams)

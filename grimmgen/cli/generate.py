@@ -32,9 +32,7 @@ def generate(
     stories: Annotated[
         int, options.option(help="Number of stories to generate; the random seed increases by one for each.")
     ] = 1,
-    unique: Annotated[
-        bool, options.option("--unique", help="With --stories: generate none twice.")
-    ] = False,
+    unique: Annotated[bool, options.option("--unique", help="With --stories: generate none twice.")] = False,
     novel: Annotated[
         bool, options.option("--novel", help="Generate no story that is a whole story of the training set.")
     ] = False,

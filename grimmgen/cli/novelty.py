@@ -80,7 +80,7 @@ class NoveltyReport:
     def _normalise(self, text: str) -> str:
         from grimmgen.text.normalisation import normalise
 
-        return normalise(text, self._configuration.lower, self._configuration.newlines)
+        return normalise(text, self._configuration.normalisation)
 
 
 def show_novelty(model: TrainedModel, documents: Sequence[Document], part: options.Part, json: bool) -> None:

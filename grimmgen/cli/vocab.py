@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _UNITS = {1: "unigrams", 2: "bigrams", 3: "trigrams"}
 
 
-@options.accept(Configuration, "ngram", "min_count", "lower", "newlines", "phases", *READING)
+@options.accept(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING)
 def vocab(
     chosen: Mapping[str, Any],
     corpus: options.CorpusSources = options.DEFAULT_CORPUS,

@@ -127,8 +127,11 @@ def _why_not_comparable(models: Sequence[TrainedModel], read: Sequence[Sequence[
     if any(content != contents[0] for content in contents):
         return "the runs have different stories: to compare them on the same text, give FILEs"
     configurations = [model.checkpoint.configuration for model in models]
-    if len({(c.lower, c.newlines) for c in configurations}) > 1:
-        return "the runs normalise text differently (--keep-case, --newlines), so their scores are not comparable"
+    if len({configuration.normalisation for configuration in configurations}) > 1:
+        return (
+            "the runs normalise text differently (--keep-case, --newlines, --language), so their scores are not"
+            " comparable"
+        )
     return ""
 
 
@@ -157,7 +160,7 @@ def _evaluate(
 def _evaluate_baseline(trained: TrainedModel, documents: Sequence[Document]) -> Result:
     assert trained.run is not None
     configuration = trained.checkpoint.configuration
-    fold = partial(normalise, lower=configuration.lower, newlines=configuration.newlines)
+    fold = partial(normalise, options=configuration.normalisation)
     model = KneserNey([fold(document.read()) for document in trained.run.split().parts["train"]])
     texts = [(document.name, fold(document.read())) for document in documents]
     return Result("Kneser-Ney", model.evaluate([(name, text) for name, text in texts if text]), ngrams=False)

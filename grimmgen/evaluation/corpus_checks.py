@@ -243,7 +243,7 @@ def _check_size(split: Split, texts: _Texts, configuration: Configuration) -> li
     findings = []
     try:
         vocabulary = Vocabulary.build(
-            (t for _, t in texts["train"]), c.ngram, c.min_count, c.lower, c.newlines, c.phases
+            (t for _, t in texts["train"]), c.ngram, c.min_count, c.normalisation, c.phases
         )
     except UsageError as error:
         return [Finding("size", error.what, error.remedy)]
@@ -268,7 +268,7 @@ def _check_size(split: Split, texts: _Texts, configuration: Configuration) -> li
             findings.append(Finding("size", what, remedy))
     alphabet = set(vocabulary.alphabet)
     for part in PARTS[1:]:
-        unseen = {char for _, text in texts[part] for char in normalise(text, c.lower, c.newlines)} - alphabet
+        unseen = {char for _, text in texts[part] for char in normalise(text, c.normalisation)} - alphabet
         if unseen:
             shown = " ".join(repr(character) for character in sorted(unseen)[:10])
             what = f"the {part} stories have characters that do not occur in the training stories: {shown}"

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import bisect
 import copy
+import hashlib
 import json
 import mmap
 import os
 import tempfile
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Newlines
+from grimmgen.configuration import Normalisation
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.text.normalisation import normalise
@@ -273,7 +274,7 @@ def training_index(model: TrainedModel) -> CopyIndex:
         GrimmgenError: a training document cannot be read, or the cache cannot be written.
     """
     configuration = model.checkpoint.configuration
-    return copy_index(_training_documents(model), configuration.lower, configuration.newlines)
+    return copy_index(_training_documents(model), configuration.normalisation)
 
 
 def training_document_keys(model: TrainedModel) -> Iterator[bytes]:
@@ -285,7 +286,7 @@ def training_document_keys(model: TrainedModel) -> Iterator[bytes]:
     """
     configuration = model.checkpoint.configuration
     for document in _training_documents(model):
-        yield document_key(normalise(document.read(), configuration.lower, configuration.newlines))
+        yield document_key(normalise(document.read(), configuration.normalisation))
 
 
 def document_key(text: str) -> bytes:
@@ -299,22 +300,21 @@ def _training_documents(model: TrainedModel) -> Sequence[Document]:
     return model.run.split().parts["train"]
 
 
-def copy_index(documents: Sequence[Document], lower: bool, newlines: Newlines) -> CopyIndex:
+def copy_index(documents: Sequence[Document], normalisation: Normalisation) -> CopyIndex:
     """The index of these documents, built on first use and then mapped from the cache.
 
     Args:
         documents: at least one.
-        lower: whether to fold the text to lower case.
-        newlines: whether to keep line ends.
+        normalisation: of the text.
 
     Raises:
         GrimmgenError: a document cannot be read, or the cache cannot be written.
     """
     contents = [[d.name, d.sha256 or d.digest(), list(d.span)] for d in documents]
-    key = json.dumps([_FORMAT, lower, newlines, contents])
+    key = json.dumps([_FORMAT, normalisation, contents])
     directory = paths.index_directory(files.sha256(key.encode())[:32])
     if (index := _open_index(directory)) is None:
-        _write_index(directory, ((d.name, normalise(d.read(), lower, newlines)) for d in documents))
+        _write_index(directory, ((d.name, normalise(d.read(), normalisation)) for d in documents))
         index = _open_index(directory)
         if index is None:
             raise IntegrityError(f"{directory} does not hold what was just written", "check the disk")

@@ -180,8 +180,9 @@ class _Header:
             vocabulary = Vocabulary.from_json(own.get("vocabulary"))
         except GrimmgenError as error:
             raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
-        for name in ("ngram", "min_count", "lower", "newlines"):
-            if getattr(configuration, name) != getattr(vocabulary, name):
+        for name in ("ngram", "min_count", "lower", "newlines", "language"):
+            parts = vocabulary if name in {"ngram", "min_count"} else vocabulary.normalisation
+            if getattr(configuration, name) != getattr(parts, name):
                 raise IntegrityError(f"{path}: the vocabulary and the configuration differ in {name}", _REMEDY)
         provenance, progress = own.get("provenance"), own.get("progress")
         if not isinstance(provenance, dict) or not isinstance(progress, dict | None):

@@ -483,6 +483,6 @@ class _StopCondition:
             return None
         text = self._tail + piece
         if match := self._search(text):
-            return max(0, match.end() - len(self._tail))
+            return max(0, int(match.end()) - len(self._tail))
         self._tail = text[max(0, len(text) - self._tail_length) :]
         return None

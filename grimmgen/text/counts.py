@@ -54,8 +54,8 @@ def count_tokens(split: Split, configuration: Configuration) -> Statistics:
     """Build the vocabulary of the training set and count the n-grams of each part."""
     c, parts = configuration, split.parts
     everything = [document for part in PARTS for document in parts[part]]
-    vocabulary = Vocabulary.build(parts["train"], c.ngram, c.min_count, c.lower, c.newlines, c.phases)
-    complete = Vocabulary.build(everything, c.ngram, 1, c.lower, c.newlines)
+    vocabulary = Vocabulary.build(parts["train"], c.ngram, c.min_count, c.normalisation, c.phases)
+    complete = Vocabulary.build(everything, c.ngram, 1, c.normalisation)
     counts = {}
     for part in PARTS:
         characters = tokens = unknown = 0

@@ -42,7 +42,7 @@ def ngram_codes(pieces: Iterable[str], vocabulary: Vocabulary, phase: int = 0) -
         The code points of some complete n-grams; the last piece may end with a shorter one, and any may be empty.
     """
     cutter = NgramCutter(vocabulary.ngram, phase)
-    for codes in normalised_pieces(pieces, vocabulary.lower, vocabulary.newlines):
+    for codes in normalised_pieces(pieces, vocabulary.normalisation):
         yield cutter.add(codes)
     yield cutter.rest()
 
@@ -115,14 +115,12 @@ def _encode_to_cache(
 
 
 def _build_vocabulary(documents: Sequence[Document], options: Configuration) -> Vocabulary:
-    return Vocabulary.build(
-        documents, options.ngram, options.min_count, options.lower, options.newlines, options.phases
-    )
+    return Vocabulary.build(documents, options.ngram, options.min_count, options.normalisation, options.phases)
 
 
 def _cache_key(documents: Sequence[Document], options: Configuration) -> str:
     """A hash of everything that the ids depend on."""
     texts = [(document.sha256 or document.digest(), document.span) for document in documents]
-    chosen = options.ngram, options.min_count, options.lower, options.newlines, options.phases
+    chosen = options.ngram, options.min_count, options.normalisation, options.phases
     value = [id_cache.FORMAT, unicodedata.unidata_version, chosen, texts]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

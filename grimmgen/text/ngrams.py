@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Newlines
+from grimmgen.configuration import Normalisation
 from grimmgen.errors import UsageError
 from grimmgen.text.normalisation import CodePoints, Text, code_points, normalised_pieces, pieces_of
 
@@ -148,15 +148,14 @@ class NgramCounts:
 
 
 def count_ngrams(
-    texts: Iterable[Text], ngram: int, lower: bool, newlines: Newlines, phases: bool = False
+    texts: Iterable[Text], ngram: int, normalisation: Normalisation, phases: bool = False
 ) -> tuple[NgramKeys, NgramCounts]:
     """Count the n-grams of texts, which are read twice: for their alphabet, and for the n-grams.
 
     Args:
         texts: as they were read; they are normalised.
         ngram: n.
-        lower: convert to lower case.
-        newlines: "keep" line ends, or replace each by a "space".
+        normalisation: of the texts.
         phases: count the n-grams from each text's first character on, from its second, … and from its n-th.
 
     Returns:
@@ -166,11 +165,11 @@ def count_ngrams(
         UsageError: n is too large for so many different characters.
     """
     texts = tuple(texts)
-    keys = NgramKeys(_alphabet(texts, lower, newlines), ngram)
+    keys = NgramKeys(_alphabet(texts, normalisation), ngram)
     counter = _KeyCounter(keys.size)
     for text in texts:
         cutters = [NgramCutter(ngram, phase) for phase in range(ngram if phases else 1)]
-        for codes in normalised_pieces(pieces_of(text), lower, newlines):
+        for codes in normalised_pieces(pieces_of(text), normalisation):
             for cutter in cutters:
                 counter.add(keys.keys(cutter.add(codes)))
         for cutter in cutters:
@@ -178,11 +177,11 @@ def count_ngrams(
     return keys, counter.counts()
 
 
-def _alphabet(texts: Iterable[Text], lower: bool, newlines: Newlines) -> str:
+def _alphabet(texts: Iterable[Text], normalisation: Normalisation) -> str:
     """The characters of the normalised texts, in the order of code points."""
     ascii_bytes, seen = b"", np.zeros(0x110000, np.bool_)
     for text in texts:
-        for codes in normalised_pieces(pieces_of(text), lower, newlines):
+        for codes in normalised_pieces(pieces_of(text), normalisation):
             if codes.dtype == np.uint8:
                 # Deleting the known bytes is faster than a look-up, since hardly ever any are left.
                 ascii_bytes += bytes(set(codes.tobytes().translate(None, ascii_bytes)))

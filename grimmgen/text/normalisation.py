@@ -15,7 +15,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Newlines
+from grimmgen.configuration import Normalisation
 
 # Characters as integers, of any width that holds them.
 CodePoints = NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
@@ -43,44 +43,45 @@ def pieces_of(text: Text) -> Iterable[str]:
     return [text] if isinstance(text, str) else text.pieces()
 
 
-def normalise(text: str, lower: bool, newlines: Newlines = "keep") -> str:
+def normalise(text: str, options: Normalisation = Normalisation()) -> str:
     r"""Normalise a text: line ends become LF (or a space), characters are composed (NFC).
 
     Args:
-        text: any Unicode text.
-        lower: convert to lower case.
-        newlines: "keep" line ends as LF, or replace each by a "space".
+        text: any Unicode text. At its end, a capital sigma becomes the final one, as at the end of a word.
+        options: line ends, and lower case by Unicode's full rules (SpecialCasing.txt).
 
-    >>> normalise("The\r\nKing", lower=True), normalise("The\r\nKing", lower=True, newlines="space")
+    >>> normalise("The\r\nKing"), normalise("The\r\nKing", Normalisation(newlines="space"))
     ('the\nking', 'the king')
     """
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if newlines == "space":
+    if options.newlines == "space":
         text = text.replace("\n", " ")
-    if lower:
+    if options.lower:
+        if options.language is not None:
+            # Turkish and Azeri; composed first, since I and U+0307 are U+0130.
+            text = unicodedata.normalize("NFC", text).replace("I", "\u0131").replace("\u0130", "i")
         text = text.lower()
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def normalised_codes(text: str, lower: bool, newlines: Newlines) -> CodePoints:
-    """Return the code points of `normalise(text, lower, newlines)`, as uint8, uint16 or uint32."""
-    if text.isascii():
-        return np.frombuffer(normalise(text, lower, newlines).encode(), np.uint8)
+def normalised_codes(text: str, options: Normalisation) -> CodePoints:
+    """Return the code points of `normalise(text, options)`, as uint8, uint16 or uint32."""
+    if text.isascii() and (normalised_text := normalise(text, options)).isascii():
+        return np.frombuffer(normalised_text.encode(), np.uint8)
     joined = text.replace("\r\n", "\n") if "\r" in text else text
     # Characters beyond U+FFFF are pairs of surrogates here, which the table marks as _NEEDS_CONTEXT.
     codes = np.frombuffer(joined.encode("utf-16-le", "surrogatepass"), "<u2")
-    normalised = _table(lower, newlines).take(codes)
-    return code_points(normalise(text, lower, newlines)) if (normalised == _NEEDS_CONTEXT).any() else normalised
+    normalised = _table(options).take(codes)
+    return code_points(normalise(text, options)) if (normalised == _NEEDS_CONTEXT).any() else normalised
 
 
-def normalised_pieces(pieces: Iterable[str], lower: bool, newlines: Newlines) -> Iterator[CodePoints]:
+def normalised_pieces(pieces: Iterable[str], options: Normalisation) -> Iterator[CodePoints]:
     """Normalise a text piece by piece; the pieces of the result are cut elsewhere.
 
     Args:
         pieces: of one text, cut anywhere.
-        lower: see `normalise`.
-        newlines: see `normalise`.
+        options: see `normalise`.
     """
     rest = ""
     for piece in pieces:
@@ -90,9 +91,9 @@ def normalised_pieces(pieces: Iterable[str], lower: bool, newlines: Newlines) ->
             at = len(text) - (2 if text.endswith("\r\n") else 1)
         rest = text[at:]
         if at:
-            yield normalised_codes(text[:at], lower, newlines)
+            yield normalised_codes(text[:at], options)
     if rest:
-        yield normalised_codes(rest, lower, newlines)
+        yield normalised_codes(rest, options)
 
 
 def last_boundary(text: str, start: int = 1) -> int:
@@ -128,7 +129,7 @@ def _is_independent(character: str) -> bool:
 
 
 @functools.lru_cache(maxsize=4)
-def _table(lower: bool, newlines: Newlines) -> NDArray[np.uint16]:
+def _table(options: Normalisation) -> NDArray[np.uint16]:
     """Normal forms of the characters up to U+FFFF, [65536].
 
     _NEEDS_CONTEXT marks those whose normal form is not one character, or depends on the neighbours.
@@ -138,7 +139,7 @@ def _table(lower: bool, newlines: Newlines) -> NDArray[np.uint16]:
         character = chr(code)
         if unicodedata.category(character) in {"Mn", "Mc", "Me", "Cs"} or 0x1100 <= code <= 0x11FF:
             continue
-        normalised = normalise(character, lower, newlines)
+        normalised = normalise(character, options)
         if len(normalised) == 1 and normalised < chr(_NEEDS_CONTEXT) and character != _SIGMA:
             table[code] = ord(normalised)
     return table

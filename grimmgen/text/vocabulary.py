@@ -12,12 +12,12 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import LONGEST_NGRAM, Newlines
+from grimmgen.configuration import LONGEST_NGRAM, Language, Normalisation
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.text.ngrams import LARGEST_TABLE, NgramCounts, NgramKeys, count_ngrams, fits_int64
 from grimmgen.text.normalisation import CodePoints, Text, code_points, normalise, normalised_codes
@@ -38,8 +38,7 @@ class Vocabulary:
 
     Attributes:
         ngram: n, the characters of a token.
-        lower: whether text is converted to lower case.
-        newlines: whether line ends are kept, or replaced by spaces.
+        normalisation: of all texts, before they are cut.
         min_count: occurrences in the training set that an n-gram needs to have an id.
         ngrams: the n-grams with an id, in the order of their ids.
         counts: occurrences of each in the training set.
@@ -49,8 +48,7 @@ class Vocabulary:
     """
 
     ngram: int
-    lower: bool
-    newlines: Newlines
+    normalisation: Normalisation
     min_count: int
     ngrams: tuple[str, ...]
     counts: tuple[int, ...]
@@ -63,8 +61,7 @@ class Vocabulary:
         texts: Iterable[Text],
         ngram: int = 2,
         min_count: int = 10,
-        lower: bool = True,
-        newlines: Newlines = "keep",
+        normalisation: Normalisation = Normalisation(),
         phases: bool = False,
     ) -> Vocabulary:
         """Count the n-grams of the training set and keep the frequent ones.
@@ -73,8 +70,7 @@ class Vocabulary:
             texts: the training documents, or their texts as strings; they are read piece by piece, twice.
             ngram: n, from 1 to 8.
             min_count: occurrences that an n-gram needs to get an id.
-            lower: convert to lower case.
-            newlines: "keep" line ends, or replace each by a "space".
+            normalisation: of the texts.
             phases: count the n-grams from each text's first character on, from its second, … and from its n-th.
 
         Raises:
@@ -85,7 +81,7 @@ class Vocabulary:
             raise UsageError(f"--ngram {ngram} is out of range", f"give 1 to {LONGEST_NGRAM}")
         if min_count < 1:
             raise UsageError(f"--min-count {min_count} is out of range", "give 1 or more")
-        keys, counted = count_ngrams(texts, ngram, lower, newlines, phases)
+        keys, counted = count_ngrams(texts, ngram, normalisation, phases)
         if not len(counted.keys):
             raise UsageError("the training stories are empty", "give more text")
         frequent = counted.counts >= min_count
@@ -97,8 +93,7 @@ class Vocabulary:
         kept = _by_frequency(NgramCounts(counted.keys[frequent], counted.counts[frequent]))
         return cls(
             ngram,
-            lower,
-            newlines,
+            normalisation,
             min_count,
             ngrams=tuple(keys.text(key) for key in kept.keys.tolist()),
             counts=tuple(kept.counts.tolist()),
@@ -126,7 +121,7 @@ class Vocabulary:
 
     def normalise(self, text: str) -> str:
         """Normalise a text as the training set was."""
-        return normalise(text, self.lower, self.newlines)
+        return normalise(text, self.normalisation)
 
     def encode(self, text: str, phase: int = 0) -> Ids:
         """Return the ids of a text's n-grams, [N = ⌈characters / n⌉], without `<end>`.
@@ -135,7 +130,7 @@ class Vocabulary:
             text: any Unicode text; it is normalised.
             phase: number of characters to skip at the beginning.
         """
-        return self.ids(normalised_codes(text, self.lower, self.newlines)[phase:])
+        return self.ids(normalised_codes(text, self.normalisation)[phase:])
 
     def encode_with_costs(self, text: str) -> tuple[Ids, NDArray[np.float64], int]:
         """Return a text's ids [N], the spelling cost of each in nats [N], and the number of characters.
@@ -144,7 +139,7 @@ class Vocabulary:
         inside the unknown n-grams of the training set, each count plus one; one more count stands for a character
         never seen, which then costs another ln 1,114,112 nats. Known n-grams cost nothing.
         """
-        codes = normalised_codes(text, self.lower, self.newlines)
+        codes = normalised_codes(text, self.normalisation)
         ids = self.ids(codes)
         return ids, self.costs(codes, ids), len(codes)
 
@@ -197,8 +192,7 @@ class Vocabulary:
         """Return a JSON value for `from_json`."""
         return {
             "ngram": self.ngram,
-            "lower": self.lower,
-            "newlines": self.newlines,
+            **{name: value for name, value in self.normalisation._asdict().items() if value is not None},
             "min_count": self.min_count,
             "ngrams": list(self.ngrams),
             "counts": list(self.counts),
@@ -223,8 +217,9 @@ class Vocabulary:
                 "counts": list(counts),
                 "alphabet": str(alphabet),
                 "hidden": dict(unknown_characters),
+                **parts,
             } if type(ngram) is type(min_count) is int and 1 <= ngram <= LONGEST_NGRAM and min_count >= 1:
-                pass
+                language = parts.get("language")
             case _:
                 raise IntegrityError("the vocabulary lacks a part or has one of the wrong type", _REMEDY)
         valid = (
@@ -237,6 +232,7 @@ class Vocabulary:
             and set().union(*ngrams) <= set(alphabet)
             and unknown_characters.keys() <= {"", *alphabet}
             and all(type(count) is int and count > 0 for count in unknown_characters.values())
+            and (language is None or (isinstance(language, str) and language in get_args(Language)))
         )
         if not valid or [g for _, g in sorted(zip([-c for c in counts], ngrams, strict=True))] != ngrams:
             raise IntegrityError(
@@ -244,8 +240,7 @@ class Vocabulary:
             )
         return cls(
             ngram,
-            lower,
-            newlines,
+            Normalisation(lower, newlines, cast("Language | None", language)),
             min_count,
             tuple(ngrams),
             tuple(counts),

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grimmgen.configuration import Normalisation
 from grimmgen.errors import GrimmgenError
 from grimmgen.text.corpus import Document, open_corpus
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
@@ -59,7 +60,7 @@ def test_fault_20_any_bytes_are_read_or_located_in_an_error(tale: Path, content:
 def test_fault_20_every_code_point_has_its_own_id() -> None:
     alphabet = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     text = "".join(alphabet)
-    vocabulary = Vocabulary.build([text], 1, 1, lower=False)
+    vocabulary = Vocabulary.build([text], 1, 1, Normalisation(lower=False))
     ids = vocabulary.encode(text)
     assert UNKNOWN not in ids
     assert vocabulary.decode(ids) == vocabulary.normalise(text)
