@@ -474,7 +474,7 @@ def test_runs_with_other_normalisation_are_not_compared(trained: Run, training: 
     options = [*training, "--run", "sly-owl", "--epochs", "1", "--newlines", "space", "--quiet"]
     assert run("train", *options).code == 0
     ran = run("eval", "--run", trained.name, "--run", "sly-owl")
-    assert "(--keep-case, --newlines)" in ran.err
+    assert "(--keep-case, --newlines, --language)" in ran.err
     assert "needs" not in ran.out
 
 
