@@ -45,7 +45,8 @@ OPTIONS = {
     + declared(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split " + declared(Configuration),
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
-    "generate": "--run --seed --seed-file --stories --unique --novel --lines --novelty " + declared(SamplingOptions),
+    "generate": "--run --seed --seed-file --stories --unique --novel --lines --novelty "
+    + declared(SamplingOptions),
     "runs": "",
     "runs list": "",
     "runs show": "",

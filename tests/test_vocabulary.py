@@ -208,7 +208,10 @@ def test_lone_surrogate_is_an_unseen_character() -> None:
         ({"ngram": 9}, "--ngram 9 is out of range"),
         ({"min_count": 0}, "--min-count 0 is out of range"),
         ({"min_count": 9}, "no 2-gram occurs 9 times"),
-        ({"ngram": 8, "normalisation": Normalisation(lower=False)}, "8-grams over 300 different characters are too many"),
+        (
+            {"ngram": 8, "normalisation": Normalisation(lower=False)},
+            "8-grams over 300 different characters are too many",
+        ),
     ],
 )
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:

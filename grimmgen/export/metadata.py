@@ -14,13 +14,14 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     Returns:
         `vocabulary`: the text of each token in the order of ids, a JSON list; the first two are `<unk>` and `<end>`,
             which begins and ends a story. `text`: how a text is cut into tokens, a JSON object: to lower case first
-            if `lower`, with line ends as spaces if `newlines` is `space`, and then into pieces of `ngram` characters.
+            if `lower`, by the rules of `language` if it is not null, with
+            line ends as spaces if `newlines` is `space`, and then into pieces of `ngram` characters.
             `origin`: the cell, the run, the SHA-256 of the checkpoint and the version of grimmgen, a JSON object.
     """
     configuration, vocabulary = checkpoint.configuration, checkpoint.vocabulary
     values = {
         "vocabulary": [vocabulary.token(token) for token in range(len(vocabulary))],
-        "text": {"ngram": vocabulary.ngram, "lower": vocabulary.lower, "newlines": vocabulary.newlines},
+        "text": {"ngram": vocabulary.ngram, **vocabulary.normalisation._asdict()},
         "origin": {
             "cell": configuration.cell,
             "run": checkpoint.provenance.get("run"),
