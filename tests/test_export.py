@@ -164,7 +164,7 @@ def test_metadata_has_vocabulary_text_and_origin(tmp_path: Path) -> None:
     tokens = json.loads(metadata["vocabulary"])
     assert tokens[:2] == ["<unk>", "<end>"]
     assert tokens[2:] == list(checkpoint.vocabulary.ngrams)
-    assert json.loads(metadata["text"]) == {"ngram": 2, "lower": True, "newlines": "keep"}
+    assert json.loads(metadata["text"]) == {"ngram": 2, "lower": True, "newlines": "keep", "language": None}
     origin = json.loads(metadata["origin"])
     assert (origin["cell"], origin["run"], origin["checkpoint_sha256"]) == ("lstm", "sly-fox", "c0ffee")
 
