@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import platform
 import re
 import signal
 import sys
@@ -14,12 +15,14 @@ from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import grimmgen
 from grimmgen.cli import _run
 from grimmgen.configuration import Configuration
 from grimmgen.evaluation.novelty import CopyIndex
+from grimmgen.network import backends
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
@@ -96,6 +99,9 @@ def test_json_records_text_model_and_options(trained: Run, run: Program) -> None
         "run": "sly-fox",
         "checkpoint_sha256": hashlib.sha256(content).hexdigest(),
         "grimmgen": version("grimmgen"),
+        "numpy": np.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "backend": backends.stepper_kernel("lstm"),
         "prompt": "the king",
         "decoding": decoding,
     }

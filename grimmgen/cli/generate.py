@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from grimmgen.cli import options
-from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.sampling.options import LONGEST, SamplingOptions
 
 if TYPE_CHECKING:
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
 
 # In bytes; a prompt is read n-gram by n-gram.
 _MAX_PROMPT = 1 << 20
+# The parameters that may be given with --replay; the others are the record's own.
+_WITH_REPLAY = {"replay", "run", "lines", "json", "quiet"}
 
 
 @options.accept(SamplingOptions)
 def generate(
+    context: typer.Context,
     chosen: Mapping[str, Any],
     run: options.RunOrFile = None,
     seed: Annotated[
@@ -43,6 +47,10 @@ def generate(
         bool,
         options.option("--novelty", help="Print what the story has in common with the training stories."),
     ] = False,
+    replay: Annotated[
+        Path | None,
+        options.option(help="Generate the story of a --json record again, and verify it; - reads standard input."),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -53,15 +61,22 @@ def generate(
 
     Options apply in this order: --max-copy, --repetition-penalty, --temperature, --top-k, --top-p, --min-p.
     --json includes all that reproduces a story.
+    --replay exits with code 3 if the text differs, and says what else does.
 
     Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
     """
     from grimmgen.cli import console
     from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
 
-    sampling = SamplingOptions(**{"random_seed": fresh_random_seed(), **chosen})
     if lines and json:
         raise UsageError("--lines has no effect with --json", "leave out --lines")
+    if replay is not None:
+        if fixed := sorted(options.typed(context) - _WITH_REPLAY):
+            names = ", ".join("--" + name.replace("_", "-") for name in fixed)
+            raise UsageError(f"{names} cannot be given with --replay", "leave it out: the record has all options")
+        _replay(replay, run, lines, json, quiet)
+        return
+    sampling = SamplingOptions(**{"random_seed": fresh_random_seed(), **chosen})
     if unique and stories == 1:
         raise UsageError("--unique has no effect on one story", "give --stories as well")
     if seed and seed_file:
@@ -90,13 +105,13 @@ def generate(
         else:
             generations = generator.generate_batch(prompt, sampling, stories)
         if not json:
-            write = console.Lines().write if lines else console.write
-            between = "" if generator.checkpoint.configuration.documents == "line" else "\n"
-            write(between.join(f"{generation.text}\n" for generation in generations))
+            _write_stories(generator, generations, lines)
     texts = ["".join(generation.pieces) for generation in generations]
     if json:
+        from grimmgen.sampling.records import to_record
+
         records = [
-            _record(generator, generation) | (report.to_json(text) if report else {})
+            to_record(generator, generation) | (report.to_json(text) if report else {})
             for generation, text in zip(generations, texts, strict=True)
         ]
         console.document(records if stories > 1 or not records else records[0])
@@ -120,40 +135,71 @@ def generate(
         console.hint(reproduce, "Reproduce with")
 
 
-def _prompt(seed: str, seed_file: Path | None) -> str:
-    """The prompt, from the command line, a file or standard input, without the line end that a shell adds."""
+def _replay(path: Path, run: str | None, lines: bool, json: bool, quiet: bool) -> None:
+    """Generate the stories of a file of records again; none is printed unless all are reproduced."""
+    from grimmgen.cli import console
+    from grimmgen.sampling import records
+    from grimmgen.sampling.generator import TextGenerator
+
+    source, content = _read(None if str(path) == "-" else path, records.LARGEST, "it is no record")
+    generations, documents, found = [], [], list[str]()
+    generator = None
+    for record in records.Record.parse_all(content, source):
+        # The records of one file usually have one model.
+        if generator is None or (run is None and record.run != generator.name):
+            try:
+                generator = TextGenerator.load(run or record.run)
+            except IntegrityError:
+                raise
+            except GrimmgenError as error:
+                raise error if run else UsageError(f"{source} {error.what}", "give its model with --run") from None
+        generation, differences = records.replay(generator, record, source)
+        generations.append(generation)
+        documents.append(records.to_record(generator, generation) if json else {})
+        found += differences
+    if json:
+        console.document(documents if len(documents) > 1 else documents[0])
+    else:
+        assert generator is not None
+        _write_stories(generator, generations, lines)
+    if not quiet:
+        although = "".join(f", although {difference}" for difference in dict.fromkeys(found))
+        console.note(f"{source} is reproduced{although}")
+
+
+def _write_stories(generator: TextGenerator, generations: Sequence[Generation], lines: bool) -> None:
+    """Write complete stories to standard output, separated by empty lines unless each is one line."""
+    from grimmgen.cli import console
+
+    write = console.Lines().write if lines else console.write
+    between = "" if generator.checkpoint.configuration.documents == "line" else "\n"
+    write(between.join(f"{generation.text}\n" for generation in generations))
+
+
+def _read(path: Path | None, limit: int, remedy: str) -> tuple[str, bytes]:
+    """The name in messages and the content of a file, or of standard input for None, of so many bytes at most."""
     from grimmgen.io import files
 
-    if seed_file is not None:
-        source = str(seed_file)
-        with files.wrap_os_errors(f"cannot read {source}"), seed_file.open("rb") as file:
-            content = file.read(_MAX_PROMPT + 1)
-    elif seed == "-":
-        source, content = "standard input", sys.stdin.buffer.read(_MAX_PROMPT + 1)
+    if path is None:
+        source, content = "standard input", sys.stdin.buffer.read(limit + 1)
     else:
+        source = str(path)
+        with files.wrap_os_errors(f"cannot read {source}"), path.open("rb") as file:
+            content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UsageError(f"{source} is longer than {limit >> 20} MB", remedy)
+    return source, content
+
+
+def _prompt(seed: str, seed_file: Path | None) -> str:
+    """The prompt, from the command line, a file or standard input, without the line end that a shell adds."""
+    if seed_file is None and seed != "-":
         return seed
-    if len(content) > _MAX_PROMPT:
-        raise UsageError(f"{source} is longer than {_MAX_PROMPT >> 20} MB", "give the last part of it")
+    source, content = _read(seed_file, _MAX_PROMPT, "give the last part of it")
     try:
         return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not UTF-8 (byte {error.start})", "convert it first") from None
-
-
-def _record(generator: TextGenerator, generation: Generation) -> dict[str, Any]:
-    """A story as JSON, with all that reproduces it."""
-    from importlib.metadata import version
-
-    return {
-        "run": generator.name,
-        "checkpoint_sha256": generator.checkpoint.sha256,
-        "grimmgen": version("grimmgen"),
-        "prompt": generation.prompt,
-        "decoding": asdict(generation.options),
-        "text": generation.text,
-        "ending": generation.ending,
-        "log_probability": generator.log_probability(generation),
-    }
 
 
 def _warn(generations: Sequence[Generation]) -> None:

@@ -85,14 +85,25 @@ def resolve_precision(configuration: Configuration, device: torch.device) -> Pro
 
 def stepper(configuration: Configuration, weights: Mapping[str, Floats], state: Floats) -> Stepper:
     """The fastest stepper for a model on the CPU; arguments as of `grimmgen.network.backends.numpy.Stepper`."""
-    instructions = _instructions()
-    if instructions is None or configuration.cell not in instructions.cells:
+    instructions = _stepper_instructions(configuration.cell)
+    if instructions is None:
         from grimmgen.network.backends.numpy import Stepper
 
         return Stepper(configuration, weights, state)
     from grimmgen.network.backends.cpu.stepper import CompiledStepper
 
     return CompiledStepper(instructions, configuration, weights, state)
+
+
+def stepper_kernel(cell: str) -> str:
+    """What `stepper` computes a cell with, as GRIMMGEN_KERNEL names it: `plain`, `avx2`, ..."""
+    instructions = _stepper_instructions(cell)
+    return "plain" if instructions is None else instructions.name
+
+
+def _stepper_instructions(cell: str) -> InstructionSet | None:
+    instructions = _instructions()
+    return instructions if instructions is not None and cell in instructions.cells else None
 
 
 def _instructions(precision: Products = "fp32") -> InstructionSet | None:
