@@ -151,6 +151,32 @@ def test_length_is_in_characters_after_the_prompt(
     assert len(ran.out) == len("the") + length + len("\n")
 
 
+@pytest.mark.slow
+def test_names_of_a_list_are_one_a_line_and_neither_repeated_nor_copied(tmp_path: Path, run: Program) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("".join(f"{a}{b}\n" for a in ("an", "be", "lo", "mi") for b in ("na", "ra", "lo", "tte", "n")))
+    options = "--hidden 8 --batch-size 4 --unroll 10 --lr 0.01 --min-count 1 --epochs 4 --ngram 1".split()
+    assert run("train", "--corpus", str(names), "--documents", "line", *options).code == 0
+    command = "generate --stories 12 --unique --novel --top-k 0 --random-seed 1".split()
+    ran = run(*command)
+    assert ran.code == 0
+    lines = ran.out.splitlines()
+    assert len(lines) == len(set(lines)) == 12
+    assert not set(lines) & set(names.read_text().splitlines())
+    # Each is the one that its seed gives.
+    for record, line in zip(json.loads(run(*command, "--json").out), lines, strict=True):
+        again = run("generate", "--top-k", "0", "--random-seed", str(record["decoding"]["random_seed"]))
+        assert again.out == record["text"] + "\n" == line + "\n"
+    few = run("generate", "--stories", "12", "--unique", "--greedy", "--state", "zeros", "--random-seed", "1")
+    assert few.code == 1
+    assert len(few.out.splitlines()) == 1
+    assert is_one_line(few.err, "error: found only 1 of 12 different stories", "--temperature")
+
+
+def test_unique_needs_several_stories(run: Program) -> None:
+    assert run("generate", "--unique").code == 2
+
+
 def test_a_prompt_of_odd_length_continues_its_bigram(endless: Callable[[str], str], run: Program) -> None:
     model = endless("the king and the knave")  # ki, kn: at odd places " k" and "na" only
     outputs = {run("generate", "--run", model, "--seed", "the k", "--length", "1").out for _ in range(9)}

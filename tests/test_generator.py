@@ -332,6 +332,21 @@ def test_until_is_found_across_pieces(until: str, text: str, cut: str | None, si
     assert cut is None
 
 
+def test_distinct_texts_have_their_own_seeds() -> None:
+    model = text_generator()
+    options = SamplingOptions(length=4, top_k=4, random_seed=5)
+    found = list(model.generate_distinct("", options, 12))
+    assert len({generation.text for generation in found}) == 12
+    assert len({g.text for g in model.generate_batch("", options, 12)}) < 12
+    for generation in found:
+        assert model.generate_batch("", generation.options, 1)[0].text == generation.text
+
+
+def test_distinct_texts_end_when_there_are_no_more() -> None:
+    model = text_generator({END: -99})
+    assert len(list(model.generate_distinct("the ", SamplingOptions(length=2, top_k=1), 9))) == 1
+
+
 def test_until_ignores_the_prompt() -> None:
     model = text_generator({END: -99})
     [generation] = model.generate_batch("the fox ", SamplingOptions(until="FOX", top_k=0, random_seed=1), 1)
