@@ -273,6 +273,7 @@ def test_help_imports_neither_pytorch_nor_numpy() -> None:
         "train",
         "eval",
         "generate",
+        "export",
         "runs",
         "runs list",
         "runs show",
@@ -301,6 +302,7 @@ def test_commands_without_a_network_do_not_import_pytorch() -> None:
             ["generate", "--length", "20", "--novelty"],
             ["eval", "--novelty"],
             ["eval", "--heatmap", __file__],
+            ["export", "--html", str(run.path / "page.html")],
             ["runs", "rm", "--yes", "sly-fox"],
         ]
         assert imported(commands, ["torch"]) == [f"{command} 0" for command in commands]

@@ -17,7 +17,7 @@ import typer
 import typer.main
 
 from grimmgen.cli import eval as eval_command
-from grimmgen.cli import fetch, formatting, generate, options, runs, train, vocab
+from grimmgen.cli import export, fetch, formatting, generate, options, runs, train, vocab
 from grimmgen.errors import GrimmgenError
 from grimmgen.training import distributed
 
@@ -50,6 +50,7 @@ app.command("vocab", cls=formatting.Command)(vocab.vocab)
 app.command("train", cls=formatting.Command)(train.train)
 app.command("eval", cls=formatting.Command)(eval_command.evaluate)
 app.command("generate", cls=formatting.Command)(generate.generate)
+app.command("export", cls=formatting.Command)(export.export)
 app.add_typer(runs.app, name="runs")
 
 

@@ -9,13 +9,15 @@ Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 ha
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -30,6 +32,12 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.vocabulary import Vocabulary
 
 FORMAT = 2
+# How an exported page (`grimmgen.export.html`) begins, and what stands around the checkpoint in it, in base64.
+PAGE = b"<!doctype html>"
+CHECKPOINT_OPENS = b'<script type="application/octet-stream" id="checkpoint">'
+CHECKPOINT_CLOSES = b"</script>"
+# In bytes; browsers hold no longer strings.
+LARGEST_PAGE = 1 << 29
 _KEY = "grimmgen"
 # In bytes. Parsed, JSON takes some thirty times as much memory.
 _LARGEST_HEADER = 16 << 20
@@ -72,6 +80,21 @@ class Checkpoint:
             GrimmgenError: the file cannot be written, or the vocabulary is too large; an existing file is
             unchanged.
         """
+        try:
+            content = self.to_bytes()
+        except GrimmgenError as error:
+            raise GrimmgenError(f"cannot write {path}: {error.what}", error.remedy) from None
+        files.write_atomically(path, content)
+
+    def to_bytes(self, compact: bool = False) -> bytes:
+        """The contents of the file.
+
+        Args:
+            compact: store weights in 16 bits where that changes none of them.
+
+        Raises:
+            GrimmgenError: the vocabulary is too large.
+        """
         header = {
             "format": FORMAT,
             "configuration": self.configuration.to_json(),
@@ -79,19 +102,32 @@ class Checkpoint:
             "provenance": dict(self.provenance),
             "progress": None if self.progress is None else dict(self.progress),
         }
+        weights: dict[str, NDArray[Any]] = {**self.weights}
+        if compact:
+            weights = {name: _halved(weight) for name, weight in weights.items()}
         # safetensors writes an array in memory order, whatever its strides.
-        tensors = {n: np.ascontiguousarray(t) for n, t in {**self.weights, **self.training_tensors}.items()}
+        tensors = {n: np.ascontiguousarray(t) for n, t in {**weights, **self.training_tensors}.items()}
         # In ASCII: the name of a corpus may have bytes of a file name that are not Unicode.
         content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header)})
         if int.from_bytes(content[:8], "little") > _LARGEST_HEADER:
-            raise GrimmgenError(
-                f"cannot write {path}: its vocabulary is too large", "raise --min-count, or lower --ngram"
-            )
-        files.write_atomically(path, content)
+            raise GrimmgenError("its vocabulary is too large", "raise --min-count, or lower --ngram")
+        return content
+
+    def rounded(self) -> Checkpoint:
+        """The model with weights rounded to 16 bits (IEEE 754 binary16), and without what only a resume needs.
+
+        A weight that is too large for 16 bits keeps all its numbers as they are.
+        """
+        rounded = {}
+        for name, weight in self.weights.items():
+            with np.errstate(over="ignore"):
+                half = weight.astype(np.float16)
+            rounded[name] = half.astype(np.float32) if np.isfinite(half).all() else weight
+        return Checkpoint(self.configuration, self.vocabulary, self.provenance, rounded)
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read a checkpoint of any format; nothing in it is trusted.
+        """Read a checkpoint of any format, or that of an exported page; nothing in it is trusted.
 
         Raises:
             GrimmgenError: the file cannot be read.
@@ -99,7 +135,14 @@ class Checkpoint:
         """
         with files.wrap_os_errors(f"cannot read {path}"), files.open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            begin = file.read(8)
+            if PAGE.startswith(begin) and begin:
+                if size > LARGEST_PAGE:
+                    raise IntegrityError(f"{path} is larger than {LARGEST_PAGE >> 20} MB", _REMEDY)
+                embedded = _embedded(path, begin + file.read())
+                file, size, begin = io.BytesIO(embedded), len(embedded), embedded[:8]
+                file.seek(8)
+            length = int.from_bytes(begin, "little")
             if not 2 <= length <= min(size, _LARGEST_HEADER):
                 raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY)
             raw = file.read(length)
@@ -113,6 +156,7 @@ class Checkpoint:
             tensors = safetensors.numpy.load(content)
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
+        tensors = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             # The comparison is false for nan. A mogrifier of no rounds has tensors of size 0.
             limit = _LARGEST_MOMENT if name.startswith("adam.") else _LARGEST_WEIGHT
@@ -190,10 +234,11 @@ class _Header:
         expected = weight_shapes(configuration, len(vocabulary))
         if progress is not None:
             expected |= training_shapes(configuration, len(vocabulary), version)
+        size = 0
         for name, shape in expected.items():
             match entries.get(name):
-                case {"dtype": "F32", "shape": list(found)} if found == list(shape):
-                    continue
+                case {"dtype": "F32" | "F16" as dtype, "shape": list(found)} if found == list(shape):
+                    size += math.prod(shape) * (4 if dtype == "F32" else 2)
                 case {"dtype": str(dtype), "shape": list(found)}:
                     raise IntegrityError(
                         f"{path}: {name} is {_brief(f'{dtype} {found}')} instead of F32 {list(shape)}", _REMEDY
@@ -202,9 +247,26 @@ class _Header:
                     raise IntegrityError(f"{path} has no tensor {name}", _REMEDY)
         if unexpected := sorted(set(entries) - set(expected)):
             raise IntegrityError(f"{path} has an unexpected tensor, {_brief(unexpected[0])}", _REMEDY)
-        return cls(
-            configuration, vocabulary, provenance, progress, 4 * sum(math.prod(s) for s in expected.values())
-        )
+        return cls(configuration, vocabulary, provenance, progress, size)
+
+
+def _halved(weight: NDArray[np.float32]) -> NDArray[Any]:
+    """The same numbers in 16 bits, if these suffice."""
+    with np.errstate(over="ignore"):
+        half = weight.astype(np.float16)
+    return half if np.array_equal(half, weight) else weight
+
+
+def _embedded(path: Path, page: bytes) -> bytes:
+    """The checkpoint in an exported page."""
+    _, found, rest = page.partition(CHECKPOINT_OPENS)
+    encoded, closed, _ = rest.partition(CHECKPOINT_CLOSES)
+    try:
+        if not (found and closed):
+            raise ValueError
+        return base64.b64decode(encoded.replace(b"\n", b""), validate=True)
+    except ValueError:
+        raise IntegrityError(f"{path} is a page without a model, or incomplete", _REMEDY) from None
 
 
 def _brief(found: str) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Names that Windows reserves for devices, with any extension; and names that look like a file.
-_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.safetensors", re.IGNORECASE)
+_RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.(safetensors|html)", re.IGNORECASE)
 _FORMAT = 1
 # In bytes: some 250,000 evaluations. An untrusted file may be sparse, and larger than the memory.
 _LARGEST_LOG = 64 << 20
@@ -335,7 +335,7 @@ def load_model(run_or_path: str | None = None) -> TrainedModel:
         GrimmgenError: there is no such run or file, or it cannot be read.
         IntegrityError: the checkpoint is damaged.
     """
-    if run_or_path is not None and (run_or_path.endswith(".safetensors") or "/" in run_or_path):
+    if run_or_path is not None and (run_or_path.endswith((".safetensors", ".html")) or "/" in run_or_path):
         if "\0" in run_or_path:
             raise UsageError(f"{run_or_path!r} cannot be a path", "remove the NUL character")
         try:

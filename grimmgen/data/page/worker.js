@@ -1,0 +1,65 @@
+// The worker: generates text beside the page, which stays responsive.
+//
+// It receives {type: "load", checkpoint (base64), program}, {type: "generate", prompt, options} and {type: "stop"}, and
+// posts {type: "ready", model}, {type: "tokens", tokens}, {type: "done", ending, tokens, seconds} and
+// {type: "failed", message}.
+
+// Milliseconds of work between two looks at the messages that have arrived.
+const SLICE = 16;
+let generator = null, stopped = false;
+
+function fromBase64(text) {
+  const characters = atob(text), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+function describe({ configuration, provenance, vocabulary }) {
+  return { ...configuration, run: provenance.run, corpus: provenance.corpus, alphabet: vocabulary.alphabet };
+}
+
+// Let messages in. A timer would wait for some milliseconds.
+const { port1, port2 } = new MessageChannel();
+const breathe = () => new Promise((resolve) => {
+  port1.onmessage = resolve;
+  port2.postMessage(null);
+});
+
+async function generate({ prompt, options }) {
+  stopped = false;
+  const story = generator.generate(prompt, options);
+  let count = 0, working = 0, ending = "stopped";
+  while (!stopped) {
+    const began = performance.now(), tokens = [];
+    let next;
+    do {
+      next = story.next();
+      if (!next.done) tokens.push(next.value);
+    } while (!next.done && performance.now() - began < SLICE);
+    working += performance.now() - began;
+    count += tokens.filter(({ bits }) => bits !== null).length;
+    self.postMessage({ type: "tokens", tokens });
+    if (next.done) {
+      ending = next.value;
+      break;
+    }
+    await breathe();
+  }
+  self.postMessage({ type: "done", ending, tokens: count, seconds: working / 1000 });
+}
+
+self.onmessage = async ({ data }) => {
+  try {
+    if (data.type === "load") {
+      const checkpoint = readCheckpoint(fromBase64(data.checkpoint));
+      generator = new TextGenerator(checkpoint, data.program);
+      self.postMessage({ type: "ready", model: describe(checkpoint) });
+    } else if (data.type === "stop") {
+      stopped = true;
+    } else {
+      await generate(data);
+    }
+  } catch (error) {
+    self.postMessage({ type: "failed", message: String(error.message ?? error) });
+  }
+};
