@@ -47,6 +47,7 @@ OPTIONS = {
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
     "generate": "--run --seed --seed-file --stories --unique --novel --lines --novelty "
     + declared(SamplingOptions),
+    "export": "--run --html --bits",
     "runs": "",
     "runs list": "",
     "runs show": "",

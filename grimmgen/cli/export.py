@@ -15,7 +15,8 @@ def export(
     html: Annotated[
         Path | None,
         options.option(
-            metavar="FILE", help="Write a web page that generates text in any browser, without a network connection."
+            metavar="FILE",
+            help="Write a web page that generates text in any browser, without a network connection.",
         ),
     ] = None,
     bits: Annotated[
@@ -27,8 +28,8 @@ def export(
 ) -> None:
     """Export a model, to use it where grimmgen is not installed.
 
-    The page is a checkpoint, too: generate and eval read it with --run FILE. With the same options and the same random seed
-    it generates the same text.
+    The page is a checkpoint, too: generate and eval read it with --run FILE. The same options and the same random
+    seed give the same text in both.
 
     Example: grimmgen export --html teller.html
     """

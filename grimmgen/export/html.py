@@ -1,7 +1,7 @@
 """A model as one HTML page that generates text in any browser, without a network connection.
 
-The page's sources are in `grimmgen/data/page`; here they become one file. Whatever comes from the user (the names of run
-and corpus, the vocabulary) is inside the checkpoint, which is base64; the page shows it as text, never as markup.
+The page's sources are in `grimmgen/data/page`; here they become one file. Whatever comes from the user (the names of
+run and corpus, the vocabulary) is inside the checkpoint, which is base64; the page shows it as text, never as markup.
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ class _Ops:
 
     @staticmethod
     def stack(arrays: Sequence[_Value]) -> _Value:
-        raise TypeError("no instruction stacks vectors")  # only backward passes do
+        raise TypeError(f"no instruction stacks {len(arrays)} vectors")  # only backward passes do
 
     @staticmethod
     def matmul(a: _Value, b: _Value) -> _Value:

@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -261,12 +261,12 @@ def _embedded(path: Path, page: bytes) -> bytes:
     """The checkpoint in an exported page."""
     _, found, rest = page.partition(CHECKPOINT_OPENS)
     encoded, closed, _ = rest.partition(CHECKPOINT_CLOSES)
+    if not (found and closed):
+        raise IntegrityError(f"{path} is a page without a model, or incomplete", _REMEDY)
     try:
-        if not (found and closed):
-            raise ValueError
         return base64.b64decode(encoded.replace(b"\n", b""), validate=True)
     except ValueError:
-        raise IntegrityError(f"{path} is a page without a model, or incomplete", _REMEDY) from None
+        raise IntegrityError(f"the model in {path} is damaged", _REMEDY) from None
 
 
 def _brief(found: str) -> str:
