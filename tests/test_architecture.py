@@ -190,6 +190,7 @@ def test_every_package_of_the_order_exists() -> None:
         ("platformdirs", "io.paths"),
         ("matplotlib", "runs.curves"),
         ("onnx", "export.onnx"),
+        ("tensorboard", "runs.tensorboard"),
     ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:

@@ -20,6 +20,7 @@ from grimmgen.runs.events import (
     event_to_json,
 )
 from grimmgen.runs.registry import Run, TrainedModel
+from grimmgen.runs.tensorboard import TensorBoardLog
 from grimmgen.text.graphemes import cluster_boundary
 
 # A larger share of unknown tokens is reported; in the tales it is 0.001.
@@ -36,12 +37,16 @@ _REASONS = {
 }
 
 
-def follow(events: Iterator[Event], bars: console.Bars, json: bool) -> tuple[Finished, int]:
+def follow(
+    events: Iterator[Event], bars: console.Bars, json: bool, log: TensorBoardLog | None = None
+) -> tuple[Finished, int]:
     """Show events as bars and lines, or as JSON lines; returns the last event and the number of updates."""
     view, first = _View(bars), 0
     for event in events:
         if json:
             console.json_line(event_to_json(event))
+        if log is not None:
+            log.write(event)
         match event:
             case Recovered():
                 console.warn(f"{event.error}: resuming from the checkpoint before, of update {event.step}")

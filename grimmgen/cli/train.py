@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from grimmgen.training.session import Training
 
 # The parameters that may be given with --resume; the others are the run's own.
-_WITH_RESUME = {"run", "resume", "epochs", "budget", "device", "json", "quiet"}
+_WITH_RESUME = {"run", "resume", "epochs", "budget", "device", "log_to", "json", "quiet"}
 _SHOW_CURSOR = b"\x1b[?25h"
 _STOPPING = "finishing the update and saving; once more to stop at once"
 
@@ -48,6 +49,14 @@ def train(
         options.option(metavar="PRESET", help=f"Defaults of all other options: {', '.join(PRESETS)}."),
     ] = "tutorial",
     device: Annotated[str, options.option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    log_to: Annotated[
+        str | None,
+        options.option(
+            metavar="tensorboard[:DIR]",
+            help="Log perplexity, rate and speed for TensorBoard, in the run's directory or in a directory of the"
+            " run's name in DIR.",
+        ),
+    ] = None,
     json: Annotated[bool, options.option("--json", help="Print events as JSON lines on standard output.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -69,14 +78,21 @@ def train(
     if configuration is not None:
         options.check_effective(configuration, typed)
 
+    logs = None if log_to is None else _log_directory(log_to)
     from grimmgen.cli import console, progress
-    from grimmgen.runs import registry
+    from grimmgen.io import files
+    from grimmgen.runs import registry, tensorboard
     from grimmgen.text.corpus import open_corpus
     from grimmgen.text.encoding import IN_MEMORY
     from grimmgen.text.split import split_by_file
     from grimmgen.training import distributed
     from grimmgen.training.session import Training, command_line
 
+    if log_to is not None:
+        # Before a run is created.
+        tensorboard.require()
+        if logs is not None:
+            files.make_directory(logs)
     signals: list[int] = []
     with distributed.process_group() as group:
         json, quiet = json and group.first, quiet or not group.first
@@ -93,14 +109,21 @@ def train(
             training = Training.begin(text, configuration, parts, run, device, command_line(), group, notify)
 
         bars = console.Bars(quiet or json)
-        with _stop_on_signal(training, signals, group, bars), bars:
-            finished, updates = progress.follow(training.events(), bars, json)
+        log = None
+        if log_to is not None and group.first:
+            directory = logs / training.run.name if logs else training.run.path / "tensorboard"
+            log = tensorboard.TensorBoardLog(directory)
+            if notify:
+                console.hint(f"tensorboard --logdir {shlex.quote(str(logs or directory))}", "watch with")
+        with _stop_on_signal(training, signals, group, bars), bars, log or nullcontext():
+            finished, updates = progress.follow(training.events(), bars, json, log)
         if group.first and not json:
             progress.report(training.run, finished, quiet)
             if not (quiet or updates):
                 console.note("nothing left to train: raise --epochs or --budget above what the run has had")
         if group.first and finished.reason == "interrupted":
-            console.hint(f"{group.command} train --resume --run {training.run.name}", "resume with")
+            logging = f" --log-to {shlex.quote(log_to)}" if log_to else ""
+            console.hint(f"{group.command} train --resume --run {training.run.name}{logging}", "resume with")
         received = group.max(signals[0] if signals else 0)
     if received:
         raise typer.Exit(128 + received)
@@ -113,6 +136,17 @@ def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
         # The rate anneals to the end of the budget: the epochs must not end training before.
         values["epochs"] = options.UNLIMITED_EPOCHS
     return Configuration(**values)
+
+
+def _log_directory(log_to: str) -> Path | None:
+    """The directory that `--log-to` names; None for the run's own."""
+    kind, colon, directory = log_to.partition(":")
+    if kind != "tensorboard" or (colon and not directory) or "\0" in directory:
+        raise UsageError(f"--log-to {log_to[:80]!r} is not known", "give tensorboard or tensorboard:DIR")
+    try:
+        return Path(directory).expanduser() if directory else None
+    except RuntimeError:
+        raise UsageError(f"--log-to {log_to!r}: there is no such user", "check the path") from None
 
 
 @contextmanager
