@@ -40,6 +40,11 @@ def id_cache_directory() -> Path:
     return cache_directory() / "tokens"
 
 
+def text_cache_directory() -> Path:
+    """The text of large corpora that was extracted from their files."""
+    return cache_directory() / "texts"
+
+
 def runs_directory() -> Path:
     """The registry: one directory for each run."""
     return data_directory() / "runs"
