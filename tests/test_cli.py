@@ -356,7 +356,9 @@ def test_vocab_json(abc: Path, run: Program) -> None:
 def test_vocab_quotes_the_path_in_its_hint(tmp_path: Path, run: Program) -> None:
     path = tmp_path / "two words.txt"
     path.write_text("ab" * 200)
-    assert run("vocab", "--corpus", str(path)).err == f"next: grimmgen train --corpus '{path}'\n"
+    read, hint = run("vocab", "--corpus", str(path)).err.splitlines()
+    assert read == "1 document, 400 bytes from 1 file"
+    assert hint == f"next: grimmgen train --corpus '{path}'"
     assert run("vocab", "--corpus", str(path), "--quiet").err == ""
 
 

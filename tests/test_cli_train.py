@@ -52,7 +52,8 @@ def test_quiet_prints_only_the_result(training: list[str], run: Program) -> None
 def test_progress_goes_to_stderr_and_the_result_to_stdout(training: list[str], trained: Run, run: Program) -> None:
     ran = run("train", "--run", "sly-owl", *training)
     assert ran.code == 0
-    began, text, network, typed, *lines = ran.err.splitlines()
+    read, began, text, network, typed, *lines = ran.err.splitlines()
+    assert read == "30 documents, 12.0 kB from 30 files"
     assert began == "run sly-owl started: tales, 22/5/3 stories for train/valid/test"
     assert text == "text: 4,387 tokens, vocabulary 76, 111 updates per epoch"
     # [76, 32] and [8, 32], 32 biases; [8, 76] and 76 biases.
@@ -79,8 +80,9 @@ def test_json_prints_every_event(training: list[str], run: Program) -> None:
     events = [json.loads(line) for line in ran.out.splitlines()]
     names = [event["event"] for event in events]
     steps = ["stepped"] * 111
-    assert names == ["started", *steps, "evaluated", *steps, "evaluated", "saved", "finished"]
-    assert events[0]["configuration"]["hidden"] == 8
+    assert names == ["read", "started", *steps, "evaluated", *steps, "evaluated", "saved", "finished"]
+    assert (events[0]["documents"], events[0]["files"], events[0]["skipped"]) == (30, 30, [])
+    assert events[1]["configuration"]["hidden"] == 8
     assert [event["step"] for event in events if event["event"] == "stepped"] == [*range(1, 223)]
     assert events[-1]["reason"] == "epochs"
 
@@ -128,7 +130,6 @@ def test_a_thousand_one_line_documents_train(tmp_path: Path, run: Program) -> No
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "the training stories are empty: give more text"),
         ("the king", "no 2-gram occurs 10 times in the training stories: lower --min-count or give more text"),
         (
             KING,
@@ -162,7 +163,7 @@ def test_a_cached_text_trains_the_same_run(
 ) -> None:
     monkeypatch.setattr(encoding, "IN_MEMORY", 1)
     ran = run("train", "--run", "sly-owl", *training)
-    assert re.match("encoding 0.0 GB of text, .*\nrun sly-owl started: ", ran.err)
+    assert re.match("encoding 0.0 GB of text, .*\n30 documents, .*\nrun sly-owl started: ", ran.err)
     owl = registry.find("sly-owl")
     assert without_times(owl.log()) == without_times(trained.log())
     assert [path.suffix for path in sorted(id_cache_directory().iterdir())] == ["", ".ids"]
@@ -317,6 +318,10 @@ BAD = {
     "--budget": "0 -1 nan inf 1e400 1e400s 10x m 10m5",
     "--ngram": "0 -1 9",
     "--min-count": "0 -1 1000000",
+    "--documents": "lines ( a*",
+    "--encoding": "utf-9 rot13",
+    "--column": "a\nb",
+    "--field": "a\nb",
     "--split": "gone.json",
     "--random-seed": "-1 9223372036854775808",
     "--device": "gpu cuda:99",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,7 +33,7 @@ def newer_run(trained: Run) -> Run:
     return newer
 
 
-def names(documents: tuple[Document, ...]) -> list[str]:
+def names(documents: Sequence[Document]) -> list[str]:
     return [document.name for document in documents]
 
 

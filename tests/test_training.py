@@ -443,8 +443,7 @@ def test_a_text_too_short_is_refused_before_a_run_is_created(
 def test_a_resume_with_a_changed_document_is_an_error(corpus: Corpus) -> None:
     training, _ = trained(corpus)
     document = split_by_hash(corpus).parts["train"][0]
-    assert isinstance(document.path, Path)
-    document.path.write_text("another tale", encoding="utf-8")
+    Path(document.place).write_text("another tale", encoding="utf-8")
     with pytest.raises(IntegrityError, match="changed"):
         list(Training.resume(training.run, epochs=9).events())
 

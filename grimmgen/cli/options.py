@@ -7,13 +7,16 @@ import inspect
 import os
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
 from grimmgen.configuration import OPTIONS, Configuration, Option, options_of
 from grimmgen.errors import UsageError
 from grimmgen.network.cells import cells
+
+if TYPE_CHECKING:
+    from grimmgen.text.corpus import Report
 
 Part = Literal["train", "valid", "test"]
 
@@ -157,6 +160,14 @@ def check_effective(configuration: Configuration, typed: Collection[str]) -> Non
             f"--weight-drop has no effect with --cell {configuration.cell}, which has no recurrent weight",
             "leave it out",
         )
+
+
+def show_report(report: Report, notify: Callable[[str], None] | None) -> None:
+    """Say what was read for a corpus, and what might be read better; `notify` is None for silence."""
+    if notify:
+        notify(str(report))
+        if report.advice:
+            notify(report.advice)
 
 
 def as_typed(configuration: Configuration) -> str:

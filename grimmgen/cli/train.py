@@ -102,11 +102,14 @@ def train(
             limits = chosen.get("epochs"), chosen.get("budget")
             training = Training.resume(found, device, *limits, group, notify)
         else:
-            text = open_corpus(corpus, configuration)
+            text = open_corpus(corpus, configuration, notify=notify)
             parts = None if split is None else split_by_file(text, split)
-            if notify and (size := sum(document.size for document in text.documents)) > IN_MEMORY:
+            if notify and (size := text.report.size) > IN_MEMORY:
                 notify(f"encoding {size / 1e9:.1f} GB of text, once for all runs on it")
             training = Training.begin(text, configuration, parts, run, device, command_line(), group, notify)
+            if json:
+                console.json_line({"event": "read", **text.report.to_json()})
+            options.show_report(text.report, notify)
 
         bars = console.Bars(quiet or json)
         log = None

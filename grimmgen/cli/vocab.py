@@ -45,12 +45,14 @@ def vocab(
     if top < 0:
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
     configuration = Configuration(**chosen)
-    text = open_corpus(corpus, configuration)
+    notify = None if quiet or json else console.note
+    text = open_corpus(corpus, configuration, notify=notify)
     parts = split_by_hash(text) if split is None else split_by_file(text, split)
     if check:
         _check(text, parts, configuration, json)
         return
     counted = count_tokens(parts, configuration)
+    options.show_report(text.report, notify)
     if json:
         console.document(_to_json(text, configuration, counted, top))
         return
@@ -74,6 +76,7 @@ def _to_json(corpus: Corpus, configuration: Configuration, counted: Statistics, 
     }
     return {
         "corpus": corpus.source,
+        "read": corpus.report.to_json(),
         "ngram": configuration.ngram,
         "min_count": configuration.min_count,
         "parts": parts,
@@ -132,7 +135,8 @@ def _check(corpus: Corpus, split: Split, configuration: Configuration, json: boo
     documents = len(corpus.documents)
     if json:
         found = [finding.to_json() for finding in findings]
-        console.document({"corpus": corpus.source, "stories": documents, "findings": found})
+        read = corpus.report.to_json()
+        console.document({"corpus": corpus.source, "read": read, "stories": documents, "findings": found})
         return
     for finding in findings:
         console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")

@@ -15,7 +15,7 @@ from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Difference, Evaluation, Score, compare
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs.registry import TrainedModel
-from grimmgen.text.corpus import Document
+from grimmgen.text.corpus import Document, digest_of
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import Part
 
@@ -123,8 +123,8 @@ def documents_of(model: TrainedModel, part: Part) -> Sequence[Document]:
 
 
 def _why_not_comparable(models: Sequence[TrainedModel], read: Sequence[Sequence[Document]]) -> str:
-    contents = [[(d.name, d.span, d.digest()) for d in documents] for documents in read]
-    if any(content != contents[0] for content in contents):
+    contents = [digest_of(documents) for documents in read] if len(models) > 1 else []
+    if len({*contents}) > 1:
         return "the runs have different stories: to compare them on the same text, give FILEs"
     configurations = [model.checkpoint.configuration for model in models]
     if len({configuration.normalisation for configuration in configurations}) > 1:

@@ -45,6 +45,11 @@ def text_cache_directory() -> Path:
     return cache_directory() / "texts"
 
 
+def standard_input_directory() -> Path:
+    """Copies of the standard input that was read as a corpus, named by their hashes."""
+    return cache_directory() / "standard-input"
+
+
 def runs_directory() -> Path:
     """The registry: one directory for each run."""
     return data_directory() / "runs"

@@ -50,9 +50,9 @@ def end_records(records: Iterable[str]) -> Iterator[str]:
 
 
 def looks_like_a_list(text: str) -> bool:
-    """Whether each line of a text seems to be a document of its own, as in a list of names or titles.
+    r"""Whether each line of a text seems to be a document of its own, as in a list of names or titles.
 
-    >>> looks_like_a_list("".join(f"name {number}\\n" for number in range(99)))
+    >>> looks_like_a_list("".join(f"name {number}\n" for number in range(99)))
     True
     """
     lines = text.splitlines()[:-1]
@@ -74,7 +74,7 @@ _NARROW, _WIDE = 45, 120
 
 
 def _with_line_feeds(pieces: Iterable[str]) -> Iterator[str]:
-    """The text with \\n for each line end."""
+    r"""The text with \n for each line end."""
     held = ""
     for piece in pieces:
         text = held + piece
@@ -112,7 +112,7 @@ def _separated(pieces: Iterable[str], pattern: re.Pattern[str]) -> Iterator[str]
             size += len(piece or "")
         text += "".join(waiting)
         limit = len(text) if last else len(text) - _LONGEST_SEPARATOR
-        done = []
+        done = list[str]()
         for match in pattern.finditer(text, at):
             if not last and match.end() > limit:
                 limit = max(at, min(limit, match.start()))

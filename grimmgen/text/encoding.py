@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen.configuration import Configuration
-from grimmgen.errors import IntegrityError
 from grimmgen.text import id_cache
 from grimmgen.text.batches import IdSequence
-from grimmgen.text.corpus import Document
+from grimmgen.text.corpus import Document, digest_of, size_of
 from grimmgen.text.ngrams import NgramCutter
 from grimmgen.text.normalisation import CodePoints, Text, normalised_pieces, pieces_of
 from grimmgen.text.vocabulary import Vocabulary
@@ -83,10 +82,10 @@ def encode_documents(
     Raises:
         UsageError: see `Vocabulary.build`.
         GrimmgenError: a document cannot be read, or the cache cannot be written.
-        IntegrityError: a document has changed.
+        IntegrityError: a document has changed since its hash was stored.
     """
     phases = range(configuration.ngram if configuration.phases else 1)
-    if sum(document.size for document in documents) > IN_MEMORY:
+    if size_of(documents) > IN_MEMORY:
         return _encode_to_cache(documents, configuration, phases, notify)
     vocabulary = _build_vocabulary(documents, configuration)
     encoded: list[list[IdSequence]] = [
@@ -107,9 +106,6 @@ def _encode_to_cache(
         vocabulary = _build_vocabulary(documents, configuration)
         ids = (encode(document, vocabulary, phase) for document in documents for phase in phases)
         id_cache.write(path, vocabulary, len(phases), ids)
-        if _cache_key(documents, configuration) != key:
-            path.unlink()
-            raise IntegrityError("the text has changed while it was read", "run the command again")
 
     return EncodedDocuments(*id_cache.load_or_write(key, write, notify))
 
@@ -120,7 +116,6 @@ def _build_vocabulary(documents: Sequence[Document], options: Configuration) -> 
 
 def _cache_key(documents: Sequence[Document], options: Configuration) -> str:
     """A hash of everything that the ids depend on."""
-    texts = [(document.sha256 or document.digest(), document.span) for document in documents]
     chosen = options.ngram, options.min_count, options.normalisation, options.phases
-    value = [id_cache.FORMAT, unicodedata.unidata_version, chosen, texts]
+    value = [id_cache.FORMAT, unicodedata.unidata_version, chosen, digest_of(documents)]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

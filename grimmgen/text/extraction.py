@@ -1,12 +1,13 @@
 """Extraction: the text of a corpus as one file in UTF-8, with a NUL after each document.
 
 The sources are read once, and everything else reads the extracted text, so that a file that changes meanwhile does no
-harm. A text of up to IN_MEMORY bytes is kept in memory; a larger one in a file of the cache, which is found again by the
-hashes of its sources and the options that it was read with.
+harm. A text of up to IN_MEMORY bytes is kept in memory; a larger one in a file of the cache, which is found again by
+the hashes of its sources and the options that it was read with.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import hashlib
@@ -49,9 +50,10 @@ class Extracted:
 
     Attributes:
         name: of the source.
-        path: of its file.
+        place: of its file, for messages.
         sha256: of its text in UTF-8, without the last NUL.
         documents: number of its documents.
+        row_by_row: whether they are parts of it, such as its lines.
         size: bytes of its text.
         encoding: that its bytes were decoded from, and why; None if it is none.
         boilerplate: characters of licences that were dropped.
@@ -62,9 +64,10 @@ class Extracted:
     """
 
     name: str
-    path: str
+    place: str
     sha256: str
     documents: int
+    row_by_row: bool
     size: int
     encoding: tuple[str, str] | None = None
     boilerplate: int = 0
@@ -72,6 +75,17 @@ class Extracted:
     bad_rows: int = 0
     first_bad: str = ""
     listed: bool = False
+
+    @property
+    def is_utf8(self) -> bool:
+        """Whether its bytes were UTF-8, or no encoding had to be known."""
+        return self.encoding is None or codecs.lookup(self.encoding[0]).name == "utf-8"
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON value for the report of a corpus."""
+        value = dataclasses.asdict(self)
+        encoding, reason = value.pop("encoding") or (None, None)
+        return {**value, "encoding": encoding, "encoding_reason": reason}
 
 
 @dataclass(frozen=True)
@@ -89,6 +103,10 @@ class Extract:
     ends: NDArray[np.int64]
     sources: tuple[Extracted, ...]
     skipped: tuple[Skipped, ...] = ()
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """The positions between which the document of a number is."""
+        return int(self.ends[number - 1]) + 1 if number else 0, int(self.ends[number])
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -216,18 +234,19 @@ def _extract_source(source: Source, options: Configuration, output: Any) -> Extr
         digest.update(between)
         between = b"\0" if content.endswith(b"\0") else b""
         digest.update(content.removesuffix(b"\0"))
-    decoded = reading.decoded
+    decoded, rows = reading.decoded, reading.rows
     return Extracted(
         source.name,
-        str(source.path),
+        source.place,
         digest.hexdigest(),
         count,
+        table or options.documents != "file",
         size,
         (decoded.encoding, decoded.reason) if decoded else None,
         reading.boilerplate,
-        reading.column,
-        reading.bad_rows,
-        reading.first_bad,
+        rows.column if rows else None,
+        rows.bad if rows else 0,
+        rows.first_bad if rows else "",
         not table and options.documents == "file" and documents.looks_like_a_list("".join(beginning)[:_LOOKED_AT]),
     )
 
@@ -286,8 +305,8 @@ def _write(path: Path, sources: Sequence[Source], options: Configuration) -> Non
         output = _Checked(file)
         read, skipped = _extract(sources, options, output)
         value = {
-            "sources": [dataclasses.astuple(source) for source in read],
-            "skipped": [dataclasses.astuple(one) for one in skipped],
+            "sources": [dataclasses.asdict(source) for source in read],
+            "skipped": [dataclasses.asdict(one) for one in skipped],
         }
         content = json.dumps(value).encode()
         output.write(content)
@@ -317,8 +336,10 @@ def _open(path: Path) -> Extract | None:
         if checksum != int.from_bytes(rest[-4:], "little"):
             return None
         value = files.parse_json(rest[:-_TRAILER])
-        sources = [Extracted(*one[:5], one[5] and tuple(one[5]), *one[6:]) for one in value["sources"]]
-        return Extract(path, np.concatenate(ends), tuple(sources), tuple(Skipped(*s) for s in value["skipped"]))
+        for source in value["sources"]:
+            source["encoding"] = source["encoding"] and tuple(source["encoding"])
+        sources = tuple(Extracted(**source) for source in value["sources"])
+        return Extract(path, np.concatenate(ends), sources, tuple(Skipped(**one) for one in value["skipped"]))
     except (OSError, IntegrityError, KeyError, TypeError, ValueError):
         return None
 

@@ -27,7 +27,7 @@ from grimmgen.text import archives, file_kinds
 Format = Literal["text", "html", "epub", "csv", "jsonl"]
 
 STANDARD_INPUT = "-"
-_STANDARD_INPUT_NAME = "standard input"
+STANDARD_INPUT_NAME = "standard input"
 _FORMATS: dict[str, Format] = {
     ".txt": "text",
     ".text": "text",
@@ -65,7 +65,7 @@ class Source:
     @property
     def place(self) -> str:
         """The whole path, for messages."""
-        return self.name if self.name == _STANDARD_INPUT_NAME else "/".join([str(self.path), *self.members])
+        return self.name if self.name == STANDARD_INPUT_NAME else "/".join([str(self.path), *self.members])
 
     def open(self) -> BinaryIO:
         """Open its bytes, decompressed; see `archives.open_bytes`.
@@ -174,7 +174,7 @@ class _Search:
 
     def add_argument(self, argument: str) -> None:
         if argument == STANDARD_INPUT:
-            self._add_file(_spool(), (_STANDARD_INPUT_NAME,), required=True)
+            self._add_file(_spool(), (STANDARD_INPUT_NAME,), required=True)
             return
         missing = UsageError(f"there is no corpus {argument!r}", _EXPECTED)
         if not argument:
@@ -335,7 +335,7 @@ class _Search:
 
 def _spool() -> Path:
     """Copy the standard input to a file of the cache that is named by its content."""
-    directory = paths.cache_directory() / "standard-input"
+    directory = paths.standard_input_directory()
     files.make_directory(directory)
     if sys.stdin is None or sys.stdin.closed:
         raise UsageError("there is no standard input", "pipe text into the command, or give a file")

@@ -1,23 +1,27 @@
 """Splits: which documents are the training set, which the validation set and which the test set.
 
-The default split depends on the documents' names alone, unless a set would be empty. A split stores the hashes of the
-documents, so that a changed document is noticed.
+The default split depends on the documents' names alone, or on their texts where they are parts of files, unless a set
+would be empty. A split is stored with hashes, so that a changed document is noticed.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.io import files
-from grimmgen.text.corpus import GRIMM, Corpus, Document
+from grimmgen.text.corpus import GRIMM, Corpus, Document, ExtractedDocuments
 
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
+_REMEDY = "restore it, or train again"
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,18 @@ class Split:
     Attributes:
         parts: the documents of each part.
         by_story: whether each document belongs to one part; else every document is cut into the three.
+        sources: where documents are parts of files, the name and the hash of each file; the split then follows from
+            the texts of the documents, so that it is stored without naming any.
     """
 
-    parts: Mapping[Part, tuple[Document, ...]]
+    parts: Mapping[Part, Sequence[Document]]
     by_story: bool = True
+    sources: tuple[tuple[str, str], ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON value for `from_json`: the documents of each part, with the hashes of their files."""
+        """Return a JSON value for `from_json`: the documents of each part with their hashes, or the hashes of files."""
+        if self.sources is not None:
+            return {"by_story": self.by_story, "by_content": [list(source) for source in self.sources]}
         return {
             "by_story": self.by_story,
             "parts": {
@@ -44,27 +53,32 @@ class Split:
 
     @classmethod
     def from_json(cls, value: Any, corpus: Corpus) -> Split:
-        """Restore a split; a document that has changed since is noticed when it is read.
+        """Restore a split.
 
         Args:
             value: of `to_json`.
-            corpus: as it is now.
+            corpus: as it is now. A named document that has changed since is noticed when it is read.
 
         Raises:
-            IntegrityError: the value is damaged, or a document is missing.
+            IntegrityError: the value is damaged, a document is missing, or a file whose parts are documents has
+                changed.
         """
-        known = {document.name: document for document in corpus.documents}
         try:
-            parts: dict[Part, tuple[Document, ...]] = {}
+            if "by_content" in value:
+                sources = tuple((str(name), str(digest)) for name, digest in value["by_content"])
+                return _of_unchanged(corpus, sources, bool(value["by_story"]))
+            known = {document.name: document for document in corpus.documents}
+            empty = {one.name.removesuffix(".txt") for one in corpus.skipped if one.reason == "empty"}
+            parts: dict[Part, Sequence[Document]] = {}
             for part in PARTS:
-                entries = value["parts"][part]
-                if missing := [entry["name"] for entry in entries if entry["name"] not in known]:
-                    raise IntegrityError(
-                        f"the corpus {corpus.name} no longer has the story {missing[0]!r}",
-                        "restore it, or train again",
-                    )
+                # Earlier versions stored empty documents, too.
+                entries = [entry for entry in value["parts"][part] if entry["name"] not in empty]
                 parts[part] = tuple(
-                    _with_span(known[entry["name"]], str(entry["sha256"]), tuple(map(float, entry["part"])))
+                    _with_span(
+                        _find(entry["name"], str(entry["sha256"]), known, corpus),
+                        str(entry["sha256"]),
+                        tuple(map(float, entry["part"])),
+                    )
                     for entry in entries
                 )
             return cls(parts, bool(value["by_story"]))
@@ -75,31 +89,49 @@ class Split:
     def sha256(self) -> str:
         """A hash of all documents and their parts."""
         digest = hashlib.sha256()
-        for part, documents in self.to_json()["parts"].items():
+        value = self.to_json()
+        for name, sha256 in value.get("by_content", []):
+            digest.update(f"{name}\0{sha256}\n".encode("utf-8", "surrogateescape"))
+        for part, documents in value.get("parts", {}).items():
             for document in documents:
                 line = f"{part}\0{document['name']}\0{document['sha256']}\0{document['part']}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
 
+def source_names(value: Any) -> set[str] | None:
+    """The names of the files, or of the documents named like them, that a stored split has; None if it is damaged."""
+    try:
+        if "by_content" in value:
+            return {str(name) for name, _ in value["by_content"]}
+        return {str(entry["name"]) for part in PARTS for entry in value["parts"][part]}
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def split_by_hash(corpus: Corpus) -> Split:
-    """Split 80/10/10 by a hash of the documents' names, so that a document keeps its part when others are added.
+    """Split 80/10/10 by a hash of each document, so that it keeps its part when others are added.
+
+    It is a hash of the document's name, or of its text where documents are parts of files, such as lines; documents
+    with the same text are then in the same part.
 
     If a part would be empty, as with a single document, every document is cut instead: the first 80 % of its text
     are for training, the next 10 % for validation and the last 10 % for the test.
     """
-    chosen: dict[Part, list[Document]] = {part: [] for part in PARTS}
-    for document in corpus.documents:
-        digest = hashlib.sha256(f"grimmgen/{document.name}".encode("utf-8", "surrogateescape")).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        chosen["train" if place < 0.8 else "valid" if place < 0.9 else "test"].append(document)
-    if all(chosen.values()):
-        return Split({part: tuple(documents) for part, documents in chosen.items()})
+    documents, sources = corpus.documents, _sources(corpus)
+    if sources is None:
+        places = np.array([_place(document.name) for document in documents])
+    else:
+        assert isinstance(documents, ExtractedDocuments)
+        places = documents.hashes() / 2.0**64
+    numbers = np.searchsorted([0.8, 0.9], places, side="right")
+    chosen = [np.flatnonzero(numbers == number) for number in range(len(PARTS))]
+    if all(map(len, chosen)):
+        return Split({p: _select(documents, at) for p, at in zip(PARTS, chosen, strict=True)}, sources=sources)
     spans: dict[Part, tuple[float, float]] = {"train": (0.0, 0.8), "valid": (0.8, 0.9), "test": (0.9, 1.0)}
-    return Split(
-        {part: tuple(replace(d, span=span) for d in corpus.documents) for part, span in spans.items()},
-        by_story=False,
-    )
+    everything = np.arange(len(documents))
+    parts = {part: _select(documents, everything, span) for part, span in spans.items()}
+    return Split(parts, by_story=False, sources=sources)
 
 
 def split_by_file(corpus: Corpus, path: Path) -> Split:
@@ -132,6 +164,56 @@ def split_by_file(corpus: Corpus, path: Path) -> Split:
         others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise UsageError(f"the corpus {corpus.name} does not have the story {missing[0]!r}{others}", remedy)
     return Split({part: tuple(known[name] for name in value[part]) for part in PARTS})
+
+
+def _place(name: str) -> float:
+    """A hash of a document's name, from 0 to 1."""
+    digest = hashlib.sha256(f"grimmgen/{name}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _select(
+    documents: Sequence[Document], chosen: NDArray[np.int64], span: tuple[float, float] | None = None
+) -> Sequence[Document]:
+    """Some documents; cut to a span, if one is given."""
+    if isinstance(documents, ExtractedDocuments):
+        return documents.select(chosen, span)
+    return tuple(replace(documents[i], span=span or documents[i].span) for i in chosen.tolist())
+
+
+def _sources(corpus: Corpus) -> tuple[tuple[str, str], ...] | None:
+    """The name and the hash of each file whose parts are documents."""
+    if not corpus.row_by_row:
+        return None
+    assert isinstance(corpus.documents, ExtractedDocuments)
+    return tuple((source.name, source.sha256) for source in corpus.documents.text.sources)
+
+
+def _of_unchanged(corpus: Corpus, stored: tuple[tuple[str, str], ...], by_story: bool) -> Split:
+    """The split of a corpus whose documents are parts of files, after a check that the files are those stored."""
+    found = _sources(corpus) or ()
+    if [digest for _, digest in found] != [digest for _, digest in stored]:
+        now = dict(found)
+        for name, digest in stored:
+            if name not in now:
+                raise IntegrityError(f"the corpus {corpus.name} no longer has the file {name!r}", _REMEDY)
+            if now[name] != digest:
+                raise IntegrityError(f"the file {name!r} of the corpus {corpus.name} has changed", _REMEDY)
+        raise IntegrityError(f"the corpus {corpus.name} has more files than before", _REMEDY)
+    split = split_by_hash(corpus)
+    if split.by_story != by_story:
+        raise ValueError(by_story)
+    return replace(split, sources=stored)
+
+
+def _find(name: str, sha256: str, known: Mapping[str, Document], corpus: Corpus) -> Document:
+    """The document of a name; if there is none, the one with the same text, as of a file that was renamed."""
+    if name in known:
+        return known[name]
+    for document in known.values():
+        if (document.sha256 or document.digest()) == sha256:
+            return document
+    raise IntegrityError(f"the corpus {corpus.name} no longer has the story {name!r}", _REMEDY)
 
 
 def _with_span(document: Document, sha256: str, span: tuple[float, ...]) -> Document:
