@@ -154,7 +154,9 @@ def test_length_is_in_characters_after_the_prompt(
 @pytest.mark.slow
 def test_names_of_a_list_are_one_a_line_and_neither_repeated_nor_copied(tmp_path: Path, run: Program) -> None:
     names = tmp_path / "names.txt"
-    names.write_text("".join(f"{a}{b}\n" for a in ("an", "be", "lo", "mi") for b in ("na", "ra", "lo", "tte", "n")))
+    names.write_text(
+        "".join(f"{a}{b}\n" for a in ("an", "be", "lo", "mi") for b in ("na", "ra", "lo", "tte", "n"))
+    )
     options = "--hidden 8 --batch-size 4 --unroll 10 --lr 0.01 --min-count 1 --epochs 4 --ngram 1".split()
     assert run("train", "--corpus", str(names), "--documents", "line", *options).code == 0
     command = "generate --stories 12 --unique --novel --top-k 0 --random-seed 1".split()

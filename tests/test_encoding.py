@@ -18,13 +18,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-<<<<<<< HEAD
 from grimmgen.configuration import Configuration, Newlines, Normalisation
-from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-=======
-from grimmgen.configuration import Configuration, Newlines
 from grimmgen.errors import GrimmgenError, UsageError
->>>>>>> 99b4a8b (Corpora are extracted: one read decides, documents are files, lines, paragraphs or what lies between separators)
 from grimmgen.io import files, paths
 from grimmgen.text import encoding, id_cache, ngrams, normalisation
 from grimmgen.text.corpus import open_corpus
@@ -291,7 +286,7 @@ def test_waiting_for_another_encoder_is_notified(text: Path) -> None:  # fault 1
 
 
 @pytest.mark.usefixtures("large")
-def test_text_that_changes_after_it_was_opened_is_encoded_as_it_was(text: Path) -> None:  # fault 49
+def test_text_that_changes_once_opened_is_encoded_as_it_was(text: Path) -> None:  # fault 49
     documents = split_by_hash(open_corpus(str(text))).parts["train"]
     before = [document.read() for document in documents]
     text.write_text("Another tale. " * 100, encoding="utf-8")
