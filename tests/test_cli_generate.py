@@ -152,7 +152,7 @@ def test_length_is_in_characters_after_the_prompt(
 
 
 @pytest.mark.slow
-def test_names_of_a_list_are_one_a_line_and_neither_repeated_nor_copied(tmp_path: Path, run: Program) -> None:
+def test_names_of_a_list_are_one_a_line_unique_and_novel(tmp_path: Path, run: Program) -> None:
     names = tmp_path / "names.txt"
     names.write_text(
         "".join(f"{a}{b}\n" for a in ("an", "be", "lo", "mi") for b in ("na", "ra", "lo", "tte", "n"))
@@ -414,10 +414,18 @@ def test_until_paragraph_is_accepted(run: Program) -> None:
 
 
 def test_a_text_without_an_end_is_cut_with_a_note(endless: Callable[[str], str], run: Program) -> None:
-    ran = run("generate", "--run", endless("the king"))
+    ran = run("generate", "--run", endless("the king"), "--until", "end")
     assert (ran.code, len(ran.out)) == (0, LONGEST + 1)
     assert is_one_line(ran.err, f"no end within {LONGEST:,} characters", "--length")
-    assert run("generate", "--run", endless("the king"), "--quiet").err == ""
+    assert run("generate", "--run", endless("the king"), "--until", "end", "--quiet").err == ""
+
+
+def test_a_story_is_about_a_page_by_default(endless: Callable[[str], str], run: Program) -> None:
+    ran = run("generate", "--run", endless("he went. "), "--random-seed", "1")
+    assert 800 <= len(ran.out) <= 1000
+    assert ran.out.endswith(".\n")
+    ran = run("generate", "--run", endless("the king"), "--random-seed", "1")
+    assert (len(ran.out), ran.err) == (1601, "")
 
 
 @pytest.mark.usefixtures("trained")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +13,7 @@ import typer
 
 from grimmgen.cli import options
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.sampling.options import LONGEST, SamplingOptions
+from grimmgen.sampling.options import LONGEST, PAGE, SamplingOptions
 
 if TYPE_CHECKING:
     from grimmgen.sampling.generator import Generation, TextGenerator
@@ -26,10 +28,21 @@ _WITH_REPLAY = {"replay", "run", "lines", "json", "quiet"}
 def generate(
     context: typer.Context,
     chosen: Mapping[str, Any],
+    text: Annotated[
+        str | None,
+        options.argument(
+            metavar="[PROMPT]",
+            help="Text that the story begins with; that of a pipe if none is given.",
+            show_default=False,
+        ),
+    ] = None,
     run: options.RunOrFile = None,
     seed: Annotated[
-        str, options.option(help="Text that the story begins with; - reads standard input.", show_default="none")
-    ] = "",
+        str | None,
+        options.option(
+            "--seed", "--prompt", help="The same as PROMPT; - reads standard input.", show_default=False
+        ),
+    ] = None,
     seed_file: Annotated[
         Path | None, options.option(help="File with the text that the story begins with.")
     ] = None,
@@ -41,8 +54,8 @@ def generate(
         bool, options.option("--novel", help="Generate no story that is a whole story of the training set.")
     ] = False,
     lines: Annotated[
-        bool, options.option("--lines", help="Break lines between words if standard output is a terminal.")
-    ] = False,
+        bool, options.option("--lines/--no-lines", help="On a terminal, break lines between words.")
+    ] = True,
     novelty: Annotated[
         bool,
         options.option("--novelty", help="Print what the story has in common with the training stories."),
@@ -63,12 +76,12 @@ def generate(
     --json includes all that reproduces a story.
     --replay exits with code 3 if the text differs, and says what else does.
 
-    Example: grimmgen generate --seed "the king" --top-k 3 > story.txt
+    Example: grimmgen generate "the king" --top-k 3 > story.txt
     """
     from grimmgen.cli import console
     from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
 
-    if lines and json:
+    if json and "lines" in options.typed(context):
         raise UsageError("--lines has no effect with --json", "leave out --lines")
     if replay is not None:
         if fixed := sorted(options.typed(context) - _WITH_REPLAY):
@@ -76,12 +89,16 @@ def generate(
             raise UsageError(f"{names} cannot be given with --replay", "leave it out: the record has all options")
         _replay(replay, run, lines, json, quiet)
         return
-    sampling = SamplingOptions(**{"random_seed": fresh_random_seed(), **chosen})
+    defaults: dict[str, Any] = {"random_seed": fresh_random_seed()}
+    if "length" not in chosen:
+        defaults["until"] = PAGE
+    sampling = SamplingOptions(**(defaults | dict(chosen)))
     if unique and stories == 1:
         raise UsageError("--unique has no effect on one story", "give --stories as well")
-    if seed and seed_file:
-        raise UsageError("--seed and --seed-file exclude each other", "give one of them")
-    prompt = _prompt(seed, seed_file)
+    given = {"PROMPT": text, "--seed": seed, "--seed-file": seed_file}
+    if len(used := [name for name, value in given.items() if value is not None]) > 1:
+        raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
+    prompt = _prompt(seed if text is None else text, seed_file)
     generator = TextGenerator.load(run)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):
         console.warn(warning)
@@ -106,20 +123,20 @@ def generate(
             generations = generator.generate_batch(prompt, sampling, stories)
         if not json:
             _write_stories(generator, generations, lines)
-    texts = ["".join(generation.pieces) for generation in generations]
+    continuations = ["".join(generation.pieces) for generation in generations]
     if json:
         from grimmgen.sampling.records import to_record
 
         records = [
-            to_record(generator, generation) | (report.to_json(text) if report else {})
-            for generation, text in zip(generations, texts, strict=True)
+            to_record(generator, generation) | (report.to_json(continuation) if report else {})
+            for generation, continuation in zip(generations, continuations, strict=True)
         ]
         console.document(records if stories > 1 or not records else records[0])
     elif report:
-        for number, text in enumerate(texts, 1):
+        for number, continuation in enumerate(continuations, 1):
             if stories > 1:
                 console.note(f"story {number}:")
-            report.print_summary(text)
+            report.print_summary(continuation)
     if generations and not quiet:
         _warn(generations)
     if len(generations) < stories:
@@ -191,15 +208,24 @@ def _read(path: Path | None, limit: int, remedy: str) -> tuple[str, bytes]:
     return source, content
 
 
-def _prompt(seed: str, seed_file: Path | None) -> str:
+def _prompt(text: str | None, seed_file: Path | None) -> str:
     """The prompt, from the command line, a file or standard input, without the line end that a shell adds."""
-    if seed_file is None and seed != "-":
-        return seed
+    if seed_file is None and text != "-" and (text is not None or not _is_piped()):
+        return text or ""
     source, content = _read(seed_file, _MAX_PROMPT, "give the last part of it")
     try:
         return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
         raise UsageError(f"{source} is not UTF-8 (byte {error.start})", "convert it first") from None
+
+
+def _is_piped() -> bool:
+    """Whether standard input is a pipe or a file; a terminal, /dev/null and a socket are not."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
 def _warn(generations: Sequence[Generation]) -> None:

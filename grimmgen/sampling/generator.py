@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,17 @@ from grimmgen.network.cells import cells
 from grimmgen.runs import registry
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.logits import log_probabilities
-from grimmgen.sampling.options import LONGEST, PARAGRAPH, SENTENCE, InitialState, SamplingOptions
+from grimmgen.sampling.options import (
+    LINE,
+    LONGEST,
+    PAGE,
+    PAGE_LENGTHS,
+    PARAGRAPH,
+    SENTENCE,
+    STORY_END,
+    InitialState,
+    SamplingOptions,
+)
 from grimmgen.text.graphemes import cluster_boundary
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
@@ -47,9 +57,8 @@ _CLOSING = r"[\p{Pe}\p{Pf}'\"]"
 _SENTENCE_END = (
     rf"[\p{{Sentence_Terminal}}\u2026]{_CLOSING}*(?=\s)|[\u3002\uff01\uff1f]{_CLOSING}*(?=[^\p{{Pe}}\p{{Pf}}'\"])"
 )
-# A paragraph ends before an empty line.
-_PARAGRAPH_END = r"(?<=\S)(?=\n[ \t]*\n)"
-_BOUNDARIES = {SENTENCE: _SENTENCE_END, PARAGRAPH: _PARAGRAPH_END}
+# A paragraph ends before an empty line; a line ends where the generated part of it has text.
+_LINE_ENDS = {PARAGRAPH: r"(?<=\S)(?=\n[ \t]*\n)", LINE: r"(?<=\S)(?=[ \t]*\n)"}
 # Maximum characters of a match of either pattern: closing marks, or the spaces of an empty line.
 _MAX_MATCH = 16
 
@@ -224,9 +233,9 @@ class TextGenerator:
             raise UsageError(
                 f"--random-seed {options.random_seed} is too large for {count} stories", "give a smaller one"
             )
-        if options.until == PARAGRAPH and "\n" not in self.vocabulary.alphabet:
+        if options.until in {PARAGRAPH, LINE} and "\n" not in self.vocabulary.alphabet:
             raise UsageError(
-                f"{self.name} was trained without line ends and cannot end a paragraph",
+                f"{self.name} was trained without line ends and cannot end a {options.until}",
                 "give --until sentence, or train with --newlines keep",
             )
         if options.max_copy is not None:
@@ -417,7 +426,8 @@ class _Output:
 
     def __init__(self, generation: Generation, vocabulary: Vocabulary, keep: bool) -> None:
         options = generation.options
-        self.remaining = LONGEST if options.length is None else options.length
+        longest = PAGE_LENGTHS[1] if options.until == PAGE else LONGEST
+        self.remaining = longest if options.length is None else options.length
         self._generation, self._vocabulary, self._keep = generation, vocabulary, keep
         # The end of the text so far, in which a grapheme cluster may have begun.
         self._tail = generation.prompt[-_LONGEST_CLUSTER:]
@@ -464,25 +474,38 @@ class _StopCondition:
     """Finds where `until` ends a text that arrives in pieces."""
 
     def __init__(self, until: str | None, vocabulary: Vocabulary) -> None:
+        self._until = None if until is None or until == STORY_END else until
+        self._normalise = vocabulary.normalise
+        # Position before which no end counts, and of the next piece.
+        self._least = PAGE_LENGTHS[0] if until == PAGE else 0
+        self._position = 0
         # The end of the text so far, in which a match may have begun.
         self._tail = ""
-        self._tail_length = _MAX_MATCH
-        self._search: Callable[[str], Any] | None = None
-        if until in _BOUNDARIES:
-            import regex  # has the Unicode properties; takes 25 ms
-
-            self._search = regex.compile(_BOUNDARIES[until]).search
-        elif until is not None:
-            text = vocabulary.normalise(until)
-            self._search = re.compile(re.escape(text)).search
-            self._tail_length = len(text) - 1
 
     def find(self, piece: str) -> int | None:
         """Find the end in the next piece; returns the number of characters before it, or None."""
-        if self._search is None:
+        text, begin = self._tail + piece, self._position
+        self._position += len(piece)
+        if self._until is None:
             return None
-        text = self._tail + piece
-        if match := self._search(text):
-            return max(0, int(match.end()) - len(self._tail))
+        if self._position >= self._least:
+            for match in self._pattern.finditer(text):
+                end = int(match.end()) - len(self._tail)
+                if begin + end >= self._least:
+                    return max(0, end)
         self._tail = text[max(0, len(text) - self._tail_length) :]
         return None
+
+    @cached_property
+    def _pattern(self) -> Any:
+        assert self._until is not None
+        if self._until in {SENTENCE, PAGE}:
+            import regex  # has the Unicode properties; takes 25 ms
+
+            return regex.compile(_SENTENCE_END)
+        return re.compile(_LINE_ENDS.get(self._until) or re.escape(self._normalise(self._until)))
+
+    @cached_property
+    def _tail_length(self) -> int:
+        known = self._until in {SENTENCE, PAGE, *_LINE_ENDS}
+        return _MAX_MATCH if known else len(self._normalise(self._until or "")) - 1

@@ -21,6 +21,11 @@ _SAMPLING = "Sampling"
 # Values of `until` that are not a text.
 SENTENCE = "sentence"
 PARAGRAPH = "paragraph"
+LINE = "line"
+PAGE = "page"
+STORY_END = "end"
+# Characters after which a page ends with the next sentence, and after which it ends without one.
+PAGE_LENGTHS = 800, 1_600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +42,13 @@ class SamplingOptions:
         low=1,
         high=10**9,
         unit=" characters",
-        default_text=f"to the story's end, at most {LONGEST}",
+        default_text=f"no limit, or with --until end {LONGEST}",
     )
     until: str | None = option(
         None,
-        "Stop after one sentence, one paragraph, or at a text: sentence, paragraph or TEXT",
-        default_text="the story's end",
+        "Where to stop: sentence, line, paragraph, page (the end of a sentence after"
+        f" {PAGE_LENGTHS[0]} characters), end (of the story) or TEXT",
+        default_text="page, or with --length end",
     )
     top_k: int | None = option(
         None,
@@ -132,7 +138,9 @@ class SamplingOptions:
     def __post_init__(self) -> None:
         check_options(self)
         if self.until == "":
-            raise UsageError("--until is empty", "give sentence, paragraph, or a text")
+            raise UsageError("--until is empty", "give sentence, line, paragraph, page, end, or a text")
+        if self.until == PAGE and self.length is not None:
+            raise UsageError("--until page has no effect with --length", "leave out one of them")
 
     @property
     def effective_top_k(self) -> int:
