@@ -43,9 +43,9 @@ OPTIONS = {
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check "
     + declared(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING),
-    "train": "--corpus --run --resume --preset --device --split " + declared(Configuration),
+    "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
-    "generate": "--run --seed --seed-file --stories --unique --novel --lines --novelty "
+    "generate": "--run --seed --prompt --seed-file --replay --stories --unique --novel --lines --no-lines --novelty "
     + declared(SamplingOptions),
     "export": "--run --html --bits",
     "runs": "",

@@ -234,5 +234,6 @@ def _warn(generations: Sequence[Generation]) -> None:
 
     if copied := console.copied(max(generation.copied for generation in generations)):
         console.warn(copied)
-    if any(generation.ending == "length" and generation.options.length is None for generation in generations):
+    unlimited = [g for g in generations if g.options.length is None and g.options.until != PAGE]
+    if any(generation.ending == "length" for generation in unlimited):
         console.note(f"no end within {LONGEST:,} characters: raise --length")
