@@ -121,17 +121,7 @@ def open_bytes(path: Path, members: Sequence[str] = ()) -> BinaryIO:
             return file
         limit = max(_ALLOWANCE, _RATIO * path.stat().st_size)
         return _bounded(_Decompressed(file, _COMPRESSIONS[suffix]), str(path), limit)
-    name = f"{path}/{members[0]}"
-    info = _directory(path).get(members[0])
-    if info is None:
-        raise IntegrityError(f"{path} has no file {members[0]!r}", _DAMAGED)
-    with _integrity(f"{name} cannot be unpacked"):
-        raw = cast(BinaryIO, _archive(path).open(info))
-    limit = max(_ALLOWANCE, _RATIO * info.compress_size)
-    suffix = PurePosixPath(members[0]).suffix.lower()
-    if suffix in _COMPRESSIONS:
-        raw = cast(BinaryIO, _Decompressed(_bounded(raw, name, limit), _COMPRESSIONS[suffix]))
-    return _bounded(raw, name, limit)
+    return _archive(path).open(members[0])
 
 
 def archive_members(path: Path) -> list[zipfile.ZipInfo]:
@@ -141,7 +131,43 @@ def archive_members(path: Path) -> list[zipfile.ZipInfo]:
         OSError: the archive cannot be read.
         IntegrityError: it is damaged.
     """
-    return [info for _, info in sorted(_directory(path).items()) if not info.is_dir()]
+    return [info for _, info in sorted(_archive(path).members.items()) if not info.is_dir()]
+
+
+class Archive:
+    """A zip archive.
+
+    Args:
+        file: its path, or its bytes as a file.
+        name: for messages.
+
+    Attributes:
+        members: its files and directories by name.
+
+    Raises:
+        OSError: it cannot be read.
+        IntegrityError: it is damaged.
+    """
+
+    def __init__(self, file: Path | BinaryIO, name: str) -> None:
+        self.name = name
+        with _integrity(f"{name} is not a complete zip archive"):
+            self._zip = zipfile.ZipFile(file)
+        self.members = self._zip.NameToInfo
+
+    def open(self, member: str) -> BinaryIO:
+        """Open a file in it, decompressed if its name says that it is compressed; see `open_bytes`."""
+        name = f"{self.name}/{member}"
+        info = self.members.get(member)
+        if info is None:
+            raise IntegrityError(f"{self.name} has no file {member!r}", _DAMAGED)
+        with _integrity(f"{name} cannot be unpacked"):
+            raw: Any = self._zip.open(info)
+        limit = max(_ALLOWANCE, _RATIO * info.compress_size)
+        suffix = PurePosixPath(member).suffix.lower()
+        if suffix in _COMPRESSIONS:
+            raw = _Decompressed(_bounded(raw, name, limit), _COMPRESSIONS[suffix])
+        return _bounded(raw, name, limit)
 
 
 class _Decompressed(io.RawIOBase):
@@ -214,20 +240,15 @@ def _bounded(raw: Any, name: str, limit: int) -> BinaryIO:
 
 
 @functools.lru_cache(maxsize=1)
-def _archive_as_of(path: Path, size: int, mtime: int) -> zipfile.ZipFile:  # noqa: ARG001 - they are the key
-    return zipfile.ZipFile(path)
+def _archive_as_of(path: Path, size: int, mtime: int) -> Archive:  # noqa: ARG001 - they are the key
+    return Archive(path, str(path))
 
 
-def _archive(path: Path) -> zipfile.ZipFile:
+def _archive(path: Path) -> Archive:
     # The last archive stays open: its files are usually read one after the other, and reading the directory of a large
     # archive takes long.
     status = path.stat()
     return _archive_as_of(path, status.st_size, status.st_mtime_ns)
-
-
-def _directory(path: Path) -> dict[str, zipfile.ZipInfo]:
-    with _integrity(f"{path} is not a complete zip archive"):
-        return _archive(path).NameToInfo
 
 
 @contextlib.contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 # Bytes of a file's beginning that are enough to recognise it.
 HEAD = 4096
 
@@ -53,8 +51,6 @@ _ZIPPED = [
     (b"ppt/", "a PowerPoint presentation"),
     (b"[Content_Types].xml", "a Microsoft Office document"),
 ]
-# Control characters that no text has, in any encoding of 8 bits; ESC is used by ISO-2022, and ^Z ends old texts.
-_CONTROLS = re.compile(rb"[\x01-\x06\x0e-\x19\x1c-\x1f\x7f]")
 
 
 def describe(head: bytes) -> str | None:
@@ -69,14 +65,6 @@ def describe(head: bytes) -> str | None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return next((name for mark, name in _ZIPPED if mark in head), "a zip archive")
     return None
-
-
-def is_binary(head: bytes) -> bool:
-    """Return whether the beginning of a file has more control characters than a text in any encoding.
-
-    NULs do not count: every other byte of a text in UTF-16 may be one.
-    """
-    return len(_CONTROLS.findall(head)) > len(head) // 50
 
 
 def remedy(kind: str) -> str:

@@ -7,14 +7,23 @@ Texts, web pages and books are one text each (`read_text`); tables and JSON line
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
 
 from grimmgen.configuration import Configuration
-from grimmgen.text import archives, decoding, gutenberg, tables
+from grimmgen.errors import GrimmgenError
+from grimmgen.text import archives, decoding, file_kinds, gutenberg, sources, tables
+from grimmgen.text.archives import Archive
 from grimmgen.text.decoding import Decoded
 from grimmgen.text.sources import Source
 from grimmgen.text.tables import Rows
+
+_TABLES = {"csv", "jsonl"}
+# Bytes of a book that is compressed or in an archive, and has to be unpacked to memory.
+_LARGEST_BOOK = 256 << 20
 
 
 @dataclass
@@ -34,7 +43,7 @@ class Reading:
 
 def is_table(source: Source) -> bool:
     """Return whether every row of a source is a document of its own."""
-    return source.format in {"csv", "jsonl"}
+    return source.format in _TABLES
 
 
 def read_text(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
@@ -49,14 +58,53 @@ def read_text(source: Source, options: Configuration, reading: Reading) -> Itera
         GrimmgenError: the source cannot be read or decoded.
         IntegrityError: an archive or a book is damaged.
     """
-    reading.decoded = decoded = recognise(source, options)
 
     def dropped(characters: int) -> None:
         reading.boilerplate += characters
 
+    text = _book(source, options, reading) if source.format == "epub" else _text(source, options, reading)
+    yield from text if options.keep_boilerplate else gutenberg.without_licence(text, dropped)
+
+
+def _text(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
+    reading.decoded = decoded = recognise(source, options)
     with source.open() as file:
-        text = decoding.decode(file, decoded.encoding, source.place)
-        yield from text if options.keep_boilerplate else gutenberg.without_licence(text, dropped)
+        pieces = decoding.decode(file, decoded.encoding, source.place)
+        if source.format == "html":
+            # lxml is loaded only for pages and books.
+            from grimmgen.text import markup
+
+            pieces = markup.page_text(pieces)
+        yield from pieces
+
+
+def _book(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
+    from grimmgen.text import markup
+
+    separator = ""
+    for name, content in markup.book_chapters(_archive(source)):
+        place = f"{source.place}/{name}"
+        decoded = _recognise(partial(io.BytesIO, content), place, "html", options)
+        if reading.decoded is None or decoded.encoding != decoding.UTF8:
+            reading.decoded = decoded
+        text = "".join(markup.page_text(decoding.decode(io.BytesIO(content), decoded.encoding, place)))
+        if text:
+            yield separator + text
+            separator = "\n"
+
+
+def _archive(source: Source) -> Archive:
+    """Open a book, which may be compressed or in an archive itself."""
+    if not source.members and not archives.is_compressed(source.path.name):
+        with sources.wrap_read_errors(source.path):
+            return Archive(source.path, source.place)
+    with source.open() as file:
+        content = file.read(_LARGEST_BOOK + 1)
+    if len(content) > _LARGEST_BOOK:
+        raise GrimmgenError(
+            f"{source.place} is larger than {_LARGEST_BOOK >> 20} MB", "unpack it and give the book"
+        )
+    return Archive(io.BytesIO(content), source.place)
 
 
 def read_records(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
@@ -75,7 +123,7 @@ def read_records(source: Source, options: Configuration, reading: Reading) -> It
     reading.decoded = decoded = recognise(source, options)
     reading.rows = rows = Rows(source.place)
     with source.open() as file:
-        pieces = decoding.decode(file, decoded.encoding, source.place)
+        pieces = decoding.decode(file, decoded.encoding, source.place, nuls=True)
         if source.format == "jsonl":
             yield from tables.json_texts(pieces, options.field, rows)
         else:
@@ -89,9 +137,21 @@ def recognise(source: Source, options: Configuration) -> Decoded:
     Raises:
         GrimmgenError: the source cannot be read, is not text, or its encoding is not certain.
     """
+    return _recognise(source.open, source.place, source.format, options)
+
+
+def _recognise(
+    open_file: Callable[[], BinaryIO], place: str, form: sources.Format, options: Configuration
+) -> Decoded:
     if options.encoding is not None:
         return Decoded(options.encoding, "--encoding")
-    return decoding.recognise(source.open, source.place)
+    declared = None
+    if form == "html":
+        from grimmgen.text import markup
+
+        with open_file() as file:
+            declared = markup.declared_encoding(file.read(file_kinds.HEAD))
+    return decoding.recognise(open_file, place, declared, nuls=form in _TABLES)
 
 
 def plain_text(source: Source, options: Configuration) -> Decoded | None:

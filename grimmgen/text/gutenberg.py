@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 _LONGEST = 1 << 16
 _NAME = r"(?:THE |THIS )?PROJECT GUTENBERG"
 _START = re.compile(
-    rf"^[ \t]*\*\*\*[ \t]*START OF {_NAME}[^\n]*(?:\n[^\n]+)?\*\*\*[ \t]*$"
+    rf"^[ \t]*\*\*\*[ \t]*START OF {_NAME}[^\n]*(?:\n[^\n]+)?\*\*\*[ \t\r]*$"
     r"|^[ \t]*\*END[ *]*THE SMALL PRINT![^\n]*$",
     re.MULTILINE | re.IGNORECASE,
 )
@@ -19,8 +19,11 @@ _END = re.compile(
 )
 # Credits that follow the first marker, up to an empty line.
 _CREDITS = re.compile(
-    r"\s*(?:(?:E-text )?(?:Produced|Prepared) by|Transcribed (?:from|by))[^\n]*(?:\n[^\n]+)*\n", re.IGNORECASE
+    r"\s*(?:(?:E-text )?(?:Produced|Prepared) by|Transcribed (?:from|by))[^\n]*(?:\n(?![ \t\r]*\n)[^\n]+)*\n?",
+    re.IGNORECASE,
 )
+# Characters at the end of what has been read, in which a marker may be incomplete.
+_LONGEST_MARKER = 300
 
 
 def has_licence(text: str) -> bool:
@@ -55,13 +58,15 @@ def without_licence(pieces: Iterable[str], notify: Callable[[int], None]) -> Ite
             if not (piece := next(source, "")):
                 yield text
                 return
-            at = max(0, text.rfind("\n", 0, -_LONGEST_MARKER))
+            at = text.rfind("\n", 0, -_LONGEST_MARKER)
+            if at < 0:
+                at = max(0, len(text) - _LONGEST_MARKER)
             yield text[:at]
             text = text[at:] + piece
         yield text[: end.start()]
         text = text[end.start() :]
         # The licence, and perhaps another book behind it.
-        while not (found := _START.search(text)) and len(text) < _LONGEST and (piece := next(source, "")):
+        while not (found := _START.search(text, 0, _LONGEST)) and len(text) < _LONGEST and (piece := next(source, "")):
             text += piece
         if not found and len(text) >= _LONGEST:
             # Too much for a licence.
@@ -69,6 +74,3 @@ def without_licence(pieces: Iterable[str], notify: Callable[[int], None]) -> Ite
             yield from source
             return
     notify(len(text))
-
-
-_LONGEST_MARKER = 300

@@ -22,7 +22,7 @@ from typing import BinaryIO, Literal
 
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.io import files, paths
-from grimmgen.text import archives, file_kinds
+from grimmgen.text import archives, decoding, file_kinds
 
 Format = Literal["text", "html", "epub", "csv", "jsonl"]
 
@@ -308,7 +308,7 @@ class _Search:
         form = _FORMATS.get(suffix)
         if form == "epub" and kind in {"an EPUB book", "a zip archive"}:
             kind = None
-        elif kind is None and file_kinds.is_binary(head):
+        elif kind is None and not decoding.may_be_text(head, nuls=form in {"csv", "jsonl"}):
             kind = "not text"
         if kind is not None:
             if required:

@@ -6,6 +6,7 @@ A row that cannot be read is counted, and the first is named. If no row can be r
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 from collections import Counter
@@ -47,6 +48,14 @@ class Rows:
         """Count a row that cannot be read."""
         self.bad += 1
         self.first_bad = self.first_bad or f"line {line}: {reason}"
+
+    def checked(self, line: int, text: str) -> Iterator[str]:
+        """Yield a row's text, if it has no NUL."""
+        if "\0" in text:
+            self.skip(line, "a NUL")
+        else:
+            self.good += 1
+            yield text
 
     def end(self, remedy: str) -> None:
         """Raise GrimmgenError if there are bad rows only."""
@@ -104,8 +113,7 @@ def json_texts(pieces: Iterable[str], field: str | None, rows: Rows) -> Iterator
         elif not _is_unicode(text):
             rows.skip(number, "half of a surrogate pair")
         else:
-            rows.good += 1
-            yield text
+            yield from rows.checked(number, text)
     rows.end("each line has to be a JSON object with the --field")
 
 
@@ -171,12 +179,10 @@ def _csv_texts(lines: Iterator[str], column: str | None, tabs: bool, rows: Rows)
     at, width = names.index(column), len(names)
     for number, row in itertools.chain(sample, parsed):
         if len(row) == width:
-            rows.good += 1
-            yield row[at]
+            yield from rows.checked(number, row[at])
         elif width == 1:
             # A list of texts whose commas are not quoted.
-            rows.good += 1
-            yield delimiter.join(row)
+            yield from rows.checked(number, delimiter.join(row))
         else:
             rows.skip(number, f"{len(row)} cells instead of {width}")
 
@@ -198,6 +204,8 @@ def _csv_rows(lines: Iterator[str], delimiter: str, rows: Rows) -> Iterator[tupl
     def recorded(lines: Iterable[str]) -> Iterator[str]:
         for line in lines:
             taken.append(line)
+            if len(line) > _LONGEST:
+                raise csv.Error(f"longer than {_LONGEST >> 20} MB")
             yield line
 
     number, unclosed = 1, 0
@@ -209,33 +217,29 @@ def _csv_rows(lines: Iterator[str], delimiter: str, rows: Rows) -> Iterator[tupl
             return
         except csv.Error as error:
             rows.skip(number, "a quotation mark that is not closed" if len(taken) > 1 else str(error))
-            if len(taken) > 1:
-                unclosed += 1
-                if unclosed > _MOST_UNCLOSED:
-                    raise GrimmgenError(
-                        f"{rows.place} has more than {_MOST_UNCLOSED} unclosed quotation marks ({rows.first_bad})",
-                        "quotation marks inside a cell have to be doubled",
-                    ) from None
-                again = taken[1:]
-                lines = itertools.chain(again, lines)
-                reader = csv.reader(recorded(lines), delimiter=delimiter, strict=True)
-                number += 1
-                taken.clear()
-                continue
+            unclosed += len(taken) > 1
+            if unclosed > _MOST_UNCLOSED:
+                raise GrimmgenError(
+                    f"{rows.place} has more than {_MOST_UNCLOSED} unclosed quotation marks ({rows.first_bad})",
+                    "quotation marks inside a cell have to be doubled",
+                ) from None
+            lines = itertools.chain(taken[1:], lines)
+            reader = csv.reader(recorded(lines), delimiter=delimiter, strict=True)
+            number += 1
         else:
             if row:
                 yield number, row
-        number += len(taken)
+            number += len(taken)
         taken.clear()
 
 
 def _choose(texts: Mapping[str, Sequence[str]], place: str, what: str, names: Sequence[str]) -> str:
-    """Return the column that has text: the one of that name, or the only one, or one with much longer texts."""
-    lengths = {name: _text_length(values) for name, values in texts.items()}
-    ranked = sorted((name for name, length in lengths.items() if length), key=lambda name: -lengths[name])
-    for name in ranked:
+    """Return the column that is called text, or the only one that has text, or one with much longer texts."""
+    for name in texts:
         if name.lower() == _PREFERRED:
             return name
+    lengths = {name: _text_length(values) for name, values in texts.items()}
+    ranked = sorted((name for name, length in lengths.items() if length), key=lambda name: -lengths[name])
     if not ranked:
         raise UsageError(f"{place} has no {what} with text", f"give one of {_listed(names)} as --{what}")
     if len(ranked) > 1 and lengths[ranked[0]] < 4 * lengths[ranked[1]]:
@@ -250,7 +254,8 @@ def _text_length(values: Sequence[str]) -> float:
     filled = [value for value in values if value.strip()]
     if not filled:
         return 0.0
-    worded = sum(2 * sum(map(str.isalpha, value[:1000])) > len(value[:1000]) for value in filled)
+    shown = ["".join(value[:1000].split()) for value in filled]
+    worded = sum(2 * sum(map(str.isalpha, value)) > len(value) for value in shown)
     if worded < 0.8 * len(filled) or len(set(filled)) < 0.5 * len(filled):
         return 0.0
     return sum(map(len, filled)) / len(filled)
@@ -264,15 +269,9 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
     """Lines with their ends; what is longer than _LONGEST is cut there, and the rest of that line dropped."""
     rest: list[str] = []
     length = 0
-    old = None
-    for piece in pieces:
-        text = piece
-        if old is None:
-            # Carriage returns alone ended the lines of old Macintoshes.
-            old = "\r" in text and "\n" not in text
-        if old:
-            text = text.replace("\r", "\n")
-        *whole, last = text.split("\n")
+    decoder = io.IncrementalNewlineDecoder(None, translate=True)
+    for piece in itertools.chain(pieces, [""]):
+        *whole, last = decoder.decode(piece, final=not piece).split("\n")
         if whole:
             if rest:
                 whole[0] = "".join([*rest, whole[0]])[: _LONGEST + 1]
