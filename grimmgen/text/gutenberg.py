@@ -66,7 +66,11 @@ def without_licence(pieces: Iterable[str], notify: Callable[[int], None]) -> Ite
         yield text[: end.start()]
         text = text[end.start() :]
         # The licence, and perhaps another book behind it.
-        while not (found := _START.search(text, 0, _LONGEST)) and len(text) < _LONGEST and (piece := next(source, "")):
+        while (
+            not (found := _START.search(text, 0, _LONGEST))
+            and len(text) < _LONGEST
+            and (piece := next(source, ""))
+        ):
             text += piece
         if not found and len(text) >= _LONGEST:
             # Too much for a licence.

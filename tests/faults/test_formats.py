@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -10,7 +11,9 @@ import lzma
 import os
 import subprocess
 import sys
+import tempfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.text import archives, tables
 from grimmgen.text.formats import Reading, is_table, read_records, read_text
 from grimmgen.text.sources import find_sources
+from tests.test_formats import book, zstd
 
 
 def read(path: Path) -> tuple[list[str], Reading]:
@@ -50,10 +54,8 @@ def zipped(members: dict[str, bytes]) -> bytes:
 def test_fault_45_a_bomb_ends_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(archives, "_ALLOWANCE", 1 << 20)
     bomb = b"the king " * (1 << 20)
-    content = {"a.txt.gz": gzip.compress, "a.txt.xz": lzma.compress, "a.zip": lambda b: zipped({"a.txt": b})}[
-        name
-    ](bomb)
-    path = write(tmp_path / name, content)
+    packed = {"a.txt.gz": gzip.compress(bomb), "a.txt.xz": lzma.compress(bomb), "a.zip": zipped({"a.txt": bomb})}
+    path = write(tmp_path / name, packed[name])
     with pytest.raises(IntegrityError, match=r"unpacks to more than \d+ MB") as caught:
         read(path)
     assert caught.value.remedy == "unpack it and give the text in it"
@@ -61,7 +63,7 @@ def test_fault_45_a_bomb_ends_at_the_limit(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_fault_45_a_bomb_takes_little_memory(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.txt.gz", gzip.compress(b"the king " * (20 << 20)))
+    path = write(tmp_path / "a.txt.gz", gzip.compress(b"the king " * (8 << 20)))
     code = """if True:
         import resource, sys
         from grimmgen.configuration import Configuration
@@ -73,7 +75,7 @@ def test_fault_45_a_bomb_takes_little_memory(tmp_path: Path) -> None:
         print(length, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"""
     ran = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     length, more = map(int, ran.stdout.split())
-    assert length == 9 * (20 << 20)
+    assert length == 9 * (8 << 20)
     assert more < 32 << 10, "kilobytes"
 
 
@@ -104,18 +106,15 @@ def test_fault_45_nothing_is_written_outside_the_cache(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["txt.gz", "txt.bz2", "txt.xz", "txt.zst", "zip", "epub"])
 def test_fault_45_damaged_archives_are_one_error(tmp_path: Path, suffix: str) -> None:
-    import bz2
-
-    from tests.test_formats import book, zstd
-
+    text = b"the king and the frog " * 40
     good = {
-        "txt.gz": gzip.compress,
-        "txt.bz2": bz2.compress,
-        "txt.xz": lzma.compress,
-        "txt.zst": zstd,
-        "zip": lambda content: zipped({"a.txt": content}),
-        "epub": lambda _: book(tmp_path / "a.epub").read_bytes(),
-    }[suffix](b"the king and the frog " * 40)
+        "txt.gz": gzip.compress(text),
+        "txt.bz2": bz2.compress(text),
+        "txt.xz": lzma.compress(text),
+        "txt.zst": zstd(text),
+        "zip": zipped({"a.txt": text}),
+        "epub": book(tmp_path / "a.epub").read_bytes(),
+    }[suffix]
     for at in range(0, len(good), max(1, len(good) // 50)):
         path = tmp_path / f"{at}.{suffix}"
         write(path, good[:at] + bytes([good[at] ^ 0x41]) + good[at + 1 :])
@@ -245,25 +244,30 @@ def as_nobody(path: Path) -> str:
     return ran.stdout
 
 
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that another user can enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="permissions of files are Unix's")
-def test_fault_47_what_cannot_be_read_is_reported(tmp_path: Path) -> None:
-    for parent in tmp_path.parents[:2]:
-        parent.chmod(0o755)
-    tmp_path.chmod(0o755)
-    write(tmp_path / "tales" / "a.txt", b"a")
-    write(tmp_path / "tales" / "private.txt", b"a").chmod(0)
-    write(tmp_path / "tales" / "closed" / "b.txt", b"a").parent.chmod(0)
+def test_fault_47_what_cannot_be_read_is_reported(public: Path) -> None:
+    write(public / "tales" / "a.txt", b"a")
+    write(public / "tales" / "private.txt", b"a").chmod(0)
+    write(public / "tales" / "closed" / "b.txt", b"a").parent.chmod(0)
     denied = "cannot be read: Permission denied"
-    assert as_nobody(tmp_path / "tales") == f"['a.txt'] [('closed', '{denied}'), ('private.txt', '{denied}')]\n"
-    (tmp_path / "tales").chmod(0)
-    said = as_nobody(tmp_path / "tales")
-    assert said.startswith(f"cannot read {tmp_path / 'tales'} (Permission denied): ")
+    assert as_nobody(public / "tales") == f"['a.txt'] [('closed', '{denied}'), ('private.txt', '{denied}')]\n"
+    (public / "tales").chmod(0)
+    said = as_nobody(public / "tales")
+    assert said.startswith(f"cannot read {public / 'tales'} (Permission denied): ")
     # The remedy is run, by whoever may do so; then it works.
     subprocess.run(said.rpartition("as with ")[2], shell=True, check=True)  # noqa: S602 - what was printed
-    (tmp_path / "tales" / "closed").chmod(0o755)
-    for path in tmp_path.rglob("*"):
+    (public / "tales" / "closed").chmod(0o755)
+    for path in public.rglob("*"):
         path.chmod(path.stat().st_mode | 0o555)
-    assert "b.txt" in as_nobody(tmp_path / "tales")
+    assert "b.txt" in as_nobody(public / "tales")
 
 
 # --- encodings -----------------------------------------------------------------------------------------------
