@@ -16,7 +16,7 @@ import pytest
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.text import markup, tables
-from grimmgen.text.formats import Reading, is_table, plain_text, read_records, read_text
+from grimmgen.text.formats import Reading, is_table, read_records, read_text
 from grimmgen.text.sources import Source, find_sources
 
 TALE = "Once upon a time there was a king.\nHe had three daughters.\n"
@@ -63,17 +63,6 @@ def test_compressed_text_is_unpacked(tmp_path: Path, suffix: str, compress: Call
         archive.writestr(f"in/a.txt.{suffix}", whole)
     [inside], _ = find_sources([str(tmp_path / "box.zip")])
     assert (inside.name, texts(inside)) == (f"box.zip/in/a.txt.{suffix}", [TALE])
-
-
-def test_only_a_plain_file_in_utf8_is_read_in_place(tmp_path: Path) -> None:
-    default = Configuration()
-    assert plain_text(source(tmp_path / "a.txt", TALE), default)
-    assert plain_text(source(tmp_path / "b.md", "\ufeff" + TALE), default)
-    assert not plain_text(source(tmp_path / "c.txt", TALE.encode("utf-16")), default)
-    assert not plain_text(source(tmp_path / "d.txt.gz", gzip.compress(TALE.encode())), default)
-    assert not plain_text(source(tmp_path / "e.html", TALE), default)
-    assert not plain_text(source(tmp_path / "f.txt", BOOK), default)
-    assert plain_text(source(tmp_path / "g.txt", BOOK), Configuration(keep_boilerplate=True))
 
 
 def test_encoding_option_overrides_the_guess(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ Texts, web pages and books are one text each (`read_text`); tables and JSON line
 
 from __future__ import annotations
 
-import codecs
 import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -152,24 +151,3 @@ def _recognise(
         with open_file() as file:
             declared = markup.declared_encoding(file.read(file_kinds.HEAD))
     return decoding.recognise(open_file, place, declared, nuls=form in _TABLES)
-
-
-def plain_text(source: Source, options: Configuration) -> Decoded | None:
-    """Return how a source is decoded if its file is its text, in UTF-8 (a byte order mark may be at the beginning).
-
-    Such a file can be read where it is. The result is None if the text has to be extracted: from another encoding,
-    an archive, a table or a page, or because a licence is dropped. The whole file is checked.
-
-    Raises:
-        GrimmgenError: the source cannot be read, is not text, or its encoding is not certain.
-    """
-    if source.format != "text" or source.members or archives.is_compressed(source.path.name):
-        return None
-    decoded = recognise(source, options)
-    if codecs.lookup(decoded.encoding).name != decoding.UTF8:
-        return None
-    if not options.keep_boilerplate:
-        with source.open() as file:
-            if gutenberg.has_licence(next(decoding.decode(file, decoded.encoding, source.place), "")):
-                return None
-    return decoded

@@ -26,11 +26,6 @@ _CREDITS = re.compile(
 _LONGEST_MARKER = 300
 
 
-def has_licence(text: str) -> bool:
-    """Return whether the beginning of a text has the marker that ends the header of a licence."""
-    return _START.search(text, 0, _LONGEST) is not None
-
-
 def without_licence(pieces: Iterable[str], notify: Callable[[int], None]) -> Iterator[str]:
     """Drop the header and the footer of each book in a text, as far as they are marked; a text without is unchanged.
 
