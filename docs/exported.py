@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--greedy", action="store_true", help="Always take the most probable token.")
     arguments = parser.parse_args()
     read, metadata = (onnx_model if arguments.file.suffix == ".onnx" else torch_model)(arguments.file)
-    vocabulary, text = json.loads(metadata["vocabulary"]), json.loads(metadata["text"])
+    model = json.loads(metadata["model"])
+    vocabulary, text = model["vocabulary"], model["text"]
     unknown, end = 0, 1
     prompt = arguments.prompt.lower() if text["lower"] else arguments.prompt
     n = text["ngram"]

@@ -47,7 +47,7 @@ OPTIONS = {
     "eval": "--run --split --dynamic --novelty --baseline --heatmap --html --device",
     "generate": "--run --seed --prompt --seed-file --replay --stories --unique --novel --lines --no-lines --novelty "
     + declared(SamplingOptions),
-    "export": "--run --html --bits",
+    "export": "--run --html --onnx --onnx-window --torch --bits",
     "runs": "",
     "runs list": "",
     "runs show": "",

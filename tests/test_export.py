@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.vocabulary import Vocabulary
 from tests.builders import NETWORKS, TEXT, random_tensors
+from tests.program import Ran
 
 Arrays = list[NDArray[Any]]
+Program = Callable[..., Ran]
 
 H, B, T = 17, 3, 20
 SCRIPT = Path(__file__).parent.parent / "docs" / "exported.py"
@@ -161,11 +164,12 @@ def test_metadata_has_vocabulary_text_and_origin(tmp_path: Path) -> None:
     (tmp_path / "model").write_bytes(to_torch(checkpoint))
     with safetensors.safe_open(tmp_path / "model", "np") as file:
         metadata = file.metadata()
-    tokens = json.loads(metadata["vocabulary"])
+    model = json.loads(metadata["model"])
+    tokens = model["vocabulary"]
     assert tokens[:2] == ["<unk>", "<end>"]
     assert tokens[2:] == list(checkpoint.vocabulary.ngrams)
-    assert json.loads(metadata["text"]) == {"ngram": 2, "lower": True, "newlines": "keep", "language": None}
-    origin = json.loads(metadata["origin"])
+    assert model["text"] == {"ngram": 2, "lower": True, "newlines": "keep", "language": None}
+    origin = model["origin"]
     assert (origin["cell"], origin["run"], origin["checkpoint_sha256"]) == ("lstm", "sly-fox", "c0ffee")
 
 
@@ -196,3 +200,67 @@ def test_script_without_grimmgen_generates_the_same_story(kind: Any, tmp_path: P
     generator = TextGenerator(TrainedModel("tales", checkpoint))
     assert ran.stdout == generator.generate("The king", greedy=True, state="zeros", length=18) + "\n"
     assert len(set(ran.stdout)) > 4
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Callable[..., str]:
+    """The path of a checkpoint with these options."""
+
+    def model(**options: Any) -> str:
+        path = tmp_path / "model.safetensors"
+        checkpoint_of(**options).write(path)
+        return str(path)
+
+    return model
+
+
+def test_files_of_one_command_are_those_of_the_functions(
+    model: Callable[..., str], run: Program, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnx")
+    checkpoint = Checkpoint.read(Path(model()))
+    forms = {"onnx": "step.onnx", "onnx-window": "window.onnx", "torch": "my model.safetensors"}
+    options = [part for form, name in forms.items() for part in (f"--{form}", str(tmp_path / name))]
+    ran = run("export", "--run", model(), *options)
+    assert ran.code == 0
+    right = to_onnx(checkpoint), to_onnx(checkpoint, "window"), to_torch(checkpoint)
+    assert tuple((tmp_path / name).read_bytes() for name in forms.values()) == right
+    assert ran.err.count(" written to ") == 3
+    assert ran.out.endswith(loading_code(checkpoint, tmp_path / "my model.safetensors"))
+    for form, name in ("step", "step.onnx"), ("window", "window.onnx"):
+        names: dict[str, Any] = {}
+        exec(onnx_export.loading_code(checkpoint, tmp_path / name, form), names)  # type: ignore[arg-type] # noqa: S102
+        assert names["logits"].shape[-1] == len(checkpoint.vocabulary)
+        assert set(names["state"]) == {"h", "c"}
+    assert run("export", "--run", model(), *options, "--quiet") == (0, "", "")
+    assert json.loads(run("export", "--run", model(), *options, "--json").out)["torch"]["bytes"] == len(right[2])
+
+
+def test_export_that_is_refused_writes_nothing(model: Callable[..., str], run: Program, tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    ran = run(
+        "export", "--run", model(cell="peephole"), "--onnx", str(tmp_path / "a"), "--torch", str(tmp_path / "b")
+    )
+    assert (ran.code, ran.out) == (2, "")
+    assert "torch.nn has no peephole LSTM: export it with --onnx\n" in ran.err
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ("", "give --html FILE, --onnx FILE or --torch FILE"),
+        ("--bits 32 --torch x", "--bits has no effect without --html"),
+        ("--onnx x --torch x", "two exports have the same file"),
+        ("--torch /dev/null", "is not a file"),
+    ],
+)
+def test_options_without_a_sense_are_refused(
+    options: str, part: str, model: Callable[..., str], run: Program
+) -> None:
+    ran = run("export", "--run", model(), *options.split())
+    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+    assert part in ran.err

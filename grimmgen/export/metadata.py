@@ -9,17 +9,18 @@ from grimmgen.runs.checkpoint import Checkpoint
 
 
 def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """Describe a model in strings, as the formats of others store them.
+    """Describe a model in the strings that the formats of others store.
 
     Returns:
-        `vocabulary`: the text of each token in the order of ids, a JSON list; the first two are `<unk>` and `<end>`,
-            which begins and ends a story. `text`: how a text is cut into tokens, a JSON object: to lower case first
-            if `lower`, by the rules of `language` if it is not null, with
-            line ends as spaces if `newlines` is `space`, and then into pieces of `ngram` characters.
-            `origin`: the cell, the run, the SHA-256 of the checkpoint and the version of grimmgen, a JSON object.
+        `model`, a JSON object. Its `vocabulary` is the text of each token in the order of ids; the first two are
+            `<unk>` and `<end>`, which begins and ends a story. Its `text` says how a text is cut into tokens: to
+            lower case first if `lower`, by the rules of `language` if it is not null, with line ends as spaces if
+            `newlines` is `space`, and then into pieces of `ngram` characters. Its `origin` has the cell, the run, the
+            SHA-256 of the checkpoint and the version of grimmgen.
     """
     configuration, vocabulary = checkpoint.configuration, checkpoint.vocabulary
-    values = {
+    # One entry, because safetensors writes several in any order.
+    model = {
         "vocabulary": [vocabulary.token(token) for token in range(len(vocabulary))],
         "text": {"ngram": vocabulary.ngram, **vocabulary.normalisation._asdict()},
         "origin": {
@@ -29,4 +30,4 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
             "grimmgen": version("grimmgen"),
         },
     }
-    return {name: json.dumps(value) for name, value in values.items()}
+    return {"model": json.dumps(model)}

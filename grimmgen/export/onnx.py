@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -74,6 +75,28 @@ def to_onnx(checkpoint: Checkpoint, form: Form = "step") -> bytes:
     helper.set_model_props(model, metadata_of(checkpoint))
     content: bytes = model.SerializeToString(deterministic=True)
     return content
+
+
+def loading_code(checkpoint: Checkpoint, path: Path, form: Form = "step") -> str:
+    """Python code that loads a file of `to_onnx` into ONNX Runtime and evaluates the model once.
+
+    Args:
+        checkpoint: the model.
+        path: of the file.
+        form: as for `to_onnx`.
+    """
+    configuration = checkpoint.configuration
+    shape, names = (configuration.layers, 1, configuration.hidden), cells()[configuration.cell].states
+    tokens, shown = ("[1]", "[B, V]") if form == "step" else ("[[1]]", "[T, B, V]")
+    return f"""\
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession({str(path)!r})
+state = {{name: np.zeros({shape}, np.float32) for name in {names}}}
+logits, *after = session.run(None, {{"tokens": np.array({tokens}), **state}})  # {shown}; 1 is <end>, 0 <unk>
+state = dict(zip(state, after))
+"""
 
 
 def _graph(checkpoint: Checkpoint, weights: InferenceWeights, form: Form) -> GraphProto:

@@ -62,7 +62,7 @@ def to_torch(checkpoint: Checkpoint) -> bytes:
     tensors |= {"output.weight": weights.output_weight.T, "output.bias": weights.output_bias}
     return safetensors.numpy.save(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        metadata={"format": "pt", **metadata_of(checkpoint)},
+        metadata=metadata_of(checkpoint),
     )
 
 
