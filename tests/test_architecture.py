@@ -303,6 +303,7 @@ def test_commands_without_a_network_do_not_import_pytorch() -> None:
             ["generate", "--length", "20", "--novelty"],
             ["eval", "--novelty"],
             ["eval", "--heatmap", __file__],
+            ["eval", "--unit", "1", __file__],
             ["export", "--html", str(run.path / "page.html")],
             ["runs", "rm", "--yes", "sly-fox"],
         ]

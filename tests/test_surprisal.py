@@ -56,7 +56,7 @@ def test_expected_tokens_are_the_most_probable() -> None:
 
 
 def test_level_depends_on_bits_per_character() -> None:
-    assert [heatmap.level(bits) for bits in (0.0, 0.49, 0.5, 1.0, 2.5, 3.9, 5.0, 6.0, 99.0)] == [
+    assert [heatmap.SCALE.level(bits) for bits in (0.0, 0.49, 0.5, 1.0, 2.5, 3.9, 5.0, 6.0, 99.0)] == [
         0, 0, 1, 2, 3, 4, 5, 6, 6,
     ]  # fmt: skip
     assert TokenSurprisal("th", 3.0, ()).bits_per_character == 1.5
@@ -70,11 +70,11 @@ def luminance(colour: str) -> float:
     return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
 
-@pytest.mark.parametrize("palette", [heatmap.LIGHT, heatmap.DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("palette", [heatmap.SCALE.light, heatmap.SCALE.dark], ids=["light", "dark"])
 def test_palette_has_contrast_and_monotonic_lightness(
     palette: tuple[tuple[str, str], ...],
 ) -> None:
-    assert len(palette) == len(heatmap.LEVELS) + 1
+    assert len(palette) == len(heatmap.SCALE.bounds) + 1
     for background, foreground in palette:
         dark, light = sorted([luminance(background), luminance(foreground)])
         assert (light + 0.05) / (dark + 0.05) >= 4.5  # WCAG AA
@@ -130,7 +130,9 @@ def test_html_page_has_the_whole_text_and_escapes_it(hostile: Path, run: Program
     # The class of each span is the level of its bits.
     spans = re.findall(r'<span class="h(\d)" data-tooltip="(.*?): \d', content)
     [shown] = json.loads(run("eval", "--heatmap", str(hostile), "--json").out)["texts"]
-    assert [int(level) for level, _ in spans] == [heatmap.level(g["bits_per_character"]) for g in shown["ngrams"]]
+    assert [int(level) for level, _ in spans] == [
+        heatmap.SCALE.level(g["bits_per_character"]) for g in shown["ngrams"]
+    ]
     assert html.unescape(spans[2][1]) == "“<s”"
 
 
@@ -154,7 +156,7 @@ def test_heatmap_in_a_pipe_has_digits_for_colours(trained: Run, run: Program, tm
     assert (first, second) == ("the king 中↵", "the qqqq■")
     assert legend == "0: <0.5  1: <1  2: <2  3: <3  4: <4  5: <6  6: ≥6   bits per character"
     tokens = surprisal(trained.checkpoint(), text.read_text())
-    levels = "".join(str(heatmap.level(t.bits_per_character)) * max(1, len(t.text)) for t in tokens)
+    levels = "".join(str(heatmap.SCALE.level(t.bits_per_character)) * max(1, len(t.text)) for t in tokens)
     # A Chinese character is two terminal cells wide.
     expected = (levels[:9] + levels[9] + " " + levels[10]).replace("0", " ").rstrip()
     assert digits == expected

@@ -215,18 +215,20 @@ def heat(
     levels: Sequence[str],
     unit: str,
     palette: Sequence[tuple[str, str]],
+    blank: int = 0,
 ) -> None:
     """Print a text with a level for each of its pieces, and a legend, on standard output.
 
     A terminal with 256 colours or more shows the levels as colours; otherwise a line of digits under each line of
-    the text shows them, with spaces for level 0.
+    the text shows them, with spaces for one of the levels.
 
     Args:
         title: shown above the text.
         cells: each piece as it is displayed, its level, and whether a line ends after it.
-        levels: the names of the levels.
+        levels: the names of the levels; without any there is no legend.
         unit: the unit of these names.
         palette: the background and foreground colours of each level.
+        blank: the level that a space stands for.
     """
     from rich.cells import cell_len
     from rich.text import Text
@@ -240,10 +242,12 @@ def heat(
         if coloured:
             console.print(Text.assemble(*((shown, styles[level]) for shown, level, _ in line)), no_wrap=True)
             continue
-        marks = "".join((str(level) if level else " ").ljust(cell_len(shown), " ") for shown, level, _ in line)
+        marks = "".join((" " if level == blank else str(level)).ljust(cell_len(shown)) for shown, level, _ in line)
         console.print(Text("".join(shown for shown, _, _ in line).rstrip()), soft_wrap=True)
         if marks.strip():
             console.print(Text(marks.rstrip()), soft_wrap=True)
+    if not levels:
+        return
     legend = Text()
     for number, name in enumerate(levels):
         legend.append(f" {name} " if coloured else f"{number}: {name}  ", styles[number] if coloured else "")

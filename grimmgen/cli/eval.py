@@ -55,9 +55,21 @@ def evaluate(
         bool,
         options.option("--heatmap", help="Instead, show the FILEs coloured by the surprisal of each n-gram."),
     ] = False,
+    cells: Annotated[
+        bool,
+        options.option(
+            "--cells", help="Instead, report which units follow a feature of the text, the gates and the memory."
+        ),
+    ] = False,
+    unit: Annotated[
+        str | None,
+        options.option(metavar="[LAYER:]UNIT", help="Instead, show the FILEs coloured by the state of this unit."),
+    ] = None,
     html: Annotated[
         Path | None,
-        options.option(help="Write the heat-map to this HTML file, with the expected n-grams on hover."),
+        options.option(
+            help="Write what --heatmap, --cells or --unit shows to this HTML file, with more on hover."
+        ),
     ] = None,
     device: Annotated[str, options.option(help="auto, cpu or cuda.")] = "auto",
     json: options.Json = False,
@@ -74,40 +86,52 @@ def evaluate(
     Example: grimmgen eval --novelty story.txt
 
     Example: grimmgen eval --heatmap story.txt --html surprise.html
+
+    Example: grimmgen eval --cells --split test
     """
     from grimmgen.cli import console
     from grimmgen.errors import UsageError
     from grimmgen.runs import registry
 
     documents = _documents(files or [])
-    heatmap = heatmap or html is not None
+    views = {"--novelty": novelty, "--cells": cells, "--unit": unit is not None}
+    views["--heatmap"] = heatmap or (html is not None and not cells and unit is None)
+    chosen = [name for name, wanted in views.items() if wanted]
+    view = chosen[0] if chosen else ""
     names: list[str | None] = [*dict.fromkeys(run)] if run else [None]
     typed = options.typed(context)
     if documents and "split" in typed and not novelty:
         raise UsageError("--split has no effect with FILEs", "leave out one of them")
-    if (novelty or heatmap) and "device" in typed:
-        what = "--novelty" if novelty else "--heatmap"
-        raise UsageError(f"--device has no effect with {what}, which runs on the CPU", "leave it out")
-    if (novelty or heatmap) and (len(names) > 1 or dynamic or baseline or (novelty and heatmap)):
-        what = "--novelty" if novelty else "--heatmap"
-        raise UsageError(f"{what} takes one run and no other measure", "leave out the other options")
-    if heatmap and not documents:
-        raise UsageError("--heatmap needs a text", "give a FILE")
+    if view not in {"", "--cells"} and "device" in typed:
+        raise UsageError(f"--device has no effect with {view}, which runs on the CPU", "leave it out")
+    if view and (len(names) > 1 or dynamic or baseline or len(chosen) > 1):
+        raise UsageError(f"{view} takes one run and no other measure", "leave out the other options")
+    if view in {"--heatmap", "--unit"} and not documents:
+        raise UsageError(f"{view} needs a text", "give a FILE")
 
     models = [registry.load_model(name) for name in names]
     if novelty:
         from grimmgen.cli.novelty import show_novelty
 
         show_novelty(models[0], documents, split, json)
-    elif heatmap:
+    elif view == "--heatmap":
         from grimmgen.cli.heatmap import show_heatmap
 
         show_heatmap(models[0], documents, html, json, quiet)
+    elif unit is not None:
+        from grimmgen.cli.cells import Unit, show_unit
+
+        show_unit(models[0], Unit.parse(unit, models[0].checkpoint.configuration), documents, html, json, quiet)
+    elif cells:
+        from grimmgen.cli.cells import show_cells
+        from grimmgen.network.model import choose_device
+
+        show_cells(models[0], documents, split, choose_device(device), html, json, quiet)
     else:
         from grimmgen.evaluation.comparison import evaluate_models
         from grimmgen.network.model import choose_device
 
-        chosen = choose_device(device)
+        chosen_device = choose_device(device)
         notify = None if quiet or json else console.note
         bars: dict[str, int] = {}
         with console.Bars(quiet or json or not dynamic) as progress:
@@ -117,7 +141,9 @@ def evaluate(
                     bars[name] = progress.add("texts", count)
                 progress.update(bars[name], done, info="dynamic evaluation", short="")
 
-            comparison = evaluate_models(models, documents, split, chosen, dynamic, baseline, notify, notify_done)
+            comparison = evaluate_models(
+                models, documents, split, chosen_device, dynamic, baseline, notify, notify_done
+            )
         _show(comparison, None if files else split, json)
 
 

@@ -69,7 +69,12 @@ class InferenceWeights(NamedTuple):
 
 
 def time_step(
-    ops: Ops, cell: CellSpec, layers: Sequence[Mapping[str, Array]], x: Array, states: Sequence[Arrays]
+    ops: Ops,
+    cell: CellSpec,
+    layers: Sequence[Mapping[str, Array]],
+    x: Array,
+    states: Sequence[Arrays],
+    saved: list[Arrays] | None = None,
 ) -> list[Arrays]:
     """Run one time step of all layers, on any kind of array that has `ops`.
 
@@ -79,6 +84,7 @@ def time_step(
         layers: the weights of each layer.
         x: a row of `InferenceWeights.table` for each row of the batch, [B, GH] or [B, E].
         states: that enter the time step, of each layer; each is [B, H].
+        saved: receives what the pointwise function of each layer saves, its gates first.
 
     Returns:
         The states after it, of each layer.
@@ -90,7 +96,9 @@ def time_step(
         if depth or cell.pre_step:
             x = x @ weights["input_weight"] + weights["bias"]
         a = h @ weights["recurrent_weight"] if cell.recurrent_product else None
-        new, _ = cell.pointwise_forward(ops, x, a, (h, *others), weights)
+        new, of_layer = cell.pointwise_forward(ops, x, a, (h, *others), weights)
+        if saved is not None:
+            saved.append(of_layer)
         after.append(new)
         x = new[0]
     return after
@@ -184,9 +192,33 @@ class Stepper:
             raise IndexError(f"there is no id, or one that is not within the vocabulary of {len(self._table)}")
 
     def _step(self, ids: Ids) -> None:
-        after = time_step(_Ops, self._cell, self._layers, self._table[ids], self._states)
+        h = self._run_layers(ids)
+        weight, bias = self._output
+        np.add(h @ weight, bias, out=self.logits)
+
+    def _run_layers(self, ids: Ids, saved: list[Arrays] | None = None) -> Floats:
+        """Read one token per row; returns the last layer's hidden state, [B, H]."""
+        after = time_step(_Ops, self._cell, self._layers, self._table[ids], self._states, saved)
         for states, new in zip(self._states, after, strict=True):
             for target, part in zip(states, new, strict=True):
                 target[:] = part
-        weight, bias = self._output
-        np.add(after[-1][0] @ weight, bias, out=self.logits)
+        h: Floats = after[-1][0]
+        return h
+
+
+class TracingStepper(Stepper):
+    """A stepper that shows its gates."""
+
+    def trace(self, ids: ArrayLike) -> Floats:
+        """Read one token per row, [B]; returns the values of the gates, [L, G, B, H], in the order of `CellSpec.gates`.
+
+        The logits are not computed.
+
+        Raises:
+            IndexError: an id is not within the vocabulary.
+        """
+        [row] = self._rows(np.asarray(ids)[None])
+        saved: list[Arrays] = []
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._run_layers(row, saved)
+        return np.stack([np.stack(of_layer[: len(self._cell.gates)]) for of_layer in saved])

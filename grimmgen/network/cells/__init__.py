@@ -88,9 +88,11 @@ class CellSpec:
         states: names of what it carries from one time step to the next; the first, h, is its output.
         pointwise_forward: (ops, x, a, state, weights) → new state, saved. `x` is what the input and the bias add to
             the gates, [B, GH], `a` the recurrent product h U (None without one), [B, GH]; `weights` the extra
-            weights by name. `saved` is what `pointwise_backward` needs, a tuple of arrays [B, H].
+            weights by name. `saved` is what `pointwise_backward` needs, a tuple of arrays [B, H]; it begins with the
+            values of the gates in their order.
         pointwise_backward: (ops, saved, state, weights, d_state) → `Gradients`. `state` is the one that entered the
             time step, `d_state` has the gradient by each new state.
+        candidate: the one among `gates` that is no gate, but the candidate for the new state; the others are σ(…).
         recurrent_product: whether h is multiplied with a recurrent weight U [H, GH] at each time step.
         extra_weights: the shapes of weights beside the input weight, U and the bias.
         pre_step: a hook before each time step's products; None in most cells.
@@ -102,6 +104,7 @@ class CellSpec:
     states: tuple[str, ...]
     pointwise_forward: Callable[..., tuple[Arrays, Arrays]]
     pointwise_backward: Callable[..., Gradients]
+    candidate: str = "c"
     recurrent_product: bool = True
     extra_weights: Callable[[Sizes], dict[str, tuple[int, ...]]] = lambda _: {}
     pre_step: PreStep | None = None

@@ -46,5 +46,6 @@ CELL = CellSpec(
     ("h",),
     forward,
     backward,
+    candidate="n",
     extra_weights=lambda sizes: {"recurrent_bias": (sizes.hidden,)},
 )

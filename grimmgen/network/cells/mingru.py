@@ -30,4 +30,4 @@ def backward(ops: Ops, saved: Arrays, state: Arrays, weights: dict[str, Array], 
     return Gradients((d_z, d_h * z), None, (d_h * (1 - z),))  # (3), (2)
 
 
-CELL = CellSpec("mingru", "minGRU", ("z", "h"), ("h",), forward, backward, recurrent_product=False)
+CELL = CellSpec("mingru", "minGRU", ("z", "h"), ("h",), forward, backward, candidate="h", recurrent_product=False)
