@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ def test_the_passage_shown_is_where_both_change() -> None:
 # --- context -------------------------------------------------------------------------------------------------
 
 
-def language_model(**options: object) -> LanguageModel:
+def language_model(**options: Any) -> LanguageModel:
     checkpoint = tiny_checkpoint(**options)
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
     model.load_weights(checkpoint.weights)

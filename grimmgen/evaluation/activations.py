@@ -9,7 +9,7 @@ and layers are counted from 0, as in the names and columns of the weights.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,7 +64,7 @@ class TokenisedText:
     def of(cls, name: str, text: str, vocabulary: Vocabulary) -> TokenisedText:
         """Tokenise a text, which is not normalised."""
         (ids, spelling, _), n = vocabulary.encode_with_costs(text), vocabulary.ngram
-        cased, text = normalise(text, replace(vocabulary.normalisation, lower=False)), vocabulary.normalise(text)
+        cased, text = normalise(text, vocabulary.normalisation._replace(lower=False)), vocabulary.normalise(text)
         tokens = tuple(text[position * n : (position + 1) * n] for position in range(len(ids)))
         return cls(name, tokens, ids.astype(np.int64), spelling, cased if len(cased) == len(text) else text)
 
