@@ -459,7 +459,7 @@ class Configuration:
 
     @classmethod
     def from_json(cls, value: object) -> Configuration:
-        """The configuration that `to_json` wrote, here or in an earlier version; a missing option is the default.
+        """The configuration that `to_json` wrote, here or in an earlier version, of which it keeps the behaviour.
 
         Raises:
             IntegrityError: an option is unknown, of the wrong type, or out of range.
@@ -474,12 +474,14 @@ class Configuration:
             if not OPTIONS[name].accepts(stored):
                 raise IntegrityError(f"the configuration's {name} has the wrong type", "train again")
         try:
-            return cls(**value)
+            return cls(**{**_EARLIER, **value})
         except UsageError as error:
             raise IntegrityError(f"the configuration is invalid: {error.what}", "train again") from error
 
 
 OPTIONS = options_of(Configuration)
+# Values that reproduce what versions did which did not have the option, where it is not the default.
+_EARLIER = {"keep_boilerplate": True}
 
 _STRONG: dict[str, Any] = {
     "hidden": 512,

@@ -44,8 +44,9 @@ OPTIONS = {
     "vocab": "--corpus --split --top --check "
     + declared(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
-    "eval": "--run --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
-    "generate": "--run --seed --prompt --seed-file --replay --stories --unique --novel --lines --no-lines --novelty "
+    "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
+    "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
+    " --lines --no-lines --novelty "
     + declared(SamplingOptions),
     "export": "--run --html --onnx --onnx-window --torch --bits",
     "runs": "",

@@ -253,7 +253,6 @@ def test_a_second_signal_stops_at_once(tales: Path) -> None:
     [
         ("--hidden 16", "--hidden"),
         ("--batch-size 8 --lr 0.1", "--batch-size, --lr"),
-        ("--corpus sampler", "--corpus"),
         ("--no-reset-state", "--reset-state"),
     ],
 )

@@ -33,6 +33,7 @@ def evaluate(
             autocompletion=options.complete_runs,
         ),
     ] = None,
+    corpus: options.MovedCorpus = None,
     split: Annotated[
         options.Part, options.option(help="Which part of the run's own stories to read, if no FILE is given.")
     ] = "valid",
@@ -109,7 +110,7 @@ def evaluate(
     if view in {"--heatmap", "--unit"} and not documents:
         raise UsageError(f"{view} needs a text", "give a FILE")
 
-    models = [registry.load_model(name) for name in names]
+    models = [registry.load_model(name, corpus) for name in names]
     if novelty:
         from grimmgen.cli.novelty import show_novelty
 

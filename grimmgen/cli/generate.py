@@ -60,6 +60,7 @@ def generate(
         bool,
         options.option("--novelty", help="Print what the story has in common with the training stories."),
     ] = False,
+    corpus: options.MovedCorpus = None,
     replay: Annotated[
         Path | None,
         options.option(help="Generate the story of a --json record again, and verify it; - reads standard input."),
@@ -99,7 +100,7 @@ def generate(
     if len(used := [name for name, value in given.items() if value is not None]) > 1:
         raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
     prompt = _prompt(seed if text is None else text, seed_file)
-    generator = TextGenerator.load(run)
+    generator = TextGenerator.load(run, corpus)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):
         console.warn(warning)
     report = None

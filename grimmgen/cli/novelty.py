@@ -36,7 +36,7 @@ class NoveltyReport:
         self._index = training_index(model)
         assert model.run is not None
         self._configuration = model.checkpoint.configuration
-        self._documents = model.run.split().parts[part]
+        self._documents = model.split().parts[part]
         self.part = part
 
     def measure(self, texts: Sequence[tuple[str, str]] = ()) -> list[Novelty]:

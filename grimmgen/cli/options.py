@@ -43,7 +43,7 @@ Json = Annotated[bool, option("--json", help="Print one JSON document on standar
 Quiet = Annotated[bool, option("--quiet", "-q", help="Print no progress and no hints.")]
 
 
-def _split_variable(context: typer.Context, parameter: Any, value: list[str]) -> list[str]:
+def _split_variable(context: typer.Context, parameter: Any, value: list[str] | None) -> list[str] | None:
     """The paths of a variable, which are separated as those of PATH are; Typer would separate them at spaces."""
     if parameter.name not in _set(context, "ENVIRONMENT"):
         return value
@@ -58,6 +58,15 @@ CorpusSources = Annotated[
         help="grimm (fetched), sampler (bundled), or a file, a directory, a pattern like 'letters/*.txt', or -"
         " (standard input). Several are read together.",
         show_default="grimm",
+        callback=_split_variable,
+    ),
+]
+MovedCorpus = Annotated[
+    list[str] | None,
+    option(
+        "--corpus",
+        help="Where the text of the run is now, if it was moved.",
+        show_default="where it was",
         callback=_split_variable,
     ),
 ]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from grimmgen.training.session import Training
 
 # The parameters that may be given with --resume; the others are the run's own.
-_WITH_RESUME = {"run", "resume", "epochs", "budget", "device", "log_to", "json", "quiet"}
+_WITH_RESUME = {"run", "resume", "corpus", "epochs", "budget", "device", "log_to", "json", "quiet"}
 _SHOW_CURSOR = b"\x1b[?25h"
 _STOPPING = "finishing the update and saving; once more to stop at once"
 
@@ -72,7 +72,7 @@ def train(
         names = ", ".join("--" + name.replace("_", "-") for name in fixed)
         raise UsageError(
             f"{names} cannot be given with --resume",
-            "leave it out: a run keeps all options but --epochs, --budget and --device",
+            "leave it out: a run keeps all options but --epochs, --budget, --device and the place of its --corpus",
         )
     configuration = None if resume else configure(preset, chosen)
     if configuration is not None:
@@ -100,7 +100,8 @@ def train(
         if configuration is None:
             found = registry.Run(Path(group.broadcast(lambda: str(registry.find(run).path))))
             limits = chosen.get("epochs"), chosen.get("budget")
-            training = Training.resume(found, device, *limits, group, notify)
+            moved_to = corpus if "corpus" in typed else ()
+            training = Training.resume(found, device, *limits, group, notify, moved_to=moved_to)
         else:
             text = open_corpus(corpus, configuration, notify=notify)
             parts = None if split is None else split_by_file(text, split)

@@ -116,7 +116,7 @@ def documents_of(model: TrainedModel, part: Part) -> Sequence[Document]:
     """
     if model.run is None:
         raise UsageError(f"{model.name} does not include its stories", "give a FILE to read, or a run's name")
-    documents = model.run.split().parts[part]
+    documents = model.split().parts[part]
     if not documents:
         raise GrimmgenError(f"the run {model.name} has no {part} stories", "give a FILE to read")
     return documents
@@ -161,6 +161,6 @@ def _evaluate_baseline(trained: TrainedModel, documents: Sequence[Document]) -> 
     assert trained.run is not None
     configuration = trained.checkpoint.configuration
     fold = partial(normalise, options=configuration.normalisation)
-    model = KneserNey([fold(document.read()) for document in trained.run.split().parts["train"]])
+    model = KneserNey([fold(document.read()) for document in trained.split().parts["train"]])
     texts = [(document.name, fold(document.read())) for document in documents]
     return Result("Kneser-Ney", model.evaluate([(name, text) for name, text in texts if text]), ngrams=False)

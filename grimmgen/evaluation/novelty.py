@@ -297,7 +297,7 @@ def document_key(text: str) -> bytes:
 def _training_documents(model: TrainedModel) -> Sequence[Document]:
     if model.run is None:
         raise UsageError(f"{model.name} does not include its training stories", "give --run a run's name")
-    return model.run.split().parts["train"]
+    return model.split().parts["train"]
 
 
 def copy_index(documents: Sequence[Document], normalisation: Normalisation) -> CopyIndex:

@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,7 +104,7 @@ class Run:
                 raise IntegrityError(
                     f"{path} has format {newer}, which is newer than this grimmgen", "upgrade grimmgen"
                 )
-            case {"format": int(), "corpus": {"name": str(), "source": str(), "split": dict()}}:
+            case {"format": int(), "corpus": {"name": str(), "source": str() | list(), "split": dict()}}:
                 pass
             case _:
                 raise IntegrityError(f"{path} is not the description of a run", self._remedy)
@@ -115,18 +115,20 @@ class Run:
         """The options of the run, with the limits of its last resume."""
         return Configuration.from_json(self.info().get("configuration"))
 
-    def split(self) -> Split:
+    def split(self, moved_to: Sequence[str] = ()) -> Split:
         """Return the documents of each set. A document that has changed since raises an error when it is read.
+
+        Args:
+            moved_to: where the corpus is now; empty if it is where it was.
 
         Raises:
             GrimmgenError: the corpus does not exist any more.
             IntegrityError: run.json is damaged, or a document is missing.
         """
-        from grimmgen.text.corpus import open_corpus
-        from grimmgen.text.split import Split
+        from grimmgen.text.split import reopen
 
-        corpus = self.info()["corpus"]
-        return Split.from_json(corpus["split"], open_corpus(corpus["source"]))
+        info = self.info()
+        return reopen(info["corpus"], Configuration.from_json(info.get("configuration")), moved_to)[1]
 
     def checkpoint(self) -> Checkpoint:
         """Read the best checkpoint; before the first evaluation, the last one.
@@ -282,11 +284,13 @@ def create(
     return run
 
 
-def make_latest(run: Run, configuration: Configuration) -> None:
-    """Record that a run is resumed: it becomes the latest, with this configuration."""
+def make_latest(run: Run, configuration: Configuration, source: str | Sequence[str] | None = None) -> None:
+    """Record that a run is resumed: it becomes the latest, with this configuration; its corpus may have moved."""
     directory = run.path.parent
     with _changing(directory):
         value = {**run.info(), "order": _next_order(directory), "configuration": configuration.to_json()}
+        if source is not None:
+            value["corpus"] = {**value["corpus"], "source": source}
         files.write_json(run.path / "run.json", value)
 
 
@@ -321,15 +325,26 @@ class TrainedModel:
         name: of the run, or the path of the checkpoint as it was typed.
         checkpoint: weights and vocabulary.
         run: the run; None for a checkpoint file.
+        moved_to: where the corpus of the run is now; empty if it is where it was.
     """
 
     name: str
     checkpoint: Checkpoint
     run: Run | None = None
+    moved_to: tuple[str, ...] = ()
+
+    def split(self) -> Split:
+        """Return the documents of each set of the run; see `Run.split`."""
+        assert self.run is not None
+        return self.run.split(self.moved_to)
 
 
-def load_model(run_or_path: str | None = None) -> TrainedModel:
+def load_model(run_or_path: str | None = None, moved_to: Sequence[str] | None = None) -> TrainedModel:
     """Load the model of a run, of the latest run (None), or of a checkpoint file.
+
+    Args:
+        run_or_path: the name or the path.
+        moved_to: where the corpus of the run is now; None or empty if it is where it was.
 
     Raises:
         GrimmgenError: there is no such run or file, or it cannot be read.
@@ -344,7 +359,7 @@ def load_model(run_or_path: str | None = None) -> TrainedModel:
             raise UsageError(f"{run_or_path!r}: there is no such user", "check the path") from None
         return TrainedModel(run_or_path, Checkpoint.read(path))
     run = find(run_or_path)
-    return TrainedModel(run.name, run.checkpoint(), run)
+    return TrainedModel(run.name, run.checkpoint(), run, tuple(moved_to or ()))
 
 
 def all_runs() -> list[Run]:

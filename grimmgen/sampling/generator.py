@@ -128,14 +128,18 @@ class TextGenerator:
             self._copy_index = copy_index
 
     @classmethod
-    def load(cls, run_or_path: str | None) -> TextGenerator:
+    def load(cls, run_or_path: str | None, moved_to: Sequence[str] | None = None) -> TextGenerator:
         """Load the model of a run, of the latest run (None), or of a checkpoint file.
+
+        Args:
+            run_or_path: the name or the path.
+            moved_to: where the corpus of the run is now, for `max_copy`; None if it is where it was.
 
         Raises:
             GrimmgenError: there is no such run or file, or it cannot be read.
             IntegrityError: the file is damaged.
         """
-        return cls(registry.load_model(run_or_path))
+        return cls(registry.load_model(run_or_path, moved_to))
 
     def generate(self, prompt: str = "", **options: Any) -> str:
         """Generate a text; returns the prompt, normalised as the corpus was, and its continuation.

@@ -7,7 +7,7 @@ would be empty. A split is stored with hashes, so that a changed document is not
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,9 +15,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.configuration import Configuration
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
-from grimmgen.text.corpus import GRIMM, Corpus, Document, ExtractedDocuments
+from grimmgen.text.corpus import GRIMM, Corpus, Document, ExtractedDocuments, open_corpus
 
 Part = Literal["train", "valid", "test"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -99,7 +100,48 @@ class Split:
         return digest.hexdigest()
 
 
-def source_names(value: Any) -> set[str] | None:
+def reopen(
+    stored: Mapping[str, Any],
+    options: Configuration,
+    moved_to: Sequence[str] = (),
+    notify: Callable[[str], None] | None = None,
+) -> tuple[Corpus, Split]:
+    """Open the corpus of a run again, and restore its split.
+
+    Args:
+        stored: `source` of the corpus and `split`, as they were stored with the run.
+        options: of the run.
+        moved_to: where the text is now; empty if it is where it was.
+        notify: see `open_corpus`.
+
+    Raises:
+        GrimmgenError: the corpus does not exist any more.
+        IntegrityError: what was stored is damaged, or the text is not that of the run.
+    """
+    source = [stored["source"]] if isinstance(stored["source"], str) else stored["source"]
+    if not isinstance(source, list) or not all(isinstance(path, str) for path in source):
+        raise IntegrityError("the corpus stored with the run cannot be read", "train again")
+    try:
+        corpus = open_corpus([*moved_to] or source, options, _names(stored["split"]), notify)
+    except UsageError as error:
+        if moved_to:
+            raise
+        raise GrimmgenError(error.what, "if the text has moved, give its new place with --corpus") from None
+    try:
+        split = Split.from_json(stored["split"], corpus)
+        for document in (document for part in PARTS for document in split.parts[part] if moved_to):
+            document.check()
+    except IntegrityError as error:
+        if not moved_to:
+            raise
+        raise UsageError(
+            f"--corpus {' '.join(moved_to)} is not the text of the run: {error.what}",
+            "give the place of the same text, or train again",
+        ) from None
+    return corpus, split
+
+
+def _names(value: Any) -> set[str] | None:
     """The names of the files, or of the documents named like them, that a stored split has; None if it is damaged."""
     try:
         if "by_content" in value:

@@ -16,7 +16,7 @@ import shlex
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -49,8 +49,8 @@ from grimmgen.runs.events import (
 )
 from grimmgen.runs.registry import Run
 from grimmgen.text.batches import Windows, epoch
-from grimmgen.text.corpus import Corpus, open_corpus
-from grimmgen.text.split import Split, split_by_hash
+from grimmgen.text.corpus import Corpus
+from grimmgen.text.split import Split, reopen, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.loop import Progress, SaveDue, TrainingLoop, out_of_memory
@@ -150,6 +150,7 @@ class Training:
         group: ProcessGroup = SINGLE_PROCESS,
         notify: Notify | None = None,
         *,
+        moved_to: Sequence[str] = (),
         ranks: ProcessGroup | None = None,
     ) -> Training:
         """Resume a run from its last checkpoint, or from the previous one if the last one is damaged.
@@ -161,6 +162,7 @@ class Training:
             budget: new limit in seconds, over the whole run; None keeps that of the run.
             group: the processes that train the run together; their number may differ from before.
             notify: called with a message when another process is encoding the same text.
+            moved_to: where the corpus is now; empty if it is where it was.
             ranks: deprecated name of `group`.
 
         Raises:
@@ -173,8 +175,7 @@ class Training:
         group.rows(configuration.batch_size)
         limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
         configuration = dataclasses.replace(configuration, **{k: v for k, v in limits.items() if v is not None})
-        corpus = open_corpus(str(info["corpus"]["source"]))
-        split = Split.from_json(info["corpus"]["split"], corpus)
+        corpus, split = reopen(info["corpus"], configuration, moved_to, notify)
         training = cls(run, configuration, corpus, split, device, group, notify)
         training._resumed = True
         if group.first:
@@ -194,7 +195,7 @@ class Training:
         """
         with self.run.locked() if self._group.first else contextlib.nullcontext():
             if self._checkpoint is not None:
-                registry.make_latest(self.run, self._configuration)
+                registry.make_latest(self.run, self._configuration, self._corpus.source)
                 if self._damage is not None:
                     # Before the next save, which would keep the damaged checkpoint as the previous one.
                     files.link_or_copy(self.run.previous_path, self.run.last_path)
