@@ -46,8 +46,7 @@ OPTIONS = {
     "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
     "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
     "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
-    " --lines --no-lines --novelty "
-    + declared(SamplingOptions),
+    " --lines --no-lines --novelty " + declared(SamplingOptions),
     "export": "--run --html --onnx --onnx-window --torch --bits",
     "runs": "",
     "runs list": "",
