@@ -2,12 +2,15 @@
 
 const UNKNOWN = 0, END = 1;
 const SPECIALS = 2;
+// Characters that are searched for the beginning of a grapheme cluster.
+const LONGEST_CLUSTER = 32;
 // Standard deviation of the random initial state.
 const STATE_DEVIATION = 0.05;
 
 class Vocabulary {
-  constructor({ ngram, lower, newlines, ngrams }) {
-    Object.assign(this, { ngram, lower, newlines, ngrams });
+  constructor({ ngram, lower, newlines, language, ngrams, alphabet }) {
+    Object.assign(this, { ngram, lower, newlines, language, ngrams });
+    this.alphabet = new Set(alphabet);
     this.ids = new Map(ngrams.map((text, i) => [text, i + SPECIALS]));
     this.size = ngrams.length + SPECIALS;
   }
@@ -20,8 +23,17 @@ class Vocabulary {
   normalise(text) {
     text = text.replace(/\r\n?/g, "\n");
     if (this.newlines === "space") text = text.replaceAll("\n", " ");
-    if (this.lower) text = text.toLowerCase();
+    if (this.lower) {
+      // Turkish and Azeri; composed first, since I and U+0307 are U+0130.
+      if (this.language) text = text.normalize("NFC").replaceAll("I", "\u0131").replaceAll("\u0130", "i");
+      text = text.toLowerCase();
+    }
     return text.normalize("NFC");
+  }
+
+  // The characters of a prompt that the training text does not have.
+  unknownIn(prompt) {
+    return [...new Set(this.normalise(prompt))].filter((character) => !this.alphabet.has(character));
   }
 
   // A normalised prompt as the ids to read, the characters of the first token that the prompt has already, and the ids
@@ -128,6 +140,18 @@ function draw(logits, uniform) {
   return logits.length - 1;
 }
 
+// Cut a text that has too many characters, -remaining, but no grapheme cluster, which may have begun in the tail.
+function cut(tail, text, remaining) {
+  const known = tail.join("") + text;
+  const end = [...known].slice(0, remaining || undefined).join("").length;
+  let boundary = 0;
+  for (const { index, segment } of new Intl.Segmenter("en", { granularity: "grapheme" }).segment(known)) {
+    if (index + segment.length > end) break;
+    boundary = index + segment.length;
+  }
+  return known.slice(tail.join("").length, boundary);
+}
+
 class TextGenerator {
   constructor(checkpoint, program) {
     this.vocabulary = new Vocabulary(checkpoint.vocabulary);
@@ -138,8 +162,8 @@ class TextGenerator {
     this.beginnings = known.length ? known : null;
   }
 
-  // Yields {text, bits}: first the prompt, whose bits are null, then each token with its surprisal. Returns why it ended:
-  // "end" or "length".
+  // Yields {text, bits}: first the prompt, whose bits are null, then each token with its surprisal; and while the prompt is
+  // read, an empty text for each of its tokens. Returns why it ended: "end" or "length".
   *generate(prompt, options) {
     const { network, vocabulary } = this;
     const generator = new RandomGenerator(options.randomSeed);
@@ -147,7 +171,11 @@ class TextGenerator {
     prompt = vocabulary.normalise(prompt);
     if (prompt) yield { text: prompt, bits: null };
     let { ids, prefix, candidates } = vocabulary.parse(prompt, this.beginnings);
-    for (const id of ids) network.step(id);
+    for (const id of ids) {
+      network.step(id);
+      yield { text: "", bits: null };
+    }
+    let tail = [...prompt].slice(-LONGEST_CLUSTER);
     for (let remaining = options.length; remaining > 0;) {
       const logits = network.logits;
       if (!(largestOf(logits) < Infinity)) throw new Error("the logits are not finite");
@@ -155,10 +183,12 @@ class TextGenerator {
       const token = draw(filterLogits(allowed, options), generator.uniform());
       const bits = this.surprisal(token, prefix ? candidates : null);
       network.step(token);
-      const characters = [...vocabulary.text(token).slice(prefix.length)].slice(0, remaining);
-      yield { text: characters.join(""), bits };
+      let text = vocabulary.text(token).slice(prefix.length);
+      remaining -= [...text].length;
+      if (remaining <= 0) text = cut(tail, text, remaining);
+      yield { text, bits };
       if (token === END) return "end";
-      remaining -= characters.length;
+      tail = [...tail, ...text].slice(-LONGEST_CLUSTER);
       prefix = "";
       candidates = null;
     }

@@ -63,8 +63,8 @@ class Network {
       const key = JSON.stringify(operands[1]);
       if (!this.matrices.has(key)) this.matrices.set(key, { ...operands[1], K, N, at: reserve(K * padded(N)) });
     }
-    const memory = new WebAssembly.Memory({ initial: Math.ceil((4 * floats) / 65536) });
-    const view = (at, size) => new Float32Array(memory.buffer, 4 * at, size);
+    const buffer = this.allocate(4 * floats);
+    const view = (at, size) => new Float32Array(buffer, 4 * at, size);
     this.vectors = vectors.map((at, number) => at !== null && view(at, program.vectors[number]));
     for (const [number, [whole, from]] of slices) {
       this.vectors[number] = this.vectors[whole.vector].subarray(from, from + program.vectors[number]);
@@ -75,11 +75,18 @@ class Network {
       const stored = this.weights.get(weight).subarray(offset, offset + K * N);
       pack(stored, K, N, transposed ? 1 : N, transposed ? K : 1, matrix.packed);
     }
-    this.paddedView = (vector) => new Float32Array(memory.buffer, vector.byteOffset, padded(vector.length));
+    this.paddedView = (vector) => new Float32Array(buffer, vector.byteOffset, padded(vector.length));
+  }
+
+  // The memory and, if there is WebAssembly SIMD, the kernel; some browsers switch it off in their strictest mode.
+  allocate(bytes) {
     try {
+      const memory = new WebAssembly.Memory({ initial: Math.ceil(bytes / 65536) });
       this.kernel = compileKernel(memory);
+      return memory.buffer;
     } catch {
-      this.kernel = null;  // no SIMD, or no WebAssembly as in some browsers' strictest mode
+      this.kernel = null;
+      return new ArrayBuffer(bytes);
     }
   }
 

@@ -84,7 +84,7 @@ class RandomGenerator {
 
 // The strips of the ziggurat, of equal area. A position in a strip is an integer of 52 bits.
 const ZIGGURAT = (() => {
-  const tail = 3.6541528853610088, area = 0.00492867323399;
+  const tail = 3.6541528853610088, area = 0.004928673233974658;
   const scale = 2 ** 52;
   const density = (x) => Math.exp(-0.5 * x * x);
   const widths = new Float64Array(256), heights = new Float64Array(256), limits = new BigInt64Array(256);

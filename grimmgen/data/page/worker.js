@@ -1,7 +1,7 @@
 // The worker: generates text beside the page, which stays responsive.
 //
 // It receives {type: "load", checkpoint (base64), program}, {type: "generate", prompt, options} and {type: "stop"}, and
-// posts {type: "ready", model}, {type: "tokens", tokens}, {type: "done", ending, tokens, seconds} and
+// posts {type: "ready", model}, {type: "tokens", tokens}, {type: "done", ending, count, seconds, unknown} and
 // {type: "failed", message}.
 
 // Milliseconds of work between two looks at the messages that have arrived.
@@ -14,8 +14,11 @@ function fromBase64(text) {
   return bytes;
 }
 
-function describe({ configuration, provenance, vocabulary }) {
-  return { ...configuration, run: provenance.run, corpus: provenance.corpus, alphabet: vocabulary.alphabet };
+// What the page says about the model. A checkpoint may have anything in place of a name.
+function describe({ configuration, provenance }) {
+  const { cell, layers, hidden } = configuration;
+  const name = (value) => (typeof value === "string" ? value : "");
+  return { cell, layers, hidden, size: generator.vocabulary.size, run: name(provenance.run), corpus: name(provenance.corpus) };
 }
 
 // Let messages in. A timer would wait for some milliseconds.
@@ -45,7 +48,8 @@ async function generate({ prompt, options }) {
     }
     await breathe();
   }
-  self.postMessage({ type: "done", ending, tokens: count, seconds: working / 1000 });
+  const unknown = generator.vocabulary.unknownIn(prompt);
+  self.postMessage({ type: "done", ending, count, seconds: working / 1000, unknown });
 }
 
 self.onmessage = async ({ data }) => {
