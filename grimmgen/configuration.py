@@ -364,7 +364,8 @@ class Configuration:
     epochs: int = option(180, "Maximum number of passes over the training set", low=1, high=1 << 30)
     budget: float | None = option(
         None,
-        "Maximum training time, as in 30s, 10m, 1h",
+        "Maximum training time, as in 30s, 10m, 1h: start-up, evaluations and saves count, reading more than 64 MB of"
+        " text does not",
         low=1e-3,
         high=1e9,
         unit=" (as in 30s, 10m, 1h)",

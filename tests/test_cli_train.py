@@ -18,6 +18,7 @@ from grimmgen.cli.train import configure
 from grimmgen.configuration import PRESETS, Configuration
 from grimmgen.io.paths import id_cache_directory
 from grimmgen.runs import registry
+from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
 from grimmgen.text import encoding
 from tests.program import PROGRAM, Ran, begin, on_terminal, shell
@@ -97,9 +98,32 @@ def test_equal_options_give_equal_runs(training: list[str], trained: Run, run: P
 
 @pytest.mark.slow
 def test_a_closed_pipe_saves_the_run(training: list[str], trained: Run, run: Program) -> None:
-    # Fault 39: training up to there is saved.
-    left = shell(f"grimmgen train --json --run sly-owl {' '.join(training)} | head -1")
-    assert (left.code, left.err, left.out.count("\n")) == (0, "", 1)
+    # Fault 39: training up to there is saved, and the reader's end is not a success.
+    left = shell(f"grimmgen train --json --run sly-owl {' '.join(training)} | head -3")
+    assert (left.code, left.out.count("\n")) == (128 + signal.SIGPIPE, 3)
+    message = (
+        r"error: cannot write the output \(Broken pipe\); saved at update (\d+): resume with"
+        r" `grimmgen train --resume --run sly-owl`\n"
+    )
+    found = re.fullmatch(message, left.err)
+    assert found
+    assert (Checkpoint.read(registry.find("sly-owl").last_path).progress or {})["step"] == int(found[1])
+    assert run("train", "--resume", "--quiet", "--run", "sly-owl").code == 0
+    assert without_times(registry.find("sly-owl").log()) == without_times(trained.log())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "code", "reason"), [("2>&1 | head -3", 141, None), ("--json > /dev/full", 1, "No space left")]
+)
+def test_a_lost_output_saves_the_run(
+    redirection: str, code: int, reason: str | None, training: list[str], trained: Run, run: Program
+) -> None:
+    # Fault 39: neighbours of the above, the lines of progress and a full disk.
+    left = shell(f"grimmgen train --run sly-owl {' '.join(training)} {redirection}")
+    assert left.code == code
+    assert reason is None or (reason in left.err and left.err.count("\n") == 1)
+    assert registry.find("sly-owl").last_path.exists()
     assert run("train", "--resume", "--quiet", "--run", "sly-owl").code == 0
     assert without_times(registry.find("sly-owl").log()) == without_times(trained.log())
 

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation import static
-from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation, evaluate
+from grimmgen.evaluation.static import (
+    EncodedDocument,
+    EvaluationStoppedError,
+    encode_for_evaluation,
+    evaluate,
+    seconds_to_evaluate,
+)
 from grimmgen.network.model import LanguageModel
 from tests.builders import TEXT, tiny_configuration, tiny_vocabulary
 
@@ -99,3 +105,30 @@ def test_encoding_stops_at_the_limit() -> None:
 def test_empty_texts_cannot_be_evaluated() -> None:
     with pytest.raises(GrimmgenError, match="there is no text to evaluate"):
         encode_for_evaluation([("a", ""), ("b", "")], tiny_vocabulary(tiny_configuration()))
+
+
+def test_a_stopped_shard_stops_all_of_them() -> None:
+    model, documents = model_and_documents()
+    sums: list[NDArray[np.float64]] = []
+
+    def keep(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+        sums.append(numbers)
+        return numbers
+
+    with pytest.raises(EvaluationStoppedError):
+        evaluate(model, documents, total=keep, stopped=lambda: True)
+    assert [numbers.tolist() for numbers in sums] == [[1.0]]
+    # Another shard learns it from the sum.
+    with pytest.raises(EvaluationStoppedError):
+        evaluate(model, documents, total=lambda _: sums[0], stopped=lambda: False)
+    assert evaluate(model, documents, stopped=lambda: False) == evaluate(model, documents)
+
+
+def test_the_duration_of_an_evaluation_is_estimated() -> None:
+    model, documents = model_and_documents()
+    clock = itertools.count(0.0, 16.0)  # of 16 time steps
+    longest = max(len(document.ids) + 1 for document in documents)
+    assert seconds_to_evaluate(model, documents, clock.__next__) == longest
+    parts = seconds_to_evaluate(model, documents, clock.__next__, part=16)
+    assert parts < longest
+    assert seconds_to_evaluate(model, documents, clock.__next__, (99, 100)) == 0.0

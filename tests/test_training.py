@@ -28,6 +28,7 @@ from grimmgen.text import encoding
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.split import split_by_hash
+from grimmgen.training import loop as loop_module
 from grimmgen.training import session as training_module
 from grimmgen.training import text as text_module
 from grimmgen.training.loop import Progress, SaveDue, TrainingLoop
@@ -269,12 +270,65 @@ def test_a_resume_of_a_finished_run_does_nothing(corpus: Corpus) -> None:
 
 
 def test_a_budget_ends_within_an_epoch_with_an_evaluation(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A clock on which one second passes with each call.
-    monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=itertools.count().__next__))
-    _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 10.0}))
+    # A clock on which a tenth of a second passes with each call.
+    clock = itertools.count(0.0, 0.1).__next__
+    monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=clock))
+    _, events = trained(corpus, Configuration(**{**SMALL.to_json(), "epochs": 10**6, "budget": 3.0}))
     assert 1 <= len(only(Stepped, events)) <= 10
     assert len(only(Evaluated, events)) == 1
     assert only(Finished, events)[0].reason == "budget"
+
+
+def test_a_stop_within_an_evaluation_resumes_bit_equal(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fault 33: an evaluation of a large text takes minutes.
+    whole, _ = trained(corpus)
+    first, seen = Training.begin(corpus, SMALL), list[Event]()
+    with monkeypatch.context() as patch:
+        # However short it is, it is stopped before its first window.
+        patch.setattr(loop_module, "_SHORT_EVALUATION", -1.0)
+        for event in first.events():
+            seen.append(event)
+            if isinstance(event, Stepped) and event.step == only(Started, seen)[0].updates:
+                first.stop()
+    assert only(Evaluated, seen) == []
+    assert only(Finished, seen)[0].reason == "interrupted"
+    assert only(Finished, seen)[0].step == only(Started, seen)[0].updates
+    list(Training.resume(first.run).events())
+    assert contents(first.run.last_path) == contents(whole.run.last_path)
+    assert without_times(first.run.log()) == without_times(whole.run.log())
+
+
+def test_a_short_budget_evaluates_a_part_of_the_validation_set(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of more than a thousand n-grams.
+    directory = Path(corpus.source if isinstance(corpus.source, str) else corpus.source[0])
+    (directory / "00.txt").write_text("the king went into the forest and found a fox. " * 999, encoding="utf-8")
+    corpus = open_corpus(str(directory))
+    now, losses = [0.0], LanguageModel.losses
+
+    def slow(model: LanguageModel, window: Window, state: State) -> Any:
+        now[0] += 1e-3 * window.inputs.size  # seconds
+        return losses(model, window, state)
+
+    monkeypatch.setattr(LanguageModel, "losses", slow)
+    monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(TrainingLoop, "_limit_reached", lambda loop: "budget" if loop.progress.step else None)
+    ngrams = []
+    for budget in (12.0, 1000.0):
+        training = Training.begin(corpus, dataclasses.replace(SMALL, budget=budget))
+        [*_, evaluated] = only(Evaluated, list(training.events()))
+        saved = Checkpoint.read(training.run.last_path)
+        ngrams.append((saved.progress or {})["validation_ngrams"])
+        # A resume evaluates the same part.
+        monkeypatch.setattr(TrainingLoop, "_limit_reached", lambda loop: "budget" if loop.progress.step > 1 else None)
+        again = list(Training.resume(training.run, budget=budget + 1.0).events())
+        monkeypatch.setattr(TrainingLoop, "_limit_reached", lambda loop: "budget" if loop.progress.step else None)
+        assert len(only(Evaluated, again)) == 1
+        saved = Checkpoint.read(training.run.last_path)
+        assert (saved.progress or {})["validation_ngrams"] == ngrams[-1]
+        assert evaluated.perplexity > 1.0
+    assert ngrams == [1024, 0]  # at a millisecond each, in an eighth of the time
 
 
 def test_training_ends_when_the_rate_has_decayed(corpus: Corpus) -> None:
@@ -343,16 +397,25 @@ def test_the_cosine_schedule_ignores_the_validation_set(corpus: Corpus) -> None:
     assert only(Finished, events)[0].reason == "epochs"
 
 
-def test_the_cosine_schedule_follows_the_budget(corpus: Corpus) -> None:
+def test_the_cosine_schedule_follows_the_budget(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, Any] = {"schedule": "cosine", "epochs": 10**6, "budget": 0.2, "learning_rate": 0.02}
-    _, events = trained(corpus, Configuration(**TINY, **options))
+    loops: list[TrainingLoop] = []
+
+    def make_loop(*arguments: Any) -> TrainingLoop:
+        loops.append(TrainingLoop(*arguments))
+        return loops[-1]
+
+    monkeypatch.setattr(training_module, "TrainingLoop", make_loop)
     before = 0.0
-    for event in events:
+    for event in Training.begin(corpus, Configuration(**TINY, **options)).events():
         if isinstance(event, Stepped):
-            assert event.rate == pytest.approx(0.02 * cosine(before / 0.2, 0.02), rel=1e-4)
+            # The rate has fallen when the time that is reserved for the evaluation and the last save begins.
+            end = 0.2 - loops[-1].progress.reserve
+            assert event.rate == pytest.approx(0.02 * cosine(min(1.0, before / end), 0.02), rel=1e-4)
         if isinstance(event, Stepped | Evaluated):
             before = event.seconds
-    assert only(Finished, events)[0].reason == "budget"
+    assert isinstance(event, Finished)
+    assert event.reason == "budget"
 
 
 def test_weight_decay_is_decoupled_from_the_gradient(corpus: Corpus) -> None:
@@ -543,15 +606,92 @@ def test_the_loop_repeats_an_evaluation_that_was_interrupted() -> None:
 
 
 def test_the_loop_evaluates_at_the_end_of_the_budget() -> None:
-    loop = fake_loop(FakeStep(), budget=6.0)
+    loop = fake_loop(FakeStep(), budget=5.0)
     for event in loop.events():
-        if isinstance(event, Stepped) and event.seconds >= 6.0:
+        if isinstance(event, Stepped) and event.seconds >= 5.0:
             break
     again = dataclasses.replace(loop, progress=Progress.from_json(loop.progress.to_json()))
     evaluated, finished = again.events()
     assert isinstance(evaluated, Evaluated)
     assert isinstance(finished, Finished)
     assert (evaluated.step, finished.reason, finished.best_perplexity) == (loop.progress.step, "budget", 7.0)
+
+
+class Hours:
+    """A clock that is set forward by what a training does: updates, evaluations and saves, in seconds."""
+
+    def __init__(self, update: float, evaluation: float, save: float, expected: float) -> None:
+        self.now, self.evaluation, self.save = 0.0, evaluation, save
+        step = FakeStep()
+
+        def timed_step(*arguments: Any) -> StepResult:
+            self.now += update
+            return step(*arguments)
+
+        self.loop = dataclasses.replace(
+            fake_loop(step),
+            step=timed_step,
+            clock=lambda: self.now,
+            save_seconds=30.0,
+            evaluate=self.evaluate,
+            evaluation_seconds=expected,
+        )
+
+    def evaluate(self) -> tuple[float, float] | None:
+        for _ in range(1000):
+            if self.loop.evaluation_stopped():
+                return None
+            self.now += self.evaluation / 1000
+        return 7.0, 2.0
+
+    def train(self, budget: float) -> list[Any]:
+        self.loop.configuration = Configuration(
+            batch_size=2, unroll=2, epochs=10**6, schedule="cosine", budget=budget
+        )
+        events = []
+        for event in self.loop.events():
+            events.append(event)
+            if isinstance(event, SaveDue | Finished):
+                self.now += self.save
+        return events
+
+
+@pytest.mark.parametrize("budget", [10.0, 60.0, 300.0])
+@pytest.mark.parametrize(("update", "evaluation", "save"), [(0.1, 0.5, 0.1), (2.0, 1.2, 0.4), (0.5, 1.0, 2.0)])
+@pytest.mark.parametrize("error", [0.5, 1.0])
+def test_a_budget_is_kept(budget: float, update: float, evaluation: float, save: float, error: float) -> None:
+    # Evaluations after each epoch of three updates; the expected duration of the first is wrong.
+    hours = Hours(update, evaluation, save, evaluation * error)
+    events = hours.train(budget)
+    assert budget - 2 * (update + evaluation + 2.5 * save) < hours.now < budget + max(1.0, 0.02 * budget)
+    assert events[-1].reason == "budget"
+    assert isinstance(events[-2], Evaluated)
+    # A resume has nothing left to do.
+    [finished] = dataclasses.replace(hours.loop).events()
+    assert isinstance(finished, Finished)
+
+
+def test_an_evaluation_ends_with_the_budget() -> None:
+    hours = Hours(1.0, 300.0, 1.0, expected=2.0)
+    *_, finished = hours.train(60.0)
+    assert 59.0 < hours.now < 61.2
+    assert (finished.reason, finished.best_perplexity) == ("budget", None)
+    # A resume catches up on it.
+    hours.loop = dataclasses.replace(hours.loop)
+    *_, evaluated, finished = hours.loop.events()
+    assert isinstance(evaluated, Evaluated)
+    assert finished.best_perplexity == 7.0
+
+
+def test_a_long_evaluation_is_preceded_by_a_save() -> None:
+    for expected, event in ((6.0, SaveDue), (4.0, Stepped)):
+        events = fake_loop(FakeStep()).events()
+        loop = dataclasses.replace(
+            fake_loop(FakeStep()), evaluation_seconds=expected, clock=lambda: 0.0, save_seconds=1e9
+        )
+        events = list(loop.events())
+        evaluated = next(number for number, found in enumerate(events) if isinstance(found, Evaluated))
+        assert isinstance(events[evaluated - 1], event)
 
 
 def test_ranks_is_a_deprecated_name(corpus: Corpus) -> None:

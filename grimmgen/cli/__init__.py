@@ -92,13 +92,13 @@ def _run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
-        _drop_output()
+        console.discard_output()
         return 0
     except SystemExit as leaving:
-        # Typer and rich exit with code 1 where they meet a broken pipe.
+        # Typer exits with code 1 where it meets a broken pipe.
         if not isinstance(leaving.__context__, BrokenPipeError):
             return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
-        _drop_output()
+        console.discard_output()
         return 0
     except (KeyboardInterrupt, typer.Abort):
         console.note("stopped")
@@ -116,7 +116,7 @@ def _run(arguments: list[str]) -> int:
         if distributed.reports_errors() or not isinstance(error, GrimmgenError):
             console.error(message)
         if isinstance(error, OSError):
-            _drop_output()
+            console.discard_output()
         return code
 
 
@@ -172,12 +172,6 @@ def _one_sentence(message: str) -> str:
     """
     message = " ".join(message.split()).rstrip(".?")
     return message.replace(". Did you mean", ", did you mean").replace(": Value error, ", ": ")
-
-
-def _drop_output() -> None:
-    """Discard what is still buffered, which can no longer be written: the reader has gone, or the disk is full."""
-    with contextlib.suppress(OSError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_streams() -> None:

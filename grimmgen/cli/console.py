@@ -80,6 +80,9 @@ def trace() -> None:
 
 def hint(command: str, what: str) -> None:
     """Print a hint on standard error: a command or options to type."""
+    if not sys.stderr.isatty():
+        note(f"{what}: {command}")
+        return
     from rich.text import Text
 
     console = _console(sys.stderr)
@@ -104,6 +107,12 @@ def document(value: Any) -> None:
 def json_line(value: Any) -> None:
     """Print a JSON value in one line on standard output, unbuffered."""
     write(json.dumps(value, ensure_ascii=False, default=str) + "\n")
+
+
+def discard_output() -> None:
+    """Discard what is still buffered for standard output and can no longer be written, and what follows."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write(text: str) -> None:
@@ -462,7 +471,11 @@ def _text(text: str, style: str = "") -> Text:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    return Console(
+    class ConsoleOfPipe(Console):
+        def on_broken_pipe(self) -> None:
+            raise  # noqa: PLE0704 - rich calls it where it has caught the error, and would exit with code 1
+
+    return ConsoleOfPipe(
         file=stream,
         width=None if stream.isatty() else _PIPE_WIDTH,
         highlight=False,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from grimmgen.cli import console, options
 from grimmgen.network.cells import cells
@@ -35,40 +36,63 @@ _REASONS = {
     "converged": "learning rate decayed to its minimum",
     "interrupted": "interrupted",
 }
+_UNEVALUATED = {**dict.fromkeys(_REASONS, "none yet"), "budget": "none: the time did not suffice, --resume does it"}
+
+
+class Followed(NamedTuple):
+    """A training that has ended.
+
+    Attributes:
+        finished: its last event.
+        updates: since it was started or resumed.
+        failure: why its events could not be printed to the end; None if they were.
+    """
+
+    finished: Finished
+    updates: int
+    failure: OSError | None
 
 
 def follow(
-    events: Iterator[Event], bars: console.Bars, json: bool, log: TensorBoardLog | None = None
-) -> tuple[Finished, int]:
-    """Show events as bars and lines, or as JSON lines; returns the last event and the number of updates."""
-    view, first = _View(bars), 0
+    events: Iterator[Event],
+    bars: console.Bars,
+    json: bool,
+    stop: Callable[[], None],
+    log: TensorBoardLog | None = None,
+    read: Mapping[str, Any] | None = None,
+) -> Followed:
+    """Show events as bars and lines, or as JSON lines.
+
+    Args:
+        events: of a training.
+        bars: where to show them.
+        json: whether to print JSON lines instead.
+        stop: stops the training, if nothing can be printed any more; its events continue to the end, silently.
+        log: writes the events, too.
+        read: what was read of the corpus, as the first JSON line.
+    """
+    view, first, failure = _View(bars), 0, None
+    if json and read is not None:
+        try:
+            console.json_line({"event": "read", **read})
+        except OSError as error:
+            failure = error
+            stop()
     for event in events:
-        if json:
-            console.json_line(event_to_json(event))
         if log is not None:
             log.write(event)
-        match event:
-            case Recovered():
-                console.warn(f"{event.error}: resuming from the checkpoint before, of update {event.step}")
-            case Started():
-                first = event.step
-                view.start(event)
-            case Stepped():
-                view.step(event)
-            case Evaluated():
-                view.evaluate(event)
-            case RateDecayed():
-                bars.line(
-                    f"learning rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity"
-                    f" {event.perplexity:.2f}, not below {event.minimum:.2f} for {event.evaluations} evaluations",
-                    "yellow",
-                )
-            case Saved():
-                bars.line(f"saved at update {event.step}{' with new best weights' if event.best else ''}", "dim")
-            case Finished():
-                return event, event.step - first
-            case _:
-                pass
+        if failure is None:
+            try:
+                if json:
+                    console.json_line(event_to_json(event))
+                view.show(event)
+            except OSError as error:
+                failure = error
+                stop()
+        if isinstance(event, Started):
+            first = event.step
+        elif isinstance(event, Finished):
+            return Followed(event, event.step - first, failure)
     raise AssertionError("training ends with Finished")
 
 
@@ -80,7 +104,30 @@ class _View:
         self._best = ""
         self._epoch_bar = self._update_bar = 0
 
-    def start(self, event: Started) -> None:
+    def show(self, event: Event) -> None:
+        """Show an event."""
+        bars = self._bars
+        match event:
+            case Recovered():
+                console.warn(f"{event.error}: resuming from the checkpoint before, of update {event.step}")
+            case Started():
+                self._start(event)
+            case Stepped():
+                self._step(event)
+            case Evaluated():
+                self._evaluate(event)
+            case RateDecayed():
+                bars.line(
+                    f"learning rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity"
+                    f" {event.perplexity:.2f}, not below {event.minimum:.2f} for {event.evaluations} evaluations",
+                    "yellow",
+                )
+            case Saved():
+                bars.line(f"saved at update {event.step}{' with new best weights' if event.best else ''}", "dim")
+            case Finished():
+                pass
+
+    def _start(self, event: Started) -> None:
         """Describe the run, and add a bar of epochs (of seconds if only time is limited) and a bar of updates."""
         self._started = event
         configuration, bars = event.configuration, self._bars
@@ -111,7 +158,7 @@ class _View:
             self._epoch_bar = bars.add("epoch ", configuration.epochs, done)
         self._update_bar = bars.add("update", event.updates, event.step - done * event.updates)
 
-    def step(self, event: Stepped) -> None:
+    def _step(self, event: Stepped) -> None:
         """Move the bars."""
         if not self._bars.live:
             return
@@ -126,7 +173,7 @@ class _View:
         speed = f"{event.speed / 1000:.0f}k tokens/s"
         self._bars.update(self._update_bar, event.update, f"rate {event.rate:.2g}  {speed}  {left}", left)
 
-    def evaluate(self, event: Evaluated) -> None:
+    def _evaluate(self, event: Evaluated) -> None:
         """Print an evaluation; where there are bars, only the best so far."""
         bars = self._bars
         if event.best:
@@ -151,7 +198,7 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     facts: list[tuple[str, object]] = [
         ("ended", _REASONS[finished.reason]),
         ("epochs", f"{finished.epoch} ({_updates(finished.step)} in {console.seconds(finished.seconds)})"),
-        ("validation", "none yet" if best is None else f"perplexity {best:.2f}, at epoch {finished.best_epoch}"),
+        ("validation", _UNEVALUATED[finished.reason] if best is None else f"perplexity {best:.2f}, at epoch {finished.best_epoch}"),
         ("run", run.name),
         ("path", run.path),
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 # The parameters that may be given with --resume; the others are the run's own.
 _WITH_RESUME = {"run", "resume", "corpus", "epochs", "budget", "device", "log_to", "json", "quiet"}
 _SHOW_CURSOR = b"\x1b[?25h"
+_SIGPIPE = 13  # on Windows, too, where there is no such signal
 _STOPPING = "finishing the update and saving; once more to stop at once"
 
 
@@ -67,6 +69,7 @@ def train(
 
     Example: grimmgen train --preset strong --budget 10m
     """
+    began = time.monotonic()
     typed = options.typed(context)
     if resume and (fixed := sorted(typed - _WITH_RESUME)):
         names = ", ".join("--" + name.replace("_", "-") for name in fixed)
@@ -93,7 +96,7 @@ def train(
         tensorboard.require()
         if logs is not None:
             files.make_directory(logs)
-    signals: list[int] = []
+    signals, read = list[int](), None
     with distributed.process_group() as group:
         json, quiet = json and group.first, quiet or not group.first
         notify = None if quiet or json else console.note
@@ -103,15 +106,18 @@ def train(
             moved_to = corpus if "corpus" in typed else ()
             training = Training.resume(found, device, *limits, group, notify, moved_to=moved_to)
         else:
+            opening = time.monotonic()
             text = open_corpus(corpus, configuration, notify=notify)
             parts = None if split is None else split_by_file(text, split)
             if notify and (size := text.report.size) > IN_MEMORY:
                 notify(f"encoding {size / 1e9:.1f} GB of text, once for all runs on it")
+            if text.report.size > IN_MEMORY:
+                began += time.monotonic() - opening
             training = Training.begin(text, configuration, parts, run, device, command_line(), group, notify)
-            if json:
-                console.json_line({"event": "read", **text.report.to_json()})
+            read = text.report.to_json()
             options.show_report(text.report, notify)
 
+        training.began = began
         bars = console.Bars(quiet or json)
         log = None
         if log_to is not None and group.first:
@@ -119,18 +125,32 @@ def train(
             log = tensorboard.TensorBoardLog(directory)
             if notify:
                 console.hint(f"tensorboard --logdir {shlex.quote(str(logs or directory))}", "watch with")
-        with _stop_on_signal(training, signals, group, bars), bars, log or nullcontext():
-            finished, updates = progress.follow(training.events(), bars, json, log)
-        if group.first and not json:
-            progress.report(training.run, finished, quiet)
-            if not (quiet or updates):
-                console.note("nothing left to train: raise --epochs or --budget above what the run has had")
-        if group.first and finished.reason == "interrupted":
+        with _stop_on_signal(training, signals, group, bars), bars, log or contextlib.nullcontext():
+            finished, updates, failure = progress.follow(training.events(), bars, json, training.stop, log, read)
+        code = 0
+        if signals:
+            code = 128 + signals[0]
+        elif failure is not None:
+            code = 128 + _SIGPIPE if isinstance(failure, BrokenPipeError) else 1
+        code = group.max(code)
+        if group.first:
+            interrupted = finished.reason == "interrupted"
             logging = f" --log-to {shlex.quote(log_to)}" if log_to else ""
-            console.hint(f"{group.command} train --resume --run {training.run.name}{logging}", "resume with")
-        received = group.max(signals[0] if signals else 0)
-    if received:
-        raise typer.Exit(128 + received)
+            again = f"{group.command} train --resume --run {training.run.name}{logging}"
+            if failure is not None:
+                console.discard_output()
+                remedy = f"resume with `{again}`" if interrupted else "the run is complete"
+                reason = failure.strerror or failure.__class__.__name__
+                console.error(f"cannot write the output ({reason}); saved at update {finished.step}: {remedy}")
+            else:
+                if not json:
+                    progress.report(training.run, finished, quiet)
+                if not (json or quiet or updates):
+                    console.note("nothing left to train: raise --epochs or --budget above what the run has had")
+                if interrupted:
+                    console.hint(again, "resume with")
+    if code:
+        raise typer.Exit(code)
 
 
 def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
@@ -153,21 +173,28 @@ def _log_directory(log_to: str) -> Path | None:
         raise UsageError(f"--log-to {log_to!r}: there is no such user", "check the path") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stop_on_signal(training: Training, received: list[int], group: ProcessGroup, bars: Bars) -> Iterator[None]:
-    """On the first signal stop after the current update, on the second at once.
+    """On the first signal stop after the current update, on the second at once, as before the first update.
 
     In a group of processes a signal to any of them stops all, and further ones have no effect: torchrun forwards
     signals that the processes may have received already, sends its own when one process fails, and kills processes
     that do not end within 30 seconds.
     """
 
+    def write(text: bytes) -> None:
+        # The terminal may be gone, and the console may be in an inconsistent state here.
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), text)
+
     def stop(number: int, _: FrameType | None) -> None:
         if received and group.size == 1:
-            # The console may be in an inconsistent state here.
             if sys.stderr.isatty():
-                os.write(sys.stderr.fileno(), _SHOW_CURSOR)
+                write(_SHOW_CURSOR)
             os._exit(128 + number)
+        if not training.running and group.size == 1:
+            # Nothing to save yet.
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         received.append(number)
         training.stop()
         if group.size > 1:
@@ -175,7 +202,7 @@ def _stop_on_signal(training: Training, received: list[int], group: ProcessGroup
         if bars.live:
             bars.notice = _STOPPING  # the live display would overwrite a direct write
         else:
-            os.write(sys.stderr.fileno(), f"\n{_STOPPING}\n".encode())
+            write(f"\n{_STOPPING}\n".encode())
 
     # Windows has no SIGHUP. An ignored signal stays ignored, as under nohup and in a shell's background.
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]

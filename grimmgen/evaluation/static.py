@@ -25,8 +25,14 @@ from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 # Batch rows and time steps of a window; they change only the last digits of the scores.
 _ROWS = 64
 _STEPS = 128
+# Time steps of the window that an estimate is made from.
+_PROBE = 16
 # Predictions in one part of a long document.
 _PART = 1 << 16
+
+
+class EvaluationStoppedError(Exception):
+    """An evaluation was stopped before it was complete."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,12 @@ class EncodedDocument:
 
     @classmethod
     def encode(
-        cls, name: str, text: str | Iterable[str], vocabulary: Vocabulary, limit: int | None = None
+        cls,
+        name: str,
+        text: str | Iterable[str],
+        vocabulary: Vocabulary,
+        limit: int | None = None,
+        exact: bool = False,
     ) -> EncodedDocument:
         """Encode a text.
 
@@ -56,9 +67,12 @@ class EncodedDocument:
             text: the whole text, or its consecutive pieces.
             vocabulary: of the model.
             limit: stop after the piece that reaches this many n-grams.
+            exact: whether that piece is cut.
         """
         parts, ngrams, spelling, characters = [], 0, 0.0, 0
         for codes in encoding.ngram_codes([text] if isinstance(text, str) else text, vocabulary):
+            if exact and limit is not None:
+                codes = codes[: (limit - ngrams) * vocabulary.ngram]  # noqa: PLW2901
             ids = vocabulary.ids(codes)
             parts.append(ids.astype(vocabulary.id_type))
             ngrams += len(ids)
@@ -80,7 +94,10 @@ class EncodedDocument:
 
 
 def encode_for_evaluation(
-    texts: Iterable[tuple[str, str | Iterable[str]]], vocabulary: Vocabulary, limit: int | None = None
+    texts: Iterable[tuple[str, str | Iterable[str]]],
+    vocabulary: Vocabulary,
+    limit: int | None = None,
+    exact: bool = False,
 ) -> list[EncodedDocument]:
     """Encode (name, text) pairs, skipping empty texts.
 
@@ -88,6 +105,7 @@ def encode_for_evaluation(
         texts: each text whole, or as consecutive pieces.
         vocabulary: of the model.
         limit: number of n-grams, over all documents, after which encoding stops.
+        exact: whether to stop at this number, not at the end of a piece of text.
 
     Raises:
         GrimmgenError: all texts are empty.
@@ -95,7 +113,7 @@ def encode_for_evaluation(
     encoded: list[EncodedDocument] = []
     left = limit
     for name, text in texts:
-        document = EncodedDocument.encode(name, text, vocabulary, left)
+        document = EncodedDocument.encode(name, text, vocabulary, left, exact)
         if document.characters:
             encoded.append(document)
         if left is not None and (left := left - len(document.ids)) <= 0:
@@ -114,6 +132,8 @@ def evaluate(
     documents: Sequence[EncodedDocument],
     shard: tuple[int, int] = (0, 1),
     total: Callable[[NDArray[np.float64]], NDArray[np.float64]] = _identity,
+    stopped: Callable[[], bool] | None = None,
+    part: int | None = None,
 ) -> Evaluation:
     """Score each document, without dropout.
 
@@ -121,30 +141,85 @@ def evaluate(
         model: on any device.
         documents: at least one, none of them empty.
         shard: (rank, size): evaluate only every `size`-th part, starting from part `rank`.
-        total: sums the nats of the documents, [N], over all shards.
+        total: sums an array over all shards.
+        stopped: asked before each window whether to stop; None never stops.
+        part: predictions in one part of a long document; None is 65,536.
+
+    Raises:
+        EvaluationStoppedError: it was stopped, in this shard or in another one.
     """
-    # Parts of similar length share a batch, to limit padding; the result is independent of the documents' order.
-    parts = [(i, part) for i, document in enumerate(documents) for part in _parts(len(document.ids) + 1)]
-    parts.sort(key=lambda row: (row[1][0] - row[1][1], documents[row[0]].name, row[1]))
-    rank, size = shard
-    parts = parts[rank::size]
     nats = np.zeros(len(documents))
-    for first in range(0, len(parts), _ROWS):
-        rows = parts[first : first + _ROWS]
-        state = model.zero_state(len(rows))
-        windows = evaluation_windows([documents[i].ids for i, _ in rows], _STEPS, [part for _, part in rows])
-        for number, window in enumerate(windows):
-            # Rows are sorted by descending length: those that have ended are the last ones, and are dropped.
-            active = sum(end - begin > number * _STEPS for _, (begin, end) in rows)
-            state = tuple(tensor[:, :active] for tensor in state)
-            losses, state = model.losses(window.first(active), state)
-            np.add.at(nats, [i for i, _ in rows[:active]], losses.sum(axis=0))
+    batches = _batches(documents, shard, part)
+    complete = all(_add_losses(nats, model, documents, rows, stopped) for rows in batches)
+    # All shards agree on it, in one more sum.
+    if stopped is not None and total(np.array([float(not complete)]))[0]:
+        raise EvaluationStoppedError
     scores = zip(documents, total(nats), strict=True)
     return Evaluation(tuple(document.score(float(n)) for document, n in scores))
 
 
-def _parts(predictions: int) -> list[tuple[int, int]]:
+def seconds_to_evaluate(
+    model: LanguageModel,
+    documents: Sequence[EncodedDocument],
+    clock: Callable[[], float],
+    shard: tuple[int, int] = (0, 1),
+    part: int | None = None,
+) -> float:
+    """Estimate how long `evaluate` takes, from a short window of as many rows as its first one has.
+
+    Args:
+        clock: returns seconds.
+        model, documents, shard, part: as for `evaluate`.
+    """
+    batches = _batches(documents, shard, part)
+    if not batches:
+        return 0.0
+    time_steps = sum(end - begin for ((_, (begin, end)), *_) in batches)
+    streams = [documents[i].ids[begin : min(end, begin + _PROBE)] for i, (begin, end) in batches[0]]
+    window = evaluation_windows(streams, _PROBE)[0]
+    model.losses(window, model.zero_state(len(streams)))  # includes what is done only once
+    began = clock()
+    model.losses(window, model.zero_state(len(streams)))
+    return (clock() - began) / len(window.inputs) * time_steps
+
+
+# One row of a batch: the number of its document, and the predictions that it reads, from and to.
+_Row = tuple[int, tuple[int, int]]
+
+
+def _batches(documents: Sequence[EncodedDocument], shard: tuple[int, int], part: int | None) -> list[list[_Row]]:
+    """The parts of the documents that a shard evaluates, in batches; the longest part of a batch is its first."""
+    # Parts of similar length share a batch, to limit padding; the result is independent of the documents' order.
+    parts = [(i, span) for i, document in enumerate(documents) for span in _parts(len(document.ids) + 1, part or _PART)]
+    parts.sort(key=lambda row: (row[1][0] - row[1][1], documents[row[0]].name, row[1]))
+    rank, size = shard
+    parts = parts[rank::size]
+    return [parts[first : first + _ROWS] for first in range(0, len(parts), _ROWS)]
+
+
+def _add_losses(
+    nats: NDArray[np.float64],
+    model: LanguageModel,
+    documents: Sequence[EncodedDocument],
+    rows: Sequence[_Row],
+    stopped: Callable[[], bool] | None,
+) -> bool:
+    """Add the losses of a batch to those of its documents; returns whether it was read to its end."""
+    state = model.zero_state(len(rows))
+    windows = evaluation_windows([documents[i].ids for i, _ in rows], _STEPS, [span for _, span in rows])
+    for number, window in enumerate(windows):
+        if stopped is not None and stopped():
+            return False
+        # Rows are sorted by descending length: those that have ended are the last ones, and are dropped.
+        active = sum(end - begin > number * _STEPS for _, (begin, end) in rows)
+        state = tuple(tensor[:, :active] for tensor in state)
+        losses, state = model.losses(window.first(active), state)
+        np.add.at(nats, [i for i, _ in rows[:active]], losses.sum(axis=0))
+    return True
+
+
+def _parts(predictions: int, longest: int) -> list[tuple[int, int]]:
     """The (begin, end) ranges of predictions that are read in separate rows."""
-    count = -(-predictions // _PART)
+    count = -(-predictions // longest)
     bounds = [predictions * k // count for k in range(count + 1)]
     return list(itertools.pairwise(bounds))

@@ -4,6 +4,9 @@ The loop is the tutorial's: windows of T time steps over B streams of documents,
 time, an evaluation after each epoch. It receives the training step, the windows and the evaluation as callables,
 and knows no files, no runs and no corpus: its caller saves when the loop yields `SaveDue` or `Finished`.
 
+A budget is kept by a reserve: training ends early enough for one more update, an evaluation and the last save, which
+take as long as they took before. A first save after the first update shows how long one takes.
+
 Everything random in update k follows from (random seed, k), and everything the loop remembers is in `progress` and
 `state`: a loop that starts from a copy of them yields the same events.
 """
@@ -28,6 +31,12 @@ from grimmgen.text.batches import Windows
 from grimmgen.training.schedule import LOWEST_RATE, Plateau, cosine, progress_of
 
 
+# In seconds: an evaluation up to the first is not interrupted, one above the second is preceded by a save.
+_SHORT_EVALUATION, _LONG_EVALUATION = 1.0, 5.0
+# By this share of the budget, or by a second, a training may exceed it.
+_TOLERANCE = 0.02
+
+
 @dataclass
 class Progress:
     """The position of the training: with the tensors, all that a resume needs.
@@ -42,6 +51,8 @@ class Progress:
         best_epoch: epoch of the lowest validation perplexity, from 1; 0 before any evaluation.
         evaluated: step of the last evaluation.
         seconds: of training so far.
+        reserve: seconds of the budget that are left for the next update, an evaluation and the last save.
+        validation_ngrams: of the validation set that are evaluated, so that the budget suffices; 0 is all.
     """
 
     schedule: Plateau
@@ -53,6 +64,8 @@ class Progress:
     best_epoch: int = 0
     evaluated: int = 0
     seconds: float = 0.0
+    reserve: float = 0.0
+    validation_ngrams: int = 0
 
     @property
     def training_perplexity(self) -> float:
@@ -105,11 +118,14 @@ class TrainingLoop:
         progress: changed in place.
         windows: returns the windows of an epoch, counted from 0.
         updates: windows of the first epoch, from which the number of all updates is estimated.
-        evaluate: returns the perplexity and the bits per character of the validation set.
-        stopping: whether to stop after the current update.
+        evaluate: returns the perplexity and the bits per character of the validation set; None if it was stopped
+            because of `evaluation_stopped`.
+        stopping: whether to stop after the current update, or within an evaluation.
         clock: returns seconds.
         save_seconds: seconds between two saves.
         agree: makes clocks and `stopping` equal in all processes (`ProcessGroup.agree`).
+        evaluation_seconds: expected duration of an evaluation.
+        startup_seconds: what has passed of the training's time before `events` is called.
     """
 
     configuration: Configuration
@@ -118,14 +134,26 @@ class TrainingLoop:
     progress: Progress
     windows: Callable[[int], Windows]
     updates: int
-    evaluate: Callable[[], tuple[float, float]]
+    evaluate: Callable[[], tuple[float, float] | None]
     stopping: Callable[[], bool]
     clock: Callable[[], float]
     save_seconds: float
     agree: Agree
+    evaluation_seconds: float = 0.0
+    startup_seconds: float = 0.0
     _began: float = field(init=False)
     _saved: float = field(init=False)
     _save_due: bool = field(init=False, default=False)
+    # The largest durations so far of an update and of a save, and of the measured evaluations.
+    _update_seconds: float = field(init=False, default=0.0)
+    _last_save_seconds: float = field(init=False, default=0.0)
+    _measured_evaluation: float = field(init=False, default=0.0)
+    # As the processes agreed: whether to stop, and whether to save before an evaluation.
+    _stop: bool = field(init=False, default=False)
+    _save_first: bool = field(init=False, default=False)
+    # While the model is evaluated.
+    _evaluation_began: float = field(init=False, default=0.0)
+    _deadline: float = field(init=False, default=math.inf)
 
     def events(self) -> Iterator[LoopEvent]:
         """Train, and yield what happens; `Finished` is the last event.
@@ -137,27 +165,30 @@ class TrainingLoop:
             GrimmgenError: the loss is not finite, or the device is out of memory; no weight was changed.
         """
         progress = self.progress
-        self._began = self.clock() - progress.seconds
+        self._began = self.clock() - self.startup_seconds - progress.seconds
         self._saved = self.clock()
         reason = self._limit_reached()
         if reason == "budget" and progress.evaluated < progress.step:
-            # The training was saved between its last update and the evaluation.
-            yield from self._evaluation(progress.window == len(self.windows(progress.epoch)))
+            # The training was saved between its last update and the evaluation, which may exceed the budget now.
+            yield from self._evaluation(progress.window == len(self.windows(progress.epoch)), bounded=False)
+            reason = self._limit_after_evaluation(reason)
         while reason is None:
             windows = self.windows(progress.epoch)
             epoch_began, predictions = self.clock(), 0
             for number in range(progress.window, len(windows)):
+                began = self.clock()
                 rate = self._update(windows, number)
                 predictions += windows.predictions(number)
-                progress.seconds = self.clock() - self._began
-                speed = predictions / max(1e-9, self.clock() - epoch_began)
+                now = self.clock()
+                progress.seconds = now - self._began
+                self._update_seconds = max(self._update_seconds, now - began)
                 yield Stepped(
                     progress.step,
                     progress.epoch + 1,
                     progress.window,
                     progress.training_perplexity,
                     rate,
-                    speed,
+                    predictions / max(1e-9, now - epoch_began),
                     progress.seconds,
                 )
                 if (reason := self._limit_reached()) is not None:
@@ -167,9 +198,12 @@ class TrainingLoop:
             # At the end of the budget the model is evaluated within an epoch. An interrupted epoch is resumed.
             if complete or reason == "budget":
                 yield from self._evaluation(complete)
-                reason = self._limit_reached()
+                reason = self._limit_after_evaluation(reason)
             if reason is None:
                 yield from self._save_if_due()
+        if reason == "budget" and self.configuration.budget is not None:
+            # A resume with the same budget does nothing.
+            progress.reserve = max(progress.reserve, self.configuration.budget - progress.seconds)
         minimum = progress.schedule.minimum
         yield Finished(
             progress.step,
@@ -179,6 +213,15 @@ class TrainingLoop:
             progress.best_epoch,
             progress.seconds,
         )
+
+    def evaluation_stopped(self) -> bool:
+        """Whether an evaluation in progress is to be stopped: at the end of the budget, or as an update is.
+
+        An evaluation of a second or less is not stopped, so that a training that ends with it is complete.
+        """
+        if self.stopping():
+            return self.clock() > self._evaluation_began + _SHORT_EVALUATION
+        return self._deadline < math.inf and self.clock() > self._deadline
 
     def _update(self, windows: Windows, number: int) -> float:
         """Run the training step on a window; returns the learning rate."""
@@ -202,15 +245,30 @@ class TrainingLoop:
         progress.predictions += windows.predictions(number)
         return rate
 
-    def _evaluation(self, complete: bool) -> Iterator[LoopEvent]:
-        """Evaluate the model and adapt the learning rate; with `complete` begin the next epoch."""
+    def _evaluation(self, complete: bool, bounded: bool = True) -> Iterator[LoopEvent]:
+        """Evaluate the model and adapt the learning rate; with `complete` begin the next epoch.
+
+        An evaluation that is stopped changes nothing: a resume repeats it. With `bounded` the end of the budget
+        stops it, too.
+        """
         progress, configuration, before = self.progress, self.configuration, self.progress.schedule
-        perplexity, bits_per_character = self.evaluate()
+        if self._save_first:
+            yield from self._save()
+        began = self._evaluation_began = self.clock()
+        if bounded and configuration.budget is not None:
+            tolerance = max(_TOLERANCE * configuration.budget, 1.0) / 2
+            self._deadline = self._began + configuration.budget + tolerance - self._end_seconds()
+        scores = self.evaluate()
+        now = self.clock()
+        progress.seconds = now - self._began
+        if scores is None:
+            return
+        self._measured_evaluation = max(self._measured_evaluation, now - began)
+        perplexity, bits_per_character = scores
         best = perplexity < before.minimum
         after = Plateau(before.rate, min(before.minimum, perplexity))
         if configuration.schedule == "plateau":
             after = before.after(perplexity, configuration.decay_factor, configuration.decay_patience)
-        progress.seconds = self.clock() - self._began
         epoch = progress.epoch + 1
         yield Evaluated(
             progress.step,
@@ -238,26 +296,53 @@ class TrainingLoop:
         if configuration.schedule == "plateau":
             return progress.schedule.rate
         steps = configuration.epochs * self.updates
-        done = progress_of(progress.step, steps, progress.seconds, configuration.budget)
+        budget = configuration.budget
+        if budget is not None:
+            budget = max(1e-9, budget - progress.reserve)
+        done = progress_of(progress.step, steps, progress.seconds, budget)
         return configuration.learning_rate * cosine(done, configuration.warmup)
 
     def _limit_reached(self) -> Reason | None:
         progress, configuration = self.progress, self.configuration
-        clocks = progress.seconds, self.clock() - self._saved
-        (progress.seconds, unsaved), stopping = self.agree(clocks, self.stopping())
-        self._save_due = unsaved > self.save_seconds
+        evaluation = self._measured_evaluation or self.evaluation_seconds
+        long, reserve = evaluation > _LONG_EVALUATION, progress.reserve
+        if self._update_seconds:
+            reserve = self._update_seconds + long * self._last_save_seconds + evaluation + self._end_seconds()
+        clocks = progress.seconds, self.clock() - self._saved, reserve, float(long)
+        (progress.seconds, unsaved, reserve, save_first), self._stop = self.agree(clocks, self.stopping())
+        self._save_due, self._save_first = unsaved > self.save_seconds, bool(save_first)
         if progress.epoch >= configuration.epochs:
             return "epochs"
-        if configuration.budget is not None and progress.seconds >= configuration.budget:
-            return "budget"
+        if configuration.budget is not None:
+            progress.reserve = reserve
+            left = configuration.budget - progress.seconds - reserve
+            # The first save is measured; one shortly before the end would take longer than there is time.
+            self._save_due = left > self._last_save_seconds and (self._save_due or not self._last_save_seconds)
+            if left <= 0.0:
+                return "budget"
         if progress.schedule.rate < configuration.learning_rate * LOWEST_RATE:
             return "converged"
-        return "interrupted" if stopping else None
+        return "interrupted" if self._stop else None
+
+    def _limit_after_evaluation(self, before: Reason | None) -> Reason | None:
+        """The limit that is reached after an evaluation; `before` is the one that was reached before it."""
+        reached = self._limit_reached() or before
+        unevaluated = self.progress.evaluated < self.progress.step
+        return "interrupted" if unevaluated and self._stop else reached
+
+    def _end_seconds(self) -> float:
+        """The expected duration of the last save, in which the best weights may be written besides the others."""
+        return 1.5 * self._last_save_seconds
 
     def _save_if_due(self) -> Iterator[LoopEvent]:
         if self._save_due:
-            yield SaveDue()
-            self._saved = self.clock()
+            yield from self._save()
+
+    def _save(self) -> Iterator[LoopEvent]:
+        began = self.clock()
+        yield SaveDue()
+        self._saved = self.clock()
+        self._last_save_seconds = max(self._last_save_seconds, self._saved - began)
 
 
 def out_of_memory(step: int) -> GrimmgenError:

@@ -27,7 +27,6 @@ import torch
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
-from grimmgen.evaluation.static import evaluate
 from grimmgen.io import files
 from grimmgen.network import backends
 from grimmgen.network.model import LanguageModel, State, choose_device
@@ -49,13 +48,15 @@ from grimmgen.runs.events import (
 )
 from grimmgen.runs.registry import Run
 from grimmgen.text.batches import Windows, epoch
-from grimmgen.text.corpus import Corpus
+from grimmgen.text.corpus import Corpus, size_of
+from grimmgen.text.encoding import IN_MEMORY
 from grimmgen.text.split import Split, reopen, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.loop import Progress, SaveDue, TrainingLoop, out_of_memory
 from grimmgen.training.schedule import Plateau
-from grimmgen.training.text import TrainingText, prepare_text
+from grimmgen.training.text import TrainingText, encode_validation, prepare_text
+from grimmgen.training.validation import Validation
 
 SAVE_SECONDS = 30.0
 
@@ -69,6 +70,9 @@ class Training:
 
     Attributes:
         run: the run.
+        running: whether updates have begun, so that there is something to save.
+        began: when the time of training began, by `time.monotonic`; None is when `events` is called. Reading a text
+            whose ids are kept in the cache does not count.
     """
 
     def __init__(
@@ -82,6 +86,8 @@ class Training:
         notify: Notify | None = None,
     ) -> None:
         self.run = run
+        self.running = False
+        self.began: float | None = None
         self._configuration = configuration
         self._corpus = corpus
         self._split = split
@@ -91,6 +97,7 @@ class Training:
         self._stopping = False
         self._resumed = False
         self._text: TrainingText | None = None
+        self._uncounted = 0.0  # seconds
         # Of a resume, in the first process only: where it starts, and what is wrong with the last checkpoint.
         self._checkpoint: Checkpoint | None = None
         self._damage: GrimmgenError | None = None
@@ -132,12 +139,12 @@ class Training:
         if run is not None:
             registry.check_name(run)
         # Before the run is created, so that an unusable text leaves nothing behind.
-        text = prepare_text(configuration, split, place, group, notify)
+        text, uncounted = _prepare_text(configuration, split, place, group, notify)
         path = group.broadcast(
             lambda: str(registry.create(run, configuration, corpus, split, command, versions()).path)
         )
         training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify)
-        training._text = text
+        training._text, training._uncounted = text, uncounted
         return training
 
     @classmethod
@@ -175,9 +182,10 @@ class Training:
         group.rows(configuration.batch_size)
         limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
         configuration = dataclasses.replace(configuration, **{k: v for k, v in limits.items() if v is not None})
+        opening = time.monotonic()
         corpus, split = reopen(info["corpus"], configuration, moved_to, notify)
         training = cls(run, configuration, corpus, split, device, group, notify)
-        training._resumed = True
+        training._resumed, training._uncounted = True, _uncounted_since(opening, split)
         if group.first:
             training._checkpoint, training._damage = _read_last(run)
         return training
@@ -204,7 +212,11 @@ class Training:
 
     def _train(self) -> Iterator[Event]:
         configuration, group, device = self._configuration, self._group, self._device
-        text = self._text or prepare_text(configuration, self._split, device, group, self._notify)
+        began = time.monotonic() if self.began is None else self.began
+        text, uncounted = self._text, self._uncounted
+        if text is None:
+            text, more = _prepare_text(configuration, self._split, device, group, self._notify)
+            uncounted += more
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
         optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
         progress, state = self._restore_or_init(model, optimiser, text.vocabulary)
@@ -226,13 +238,20 @@ class Training:
             shape = configuration.batch_size, configuration.unroll
             return epoch(text.training, *shape, configuration.random_seed, number, own)
 
-        def validate() -> tuple[float, float]:
-            total = evaluate(model, text.validation, (group.rank, group.size), group.sum).total
-            perplexity, bits_per_character = group.broadcast(lambda: [total.perplexity, total.bits_per_character])
-            return perplexity, bits_per_character
-
         if progress.window > len(windows(progress.epoch)):
             raise IntegrityError(f"{self.run.last_path} is beyond the end of an epoch", "train a new run")
+        validation = Validation(
+            model,
+            text.validation,
+            lambda ngrams: encode_validation(self._split, text.vocabulary, ngrams),
+            group,
+            time.monotonic,
+        )
+        budget = configuration.budget
+        if budget is not None and progress.step == 0:
+            progress.validation_ngrams = group.broadcast(lambda: validation.fit(budget))
+        if progress.validation_ngrams != validation.ngrams:
+            validation.limit(progress.validation_ngrams)
         loop = TrainingLoop(
             configuration,
             step,
@@ -240,11 +259,13 @@ class Training:
             progress,
             windows,
             text.updates,
-            validate,
+            lambda: validation.scores(loop.evaluation_stopped),
             lambda: self._stopping,
             time.monotonic,
             SAVE_SECONDS,
             group.agree,
+            validation.seconds,
+            time.monotonic() - began - uncounted,
         )
         provenance = {"run": self.run.name, "corpus": self._corpus.name, "beginnings": text.beginnings}
         recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
@@ -255,6 +276,7 @@ class Training:
             # Cut at the last evaluation: the checkpoint may have been saved before the evaluation at its step.
             self.run.cut_log(progress.evaluated)
         recorder.unsaved = not self._resumed
+        self.running = True
         yield started
         yield from recorder.events()
 
@@ -397,6 +419,24 @@ class _Recorder:
             **(scores or {}),
         }
         return Checkpoint(self.loop.configuration, self.vocabulary, provenance, self.model.weights())
+
+
+def _prepare_text(
+    configuration: Configuration,
+    split: Split,
+    device: torch.device,
+    group: ProcessGroup,
+    notify: Notify | None,
+) -> tuple[TrainingText, float]:
+    """Read the text; returns the seconds that this took, too, or 0 where they count as training time."""
+    began = time.monotonic()
+    text = prepare_text(configuration, split, device, group, notify)
+    return text, _uncounted_since(began, split)
+
+
+def _uncounted_since(began: float, split: Split) -> float:
+    """The seconds of reading since then; 0 where they count as training time."""
+    return time.monotonic() - began if size_of(split.parts["train"]) > IN_MEMORY else 0.0
 
 
 def _moments(optimiser: AdamW) -> dict[str, torch.Tensor]:

@@ -79,11 +79,7 @@ def prepare_text(
     encoded = encoding.encode_documents(split.parts["train"], configuration, notify)
     if not any("".join(itertools.islice(document.pieces(), 1)) for document in split.parts["valid"]):
         raise UsageError("the text is too short for a validation set", "give more text")
-    validation = encode_for_evaluation(
-        ((document.name, document.pieces()) for document in split.parts["valid"]),
-        encoded.vocabulary,
-        VALIDATION_NGRAMS,
-    )
+    validation = encode_validation(split, encoded.vocabulary)
     # Each document has an end besides its n-grams.
     predictions = sum(len(phases[0]) + 1 for phases in encoded.documents)
     if configuration.batch_size > predictions:
@@ -98,3 +94,15 @@ def prepare_text(
             "the processes do not have the same text, options and type of device", "give all hosts the same"
         )
     return text
+
+
+def encode_validation(split: Split, vocabulary: Vocabulary, ngrams: int | None = None) -> list[EncodedDocument]:
+    """Encode the validation set.
+
+    Args:
+        split: the documents.
+        vocabulary: of the training set.
+        ngrams: encode only that many n-grams; None is all, or the first ones of a large text.
+    """
+    texts = ((document.name, document.pieces()) for document in split.parts["valid"])
+    return encode_for_evaluation(texts, vocabulary, ngrams or VALIDATION_NGRAMS, exact=ngrams is not None)
