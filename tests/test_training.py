@@ -298,9 +298,7 @@ def test_a_stop_within_an_evaluation_resumes_bit_equal(corpus: Corpus, monkeypat
     assert without_times(first.run.log()) == without_times(whole.run.log())
 
 
-def test_a_short_budget_evaluates_a_part_of_the_validation_set(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_short_budget_evaluates_a_part_of_the_set(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     # Of more than a thousand n-grams.
     directory = Path(corpus.source if isinstance(corpus.source, str) else corpus.source[0])
     (directory / "00.txt").write_text("the king went into the forest and found a fox. " * 999, encoding="utf-8")
@@ -321,7 +319,9 @@ def test_a_short_budget_evaluates_a_part_of_the_validation_set(
         saved = Checkpoint.read(training.run.last_path)
         ngrams.append((saved.progress or {})["validation_ngrams"])
         # A resume evaluates the same part.
-        monkeypatch.setattr(TrainingLoop, "_limit_reached", lambda loop: "budget" if loop.progress.step > 1 else None)
+        monkeypatch.setattr(
+            TrainingLoop, "_limit_reached", lambda loop: "budget" if loop.progress.step > 1 else None
+        )
         again = list(Training.resume(training.run, budget=budget + 1.0).events())
         monkeypatch.setattr(TrainingLoop, "_limit_reached", lambda loop: "budget" if loop.progress.step else None)
         assert len(only(Evaluated, again)) == 1
@@ -630,7 +630,7 @@ class Hours:
 
         self.loop = dataclasses.replace(
             fake_loop(step),
-            step=timed_step,
+            step=timed_step,  # type: ignore[arg-type]
             clock=lambda: self.now,
             save_seconds=30.0,
             evaluate=self.evaluate,
@@ -680,12 +680,12 @@ def test_an_evaluation_ends_with_the_budget() -> None:
     hours.loop = dataclasses.replace(hours.loop)
     *_, evaluated, finished = hours.loop.events()
     assert isinstance(evaluated, Evaluated)
+    assert isinstance(finished, Finished)
     assert finished.best_perplexity == 7.0
 
 
 def test_a_long_evaluation_is_preceded_by_a_save() -> None:
     for expected, event in ((6.0, SaveDue), (4.0, Stepped)):
-        events = fake_loop(FakeStep()).events()
         loop = dataclasses.replace(
             fake_loop(FakeStep()), evaluation_seconds=expected, clock=lambda: 0.0, save_seconds=1e9
         )

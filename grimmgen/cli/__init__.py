@@ -6,7 +6,6 @@ This module puts the commands together and turns every error into one line and a
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import sys

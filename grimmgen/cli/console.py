@@ -473,7 +473,7 @@ def _console(stream: TextIO) -> Console:
 
     class ConsoleOfPipe(Console):
         def on_broken_pipe(self) -> None:
-            raise  # noqa: PLE0704 - rich calls it where it has caught the error, and would exit with code 1
+            raise  # rich calls it where it has caught the error, and would exit with code 1
 
     return ConsoleOfPipe(
         file=stream,

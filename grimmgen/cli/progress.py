@@ -36,7 +36,10 @@ _REASONS = {
     "converged": "learning rate decayed to its minimum",
     "interrupted": "interrupted",
 }
-_UNEVALUATED = {**dict.fromkeys(_REASONS, "none yet"), "budget": "none: the time did not suffice, --resume does it"}
+_UNEVALUATED = {
+    **dict.fromkeys(_REASONS, "none yet"),
+    "budget": "none: the time did not suffice, --resume does it",
+}
 
 
 class Followed(NamedTuple):
@@ -198,7 +201,12 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     facts: list[tuple[str, object]] = [
         ("ended", _REASONS[finished.reason]),
         ("epochs", f"{finished.epoch} ({_updates(finished.step)} in {console.seconds(finished.seconds)})"),
-        ("validation", _UNEVALUATED[finished.reason] if best is None else f"perplexity {best:.2f}, at epoch {finished.best_epoch}"),
+        (
+            "validation",
+            _UNEVALUATED[finished.reason]
+            if best is None
+            else f"perplexity {best:.2f}, at epoch {finished.best_epoch}",
+        ),
         ("run", run.name),
         ("path", run.path),
     ]

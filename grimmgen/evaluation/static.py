@@ -72,7 +72,7 @@ class EncodedDocument:
         parts, ngrams, spelling, characters = [], 0, 0.0, 0
         for codes in encoding.ngram_codes([text] if isinstance(text, str) else text, vocabulary):
             if exact and limit is not None:
-                codes = codes[: (limit - ngrams) * vocabulary.ngram]  # noqa: PLW2901
+                codes = codes[: (limit - ngrams) * vocabulary.ngram]
             ids = vocabulary.ids(codes)
             parts.append(ids.astype(vocabulary.id_type))
             ngrams += len(ids)
@@ -168,8 +168,11 @@ def seconds_to_evaluate(
     """Estimate how long `evaluate` takes, from a short window of as many rows as its first one has.
 
     Args:
+        model: on any device.
+        documents: at least one, none of them empty.
         clock: returns seconds.
-        model, documents, shard, part: as for `evaluate`.
+        shard: as for `evaluate`.
+        part: as for `evaluate`.
     """
     batches = _batches(documents, shard, part)
     if not batches:
@@ -190,7 +193,9 @@ _Row = tuple[int, tuple[int, int]]
 def _batches(documents: Sequence[EncodedDocument], shard: tuple[int, int], part: int | None) -> list[list[_Row]]:
     """The parts of the documents that a shard evaluates, in batches; the longest part of a batch is its first."""
     # Parts of similar length share a batch, to limit padding; the result is independent of the documents' order.
-    parts = [(i, span) for i, document in enumerate(documents) for span in _parts(len(document.ids) + 1, part or _PART)]
+    parts = [
+        (i, span) for i, document in enumerate(documents) for span in _parts(len(document.ids) + 1, part or _PART)
+    ]
     parts.sort(key=lambda row: (row[1][0] - row[1][1], documents[row[0]].name, row[1]))
     rank, size = shard
     parts = parts[rank::size]

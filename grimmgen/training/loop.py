@@ -30,7 +30,6 @@ from grimmgen.runs.events import Evaluated, Finished, RateDecayed, Reason, Stepp
 from grimmgen.text.batches import Windows
 from grimmgen.training.schedule import LOWEST_RATE, Plateau, cosine, progress_of
 
-
 # In seconds: an evaluation up to the first is not interrupted, one above the second is preceded by a save.
 _SHORT_EVALUATION, _LONG_EVALUATION = 1.0, 5.0
 # By this share of the budget, or by a second, a training may exceed it.

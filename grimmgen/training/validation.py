@@ -56,7 +56,8 @@ class Validation:
         time = budget * _SHARE
         if self.seconds > time:
             self.limit(_ROWS * 128)
-            affordable = max(_FEWEST, int(self.ngrams * time / self.seconds))
+            evaluated = sum(len(document.ids) for document in self._documents)
+            affordable = max(_FEWEST, int(evaluated * time / self.seconds))
             self.limit(1 << (affordable.bit_length() - 1))
         return self.ngrams
 
@@ -73,9 +74,7 @@ class Validation:
             stopped: asked before each window whether to stop.
         """
         try:
-            total = evaluate(
-                self._model, self._documents, self._shard, self._group.sum, stopped, self._part
-            ).total
+            total = evaluate(self._model, self._documents, self._shard, self._group.sum, stopped, self._part).total
         except EvaluationStoppedError:
             return None
         perplexity, bits_per_character = self._group.broadcast(
