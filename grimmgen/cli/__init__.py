@@ -16,7 +16,7 @@ import typer
 import typer.main
 
 from grimmgen.cli import eval as eval_command
-from grimmgen.cli import export, fetch, formatting, generate, options, runs, train, vocab
+from grimmgen.cli import export, fetch, formatting, generate, options, runs, train, variables, vocab
 from grimmgen.errors import GrimmgenError
 from grimmgen.training import distributed
 
@@ -38,7 +38,7 @@ app = typer.Typer(
     " stories with it.",
     epilog="Start with: grimmgen train --corpus sampler, then: grimmgen generate. Environment variables set"
     " options, too: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME is the directory of"
-    " cache and runs.",
+    " cache and runs, GRIMMGEN_DEBUG=1 shows tracebacks, GRIMMGEN_KERNEL=plain trains without compiled kernels.",
     invoke_without_command=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -106,7 +106,8 @@ def _run(arguments: list[str]) -> int:
         if distributed.reports_errors():
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else _command_path(arguments)
-            console.error(f"{_one_sentence(error.format_message())}: see `{path} --help`")
+            message = f"{_one_sentence(error.format_message())}{variables.cause(error)}"
+            console.error(f"{message}: see `{path} --help`")
         return int(error.exit_code)
     except Exception as error:
         if debug:

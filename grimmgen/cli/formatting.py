@@ -1,4 +1,4 @@
-"""The help of a command on a narrow terminal, where Typer's panels would cut off the names of options."""
+"""Commands and groups: their help on a narrow terminal, where Typer's panels would cut off names, and variables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from grimmgen.cli import variables
 
 # Columns that Typer's panels need to cut nothing off.
 _PANELS = 72
@@ -57,22 +59,49 @@ def plain_help(command: Any, context: Any, columns: int) -> str:
     return "\n".join([*lines, *(paragraphs(command.epilog) if command.epilog else ())]).rstrip()
 
 
-class Command(TyperCommand):
-    """A command, with plain help on a narrow terminal."""
+class _Parsing:
+    """What commands and groups have in common: plain help on a narrow terminal, errors that name variables."""
 
     def get_help(self, ctx: Any) -> str:
         """The help; Typer itself prints its panels and returns an empty text."""
         columns = shutil.get_terminal_size().columns
-        return super().get_help(ctx) if columns >= _PANELS else plain_help(self, ctx, columns - 1)
+        full: Any = super()
+        return str(full.get_help(ctx)) if columns >= _PANELS else plain_help(self, ctx, columns - 1)
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """`--help`, which no variable sets."""
+        base: Any = super()
+        option = base.get_help_option(ctx)
+        if option is not None:
+            option.allow_from_autoenv = False
+        return option
+
+    def parse_args(self, ctx: Any, args: list[str]) -> Any:
+        """Parse the arguments."""
+        base: Any = super()
+        with variables.named(ctx):
+            return base.parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        base: Any = super()
+        with variables.named(ctx):
+            return base.invoke(ctx)
 
 
-class Group(TyperGroup):
-    """A group of commands, with plain help on a narrow terminal."""
+class Command(_Parsing, TyperCommand):
+    """A command."""
 
-    def get_help(self, ctx: Any) -> str:
-        """As for `Command`."""
-        columns = shutil.get_terminal_size().columns
-        return super().get_help(ctx) if columns >= _PANELS else plain_help(self, ctx, columns - 1)
+
+class Group(_Parsing, TyperGroup):
+    """A group of commands; no variable sets its options."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """The options before the command."""
+        parameters = super().get_params(ctx)
+        for parameter in parameters:
+            parameter.allow_from_autoenv = False  # type: ignore[attr-defined]
+        return parameters
 
 
 def help_without_command(context: typer.Context) -> None:
