@@ -257,7 +257,7 @@ def test_a_second_signal_stops_at_once(tales: Path) -> None:
     with begin("train", "--json", "--run", "sly-owl", "--corpus", str(tales), *long.split()) as process:
         assert process.stdout
         assert process.stderr
-        assert json.loads(process.stdout.readline())["event"] == "started"
+        assert [json.loads(process.stdout.readline())["event"] for _ in range(2)] == ["read", "started"]
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
         assert process.stderr.readline() == b"\n"
