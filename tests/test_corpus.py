@@ -151,7 +151,7 @@ def test_invalid_utf8_error_names_the_byte(tmp_path: Path, content: bytes, offse
     path = write(tmp_path / "tale.txt", content)
     with pytest.raises(GrimmgenError) as caught:
         Document("tale", path).read()  # fault 20
-    assert str(caught.value) == f"{path} is not UTF-8 (byte {offset}): convert it, as with iconv -t UTF-8"
+    assert str(caught.value) == f"{path} is not UTF-8 (byte {offset}): restore it, or train again"
     assert caught.value.exit_code == 1
 
 

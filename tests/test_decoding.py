@@ -33,23 +33,23 @@ TALES = {
     "Korean": "옛날 옛적에 한 임금님이 있었습니다. 임금님에게는 세 딸이 있었습니다.",
 }
 ENCODED = [
-    ("French", "cp1252"),
-    ("German", "cp1252"),
-    ("Spanish", "cp1252"),
-    ("English", "cp1252"),
-    ("Polish", "cp1250"),
+    ("French", "windows-1252"),
+    ("German", "windows-1252"),
+    ("Spanish", "windows-1252"),
+    ("English", "windows-1252"),
+    ("Polish", "windows-1250"),
     ("Polish", "iso8859-2"),
-    ("Czech", "cp1250"),
-    ("Turkish", "cp1254"),
-    ("Russian", "cp1251"),
+    ("Czech", "windows-1250"),
+    ("Turkish", "windows-1254"),
+    ("Russian", "windows-1251"),
     ("Russian", "koi8-r"),
     ("Russian", "cp866"),
     ("Russian", "iso8859-5"),
-    ("Ukrainian", "cp1251"),
+    ("Ukrainian", "windows-1251"),
     ("Ukrainian", "koi8-u"),
-    ("Greek", "cp1253"),
-    ("Hebrew", "cp1255"),
-    ("Arabic", "cp1256"),
+    ("Greek", "windows-1253"),
+    ("Hebrew", "windows-1255"),
+    ("Arabic", "windows-1256"),
     ("Thai", "cp874"),
     ("Chinese", "gb18030"),
     ("traditional Chinese", "big5"),
@@ -107,14 +107,14 @@ def test_valid_utf8_is_utf8(text: str) -> None:
 @pytest.mark.parametrize(
     ("content", "encoding", "text"),
     [
-        (b"don\x92t\n", "cp1252", "don’t\n"),
-        (b"caf\xe9\n", "cp1252", "café\n"),
-        (b"1\n2\ncaf\xe9\n", "cp1252", "1\n2\ncafé\n"),
+        (b"don\x92t\n", "windows-1252", "don’t\n"),
+        (b"caf\xe9\n", "windows-1252", "café\n"),
+        (b"1\n2\ncaf\xe9\n", "windows-1252", "1\n2\ncafé\n"),
         ("从前有一个国王\n".encode("gbk"), "gb18030", "从前有一个国王\n"),
         ("從前有一個國王\n".encode("big5"), "big5", "從前有一個國王\n"),
         ("むかしむかし、王様が\n".encode("shift_jis"), "cp932", "むかしむかし、王様が\n"),
         ("жил был старый царь\n".encode("koi8-r"), "koi8-r", "жил был старый царь\n"),
-        ("жил был старый царь\n".encode("cp1251"), "cp1251", "жил был старый царь\n"),
+        ("жил был старый царь\n".encode("cp1251"), "windows-1251", "жил был старый царь\n"),
         ("жил был царь\n".encode("utf-16-le"), "utf-16-le", "жил был царь\n"),
     ],
     ids=str,
@@ -151,7 +151,7 @@ def test_what_is_not_certain_is_an_error(content: bytes) -> None:
 def test_remedy_names_the_right_encoding() -> None:
     with pytest.raises(GrimmgenError) as caught:
         recognised("фея".encode("cp1251"))
-    assert "cp1251 reads “фея”" in caught.value.remedy
+    assert "windows-1251 reads “фея”" in caught.value.remedy
 
 
 @pytest.mark.parametrize(

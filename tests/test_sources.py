@@ -64,7 +64,7 @@ def test_directory_is_read_whole_and_the_rest_reported(tmp_path: Path) -> None:
         "a.pdf": "a PDF",
         "empty.txt": "empty",
         "image.txt": "a PNG image",
-        "notes.py": "name it to read it: .py is none of a text",
+        "notes.py": ".py: read only if it is named",
     }
 
 
@@ -134,7 +134,7 @@ def test_archive_is_read_as_a_directory(tmp_path: Path) -> None:
         "box.zip/__MACOSX/b.txt": "hidden",
         "box.zip/empty.txt": "empty",
         "box.zip/inner.zip": "a zip archive",
-        "box.zip/run.sh": "name it to read it: .sh is none of a text",
+        "box.zip/run.sh": ".sh: read only if it is named",
     }
 
 

@@ -27,6 +27,14 @@ def vocab(
     check: Annotated[
         bool, options.option("--check", help="Check the corpus for problems instead, and suggest remedies.")
     ] = False,
+    repair: Annotated[
+        Path | None,
+        options.option(
+            "--repair",
+            metavar="DIR",
+            help="Write copies of the texts to a new directory, without what --check would repair.",
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -46,6 +54,9 @@ def vocab(
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
     configuration = Configuration(**chosen)
     notify = None if quiet or json else console.note
+    if repair is not None:
+        _repair(corpus, configuration, repair, quiet)
+        return
     text = open_corpus(corpus, configuration, notify=notify)
     parts = split_by_hash(text) if split is None else split_by_file(text, split)
     if check:
@@ -142,6 +153,22 @@ def _check(corpus: Corpus, split: Split, configuration: Configuration, json: boo
         console.sentence(f"{finding.kind:11} {' '.join(finding.what.split())}: {finding.remedy}")
     warnings = f"{len(findings)} warning{'' if len(findings) == 1 else 's'}"
     console.out(f"{warnings} in {documents} document{'' if documents == 1 else 's'} of {corpus.name}")
+
+
+def _repair(corpus: Sequence[str], configuration: Configuration, directory: Path, quiet: bool) -> None:
+    """Write repaired copies of the texts."""
+    from grimmgen.cli import console
+    from grimmgen.errors import UsageError
+    from grimmgen.text.corpus import GRIMM, SAMPLER
+    from grimmgen.text.repair import write_repaired
+    from grimmgen.text.sources import find_sources
+
+    if {GRIMM, SAMPLER}.intersection(corpus):
+        raise UsageError("--repair is for texts of your own", "give their --corpus")
+    sources, _ = find_sources(corpus)
+    write_repaired(sources, configuration, directory)
+    if not quiet:
+        console.hint(f"grimmgen train --corpus {shlex.quote(str(directory))}", "next")
 
 
 def _ranked(counted: Statistics) -> list[tuple[str, int]]:

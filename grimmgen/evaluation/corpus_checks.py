@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from grimmgen.evaluation.scores import MIN_DOCUMENTS
 from grimmgen.io import files
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.normalisation import normalise
+from grimmgen.text.repair import REPLACEMENT, find_defects, is_repairable
 from grimmgen.text.split import PARTS, Part, Split
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 
@@ -33,8 +33,6 @@ _MAX_SHINGLES = 1 << 22
 _BOILERPLATE = 50
 _MAX_UNKNOWN = 0.02
 _MIN_UPDATES = 10
-# UTF-8 that was decoded as Latin-1 or Windows-1252 and encoded again.
-_MOJIBAKE = re.compile("[\u00c2\u00c3][\u0080-\u00bf]|\u00e2\u20ac|\u00e2\u0080")
 
 
 @dataclass(frozen=True)
@@ -80,32 +78,20 @@ def _read(split: Split) -> tuple[list[Finding], dict[Part, list[tuple[str, str]]
     texts: dict[Part, list[tuple[str, str]]] = {part: [] for part in PARTS}
     # By name, because a document that is cut into the parts is in all of them.
     unreadable: dict[str, Finding] = {}
-    utf16, empty = dict[str, None](), dict[str, None]()
+    empty = dict[str, None]()
     for part in PARTS:
         for document in split.parts[part]:
             name = document.name
             try:
-                content = document.content()
-            except GrimmgenError as error:
-                unreadable[name] = Finding("file", error.what, error.remedy, (name,))
-                continue
-            if content.count(b"\0") > len(content) // 4 or content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
-                utf16[name] = None
-                continue
-            try:
                 text = document.read()
             except GrimmgenError as error:
-                remedy = "convert it, as with iconv -f LATIN1 -t UTF-8"
-                unreadable[name] = Finding("encoding", error.what, remedy, (name,))
+                unreadable[name] = Finding("file", error.what, error.remedy, (name,))
                 continue
             if not text.strip():
                 empty[name] = None
             else:
                 texts[part].append((name, text))
     findings = [*unreadable.values()]
-    if utf16:
-        what = f"{_listed(utf16)} {'look' if len(utf16) > 1 else 'looks'} like UTF-16"
-        findings.append(Finding("encoding", what, "convert with iconv -f UTF-16 -t UTF-8", tuple(utf16)))
     # One part of a document that is cut into the parts may be a single line end.
     empty = {name: None for name in empty if all(name != other for part in PARTS for other, _ in texts[part])}
     if empty:
@@ -114,35 +100,62 @@ def _read(split: Split) -> tuple[list[Finding], dict[Part, list[tuple[str, str]]
 
 
 def _check_characters(texts: _Texts) -> list[Finding]:
-    """Find unusual characters and text in a wrong encoding."""
-    findings = []
-    unusual: dict[str, list[str]] = {}
-    mojibake = dict[str, None]()
+    """Find what `repair` repairs, and characters that stand for unknown ones."""
+    strays: dict[str, dict[str, None]] = {}
+    counts: Counter[str] = Counter()
+    where: dict[str, dict[str, None]] = {}
     for part in PARTS:
         for name, text in texts[part]:
-            for character in set(text):
-                # Control, invisible, private, unassigned and surrogate characters.
-                odd = unicodedata.category(character) in {"Cc", "Cf", "Co", "Cn", "Cs"}
-                if (odd and character not in "\t\n\r\f") or character == "\ufffd":
-                    unusual.setdefault(character, []).append(name)
-            if _MOJIBAKE.search(text):
-                mojibake[name] = None
-    for character, names in sorted(unusual.items()):
-        what = f"U+{ord(character):04X} {unicodedata.name(character, 'a control character')} in {_listed(names)}"
-        lost = character == "\ufffd"
-        remedy = "replace it: the original character is lost" if lost else "remove it, as with tr or sed"
-        findings.append(Finding("characters", what, remedy, tuple(dict.fromkeys(names))))
-    if mojibake:
-        what = f"{_listed(mojibake)}: UTF-8 that was decoded as Latin-1 (as “Ã©” for “é”)"
-        findings.append(Finding("characters", what, "convert with iconv -f UTF-8 -t LATIN1", tuple(mojibake)))
+            defects = find_defects([text])
+            for character in defects.characters:
+                strays.setdefault(character, {})[name] = None
+            kinds = {
+                "ligatures": defects.ligatures.total(),
+                "mojibake": defects.mojibake,
+                "hyphens": defects.hyphens,
+            }
+            for kind, count in kinds.items():
+                if count:
+                    counts[kind] += count
+                    where.setdefault(kind, {})[name] = None
+    findings = []
+    for character, names in sorted(strays.items()):
+        what = f"U+{ord(character):04X} {_character_name(character)} in {_listed(names)}"
+        remedy = "vocab --repair DIR removes it"
+        if character == REPLACEMENT:
+            remedy = "replace it: the original character is lost"
+        elif not is_repairable(character):
+            remedy = "replace it: only the font that it was written for shows it"
+        findings.append(Finding("characters", what, remedy, tuple(names)))
+    for kind, (what, remedy) in _DEFECTS.items():
+        if names := where.get(kind, {}):
+            what = f"{counts[kind]:,} {what} in {_listed(names)}"
+            findings.append(Finding("characters", what, remedy, tuple(names)))
     return findings
+
+
+_DEFECTS = {
+    "mojibake": (
+        "characters of UTF-8 that were decoded as Windows-1252 or Latin-1 (as “Ã©” for “é”)",
+        "vocab --repair DIR restores them",
+    ),
+    "ligatures": ("ligatures, as “\ufb01” for “fi”,", "vocab --repair DIR replaces them by letters"),
+    "hyphens": ("words that are split between lines, as in a PDF,", "vocab --repair DIR joins them"),
+}
+
+
+def _character_name(character: str) -> str:
+    kinds = {"Cc": "a control character", "Co": "a private-use character"}
+    return unicodedata.name(character, kinds.get(unicodedata.category(character), "a noncharacter"))
 
 
 def _check_duplicates(split: Split, texts: _Texts) -> list[Finding]:
     """Find duplicates, near-duplicates and passages that many documents share."""
-    documents = [(part, name, " ".join(text.lower().split())) for part in PARTS for name, text in texts[part]]
-    if not split.by_story or len(documents) < 2:
+    if not split.by_story:
         # Every document is cut into the parts, so the parts have the same documents by design.
+        return []
+    documents = [(part, name, " ".join(text.lower().split())) for part in PARTS for name, text in texts[part]]
+    if len(documents) < 2:
         return []
     same: dict[str, list[int]] = {}
     for number, (_, _, text) in enumerate(documents):

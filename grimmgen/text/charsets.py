@@ -42,11 +42,11 @@ _CENTRAL = [
 ]
 # Encodings with their languages and how likely they are before the text is known. Those of UTF-8's century come first.
 _LATIN: list[tuple[str, list[str], float]] = [
-    ("cp1252", _WESTERN, 1.0),
-    ("cp1250", _CENTRAL, 0.1),
+    ("windows-1252", _WESTERN, 1.0),
+    ("windows-1250", _CENTRAL, 0.1),
     ("iso8859-2", _CENTRAL, 0.05),
-    ("cp1254", ["çğıİöşü"], 0.05),
-    ("cp1257", ["ąčęėįšųūž", "āčēģīķļņšūž", "äõöüšž"], 0.03),
+    ("windows-1254", ["çğıİöşü"], 0.05),
+    ("windows-1257", ["ąčęėįšųūž", "āčēģīķļņšūž", "äõöüšž"], 0.03),
     ("iso8859-16", ["ăâîșț"], 0.01),
     ("cp850", _WESTERN, 0.02),
     ("cp852", _CENTRAL, 0.01),
@@ -63,12 +63,12 @@ _OPENING = frozenset("„‚¿¡")
 # Other scripts: their encodings, and groups of characters with the share of a text that each has.
 _SCRIPTS: list[tuple[tuple[str, ...], list[tuple[str, float]]]] = [
     (
-        ("cp1251", "koi8-r", "koi8-u", "cp866", "iso8859-5"),
+        ("windows-1251", "koi8-r", "koi8-u", "cp866", "iso8859-5"),
         [("оеаинтсрвл", 0.66), ("кмдпуяіыьгз", 0.24), ("бчйхжшюцщэфъёїєґ", 0.1)],
     ),
-    (("cp1253", "iso8859-7"), [("αοιετσνηυρ", 0.66), ("πκμλωςδγάέίήόύώ", 0.28), ("βζθξφχψϊϋΐΰ", 0.06)]),
-    (("cp1255", "iso8859-8"), [("יוהלארמתבש", 0.72), ("עדחקנפכםגטצזןסףךץ", 0.28)]),
-    (("cp1256", "iso8859-6"), [("اليمنورتبة", 0.66), ("هدعكفسقحجشصطخأإذزضظغثءؤئىآ", 0.34)]),
+    (("windows-1253", "iso8859-7"), [("αοιετσνηυρ", 0.66), ("πκμλωςδγάέίήόύώ", 0.28), ("βζθξφχψϊϋΐΰ", 0.06)]),
+    (("windows-1255", "iso8859-8"), [("יוהלארמתבש", 0.72), ("עדחקנפכםגטצזןסףךץ", 0.28)]),
+    (("windows-1256", "iso8859-6"), [("اليمنورتبة", 0.66), ("هدعكفسقحجشصطخأإذزضظغثءؤئىآ", 0.34)]),
     (("cp874",), [("านรกเอมงลยว่้ัีด", 0.66), ("ขคจชซญฎฏฐณตถทธบปผพฟภศษสหฮะำิึืุูแโใไๆ็๊์๋", 0.34)]),
     (
         ("cp932", "euc_jp"),
@@ -106,9 +106,9 @@ _CERTAIN_LATIN = math.log(3)
 _LATIN_SHARE = 0.6
 # Names of older encodings on pages and of charset-normalizer, and what contains them.
 _LARGER = {
-    "ascii": "cp1252",
-    "iso8859-1": "cp1252",
-    "iso8859-9": "cp1254",
+    "ascii": "windows-1252",
+    "iso8859-1": "windows-1252",
+    "iso8859-9": "windows-1254",
     "gb2312": "gb18030",
     "gbk": "gb18030",
     "shift_jis": "cp932",
@@ -164,7 +164,7 @@ def _guess_latin(passages: Sequence[bytes], sample: bytes) -> Guess:
         return Guess(list(dict.fromkeys([*ranked[:2], *_matches(sample)]))[:4])
     if len(ranked) > 1 and likelihoods[ranked[0]] < likelihoods[ranked[1]] + _CERTAIN_LATIN:
         return Guess(ranked[:4])
-    return Guess([ranked[0]], "its letters", certain=True)
+    return Guess([ranked[0]], "by its letters", certain=True)
 
 
 def _latin_likelihood(text: str, letters: str) -> float:
@@ -201,7 +201,7 @@ def _guess_script(passages: Sequence[bytes], sample: bytes) -> Guess:
     ranked = sorted(likelihoods, key=lambda encoding: -likelihoods[encoding])
     if ranked and likelihoods[ranked[0]] > _LEAST_LIKELY * len(HIGH.findall(sample)):
         if len(ranked) == 1 or likelihoods[ranked[0]] > likelihoods[ranked[1]] + _CERTAIN:
-            return Guess([ranked[0]], "its most frequent characters", certain=True)
+            return Guess([ranked[0]], "by its most frequent characters", certain=True)
         return Guess(ranked[:4])
     matches = _matches(sample)
     possible = [encoding for encoding in matches if (text := decoded(passages, encoding)) is not None]
@@ -210,7 +210,7 @@ def _guess_script(passages: Sequence[bytes], sample: bytes) -> Guess:
     best = possible[0]
     rivals = [matches[rival] for rival in possible if decoded(passages, rival) != decoded(passages, best)]
     if matches[best] <= _MOST_CHAOS and min(rivals, default=1.0) >= matches[best] + _LEAD:
-        return Guess([best], "charset-normalizer", certain=True)
+        return Guess([best], "by charset-normalizer", certain=True)
     return Guess(possible[:4])
 
 
@@ -269,6 +269,7 @@ def known(name: str) -> str | None:
         "".encode(known)
     except (LookupError, ValueError):
         return None
+    known = known.replace("cp125", "windows-125")
     return _LARGER.get(known, known)
 
 

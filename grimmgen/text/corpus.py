@@ -208,8 +208,7 @@ class Document:
                 text = decoder.decode(block, final=at + len(block) == end)
             except UnicodeDecodeError as error:
                 raise GrimmgenError(
-                    f"{self.path} is not UTF-8 (byte {at - pending + error.start})",
-                    "convert it, as with iconv -t UTF-8",
+                    f"{self.path} is not UTF-8 (byte {at - pending + error.start})", self._remedy
                 ) from None
             at += len(block)
             yield text

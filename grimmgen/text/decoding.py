@@ -76,7 +76,7 @@ def recognise(
         while True:
             if (nul := piece.find(0)) >= 0:
                 if wide := wide_encoding(piece[nul - min(nul, PASSAGE) & ~3 :][:PASSAGE]):
-                    return Decoded(wide, "its NULs")
+                    return Decoded(wide, "by its NULs")
                 if not nuls:
                     raise GrimmgenError(f"{name} is not text (byte {at + nul} is NUL)", "give a text file")
             if invalid is None:

@@ -315,7 +315,7 @@ class _Search:
                 raise GrimmgenError(f"{source.place} is {kind}", file_kinds.remedy(kind))
             self._skip(source.name, kind)
         elif form is None and not any_suffix:
-            self._skip(source.name, f"name it to read it: {suffix or 'no suffix'} is none of a text")
+            self._skip(source.name, f"{suffix or 'no suffix'}: read only if it is named")
         else:
             source = replace(source, format=form or "text")
             full = (*source.path.absolute().parts, *PurePosixPath("/".join(source.members)).parts)

@@ -306,7 +306,7 @@ def test_fault_48_the_remedy_for_a_wrong_name_works(tmp_path: Path, content: byt
 
 def test_fault_48_the_remedy_for_a_doubtful_encoding_works(tmp_path: Path) -> None:
     path = write(tmp_path / "a.txt", "фея".encode("cp1251"))
-    with pytest.raises(GrimmgenError, match="cp1251 reads “фея”"):
+    with pytest.raises(GrimmgenError, match="windows-1251 reads “фея”"):
         read(path)
     [one], _ = find_sources([str(path)])
     assert "".join(read_text(one, Configuration(encoding="cp1251"), Reading())) == "фея"
