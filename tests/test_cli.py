@@ -41,7 +41,7 @@ def declared(options: type, *names: str) -> str:
 OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
-    "vocab": "--corpus --split --top --check "
+    "vocab": "--corpus --split --top --check --repair "
     + declared(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
     "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
