@@ -38,6 +38,7 @@ PACKAGES = [
     "training",
     "ranks",
     "api",
+    "notebook",
     "cli",
     "__main__",
 ]
@@ -191,6 +192,7 @@ def test_every_package_of_the_order_exists() -> None:
         ("matplotlib", "runs.curves"),
         ("onnx", "export.onnx"),
         ("tensorboard", "runs.tensorboard"),
+        ("IPython", "notebook"),
     ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:

@@ -471,6 +471,9 @@ def _text(text: str, style: str = "") -> Text:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
+    # A cell of Jupyter runs commands on a terminal that shows escape codes as they are; the kernel's parent is Jupyter.
+    controllable = stream.isatty() and "JPY_PARENT_PID" not in os.environ
+
     class ConsoleOfPipe(Console):
         def on_broken_pipe(self) -> None:
             raise  # rich calls it where it has caught the error, and would exit with code 1
@@ -481,6 +484,6 @@ def _console(stream: TextIO) -> Console:
         highlight=False,
         markup=False,
         emoji=False,
-        no_color=None if stream.isatty() else True,
-        force_terminal=None if stream.isatty() else False,
+        no_color=None if controllable else True,
+        force_terminal=None if controllable else False,
     )

@@ -189,7 +189,7 @@ def _stop_on_signal(training: Training, received: list[int], group: ProcessGroup
 
     def stop(number: int, _: FrameType | None) -> None:
         if received and group.size == 1:
-            if sys.stderr.isatty():
+            if bars.live:
                 write(_SHOW_CURSOR)
             os._exit(128 + number)
         if not training.running and group.size == 1:

@@ -9,11 +9,14 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
 from grimmgen.runs.registry import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Over = Literal["steps", "seconds"]
 
@@ -81,22 +84,19 @@ def read(run: Run) -> Curve:
         ) from None
 
 
-def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
-    """Plot the validation and training perplexity of runs, with the best evaluation and the decays marked.
+def figure(curves: Sequence[Curve], over: Over = "steps") -> Figure:
+    """Draw the validation and training perplexity of runs, with the best evaluation and the decays marked.
 
     Args:
         curves: at least one.
-        path: of the picture, with an extension of `FORMATS`; written atomically, through a link if it is one.
         over: the horizontal axis.
 
+    Returns:
+        A figure of matplotlib, which Jupyter displays.
+
     Raises:
-        UsageError: the format is unknown, or the path is not a file.
-        GrimmgenError: matplotlib is not installed, a run has no evaluation yet, or the file cannot be written.
+        GrimmgenError: matplotlib is not installed, or a run has no evaluation yet.
     """
-    kind = path.suffix.lower().removeprefix(".")
-    if kind not in FORMATS:
-        raise UsageError(f"{path} has no extension of a known format", f"use one of .{', .'.join(FORMATS)}")
-    target = files.output_path(path)
     if empty := [curve.run for curve in curves if not curve.steps]:
         raise GrimmgenError(
             f"the run {empty[0]} has no evaluation yet", "wait for the first one, or leave the run out"
@@ -109,10 +109,17 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
         raise GrimmgenError(
             "plotting needs matplotlib, which is not installed", "pip install 'grimmgen[plot]'"
         ) from None
-    # A fixed salt and no dates: equal curves are written as equal files.
-    with mpl.rc_context({"svg.hashsalt": "grimmgen", "font.size": 10}):
-        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-        axes = figure.subplots()
+
+    class _Figure(Figure):
+        def _repr_png_(self) -> bytes:
+            # Jupyter itself displays only the figures of pyplot.
+            content = io.BytesIO()
+            self.savefig(content, format="png", dpi=120)
+            return content.getvalue()
+
+    with mpl.rc_context({"font.size": 10}):
+        drawn = _Figure(figsize=(6.4, 4.0), layout="constrained")
+        axes = drawn.subplots()
         for number, curve in enumerate(curves):
             x, colour = curve.over(over), _COLOURS[number % len(_COLOURS)]
             single: dict[str, Any] = {"marker": "o", "markersize": 3} if len(x) == 1 else {}
@@ -137,9 +144,33 @@ def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
         if any(curve.decays for curve in curves):
             axes.plot([], [], color="0.4", marker=7, linestyle="none", label="rate lowered")
         axes.legend(edgecolor="none", framealpha=0.9, fontsize=9)
+    return drawn
+
+
+def plot(curves: Sequence[Curve], path: Path, over: Over = "steps") -> None:
+    """Write the picture of `figure`.
+
+    Args:
+        curves: at least one.
+        path: of the picture, with an extension of `FORMATS`; written atomically, through a link if it is one.
+        over: the horizontal axis.
+
+    Raises:
+        UsageError: the format is unknown, or the path is not a file.
+        GrimmgenError: see `figure`; or the file cannot be written.
+    """
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in FORMATS:
+        raise UsageError(f"{path} has no extension of a known format", f"use one of .{', .'.join(FORMATS)}")
+    target = files.output_path(path)
+    drawn = figure(curves, over)
+    import matplotlib as mpl
+
+    # A fixed salt and no dates: equal curves are written as equal files.
+    with mpl.rc_context({"svg.hashsalt": "grimmgen", "font.size": 10}):
         content = io.BytesIO()
         dated = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-        figure.savefig(content, format=kind, dpi=200, metadata=dated)
+        drawn.savefig(content, format=kind, dpi=200, metadata=dated)
     files.write_atomically(target, content.getvalue())
 
 
