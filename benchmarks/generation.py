@@ -34,7 +34,8 @@ from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.sampling.options import SamplingOptions
-from grimmgen.text.vocabulary import END, Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
+from grimmgen.text.vocabulary import END
 
 # Approximate seconds of a contender in one round.
 _TURN = 0.05
@@ -44,7 +45,7 @@ def grimmgen(kernel: str, vocabulary_size: int, hidden: int, count: int) -> Call
     """Generate `count` texts of a number of bigrams, with `GRIMMGEN_KERNEL` set to `kernel`."""
     letters = [chr(ord("a") + number) for number in range(40)]
     text = "".join(a + b for a in letters for b in letters)[: 2 * (vocabulary_size - 2)]
-    vocabulary = Vocabulary.build([text], min_count=1)
+    vocabulary = NgramVocabulary.build([text], min_count=1)
     configuration = Configuration(hidden=hidden)
     random = np.random.default_rng(0)
     weights = {

@@ -41,9 +41,9 @@ from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs.events import Finished, Started
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
+from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
-from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.schedule import cosine
 from grimmgen.training.session import Training
 
@@ -184,7 +184,7 @@ def nn_lstm(name: str, task: Task) -> Figures:
     """Train and evaluate `Rival` on the same windows; `nn.LSTM` cannot reset the state inside a window."""
     torch.manual_seed(task.seed)
     texts = [document.read() for document in task.split.parts["train"]]
-    vocabulary = Vocabulary.build(texts, normalisation=Normalisation(newlines=task.newlines))
+    vocabulary = NgramVocabulary.build(texts, normalisation=Normalisation(newlines=task.newlines))
     training = [[vocabulary.encode(text)] for text in texts]
     model = Rival(len(vocabulary), bf16=name.endswith("bf16"))
     optimiser = torch.optim.Adam(model.parameters())

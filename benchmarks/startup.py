@@ -24,13 +24,14 @@ from grimmgen.configuration import Configuration
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.text.corpus import open_corpus
-from grimmgen.text.vocabulary import END, Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
+from grimmgen.text.vocabulary import END
 
 
 def make_checkpoint(path: Path) -> None:
     """Write a checkpoint of the tutorial's size, with random weights and the bigrams of the bundled tales."""
     texts = [document.read() for document in open_corpus("sampler").documents]
-    vocabulary = Vocabulary.build(texts, min_count=1)
+    vocabulary = NgramVocabulary.build(texts, min_count=1)
     configuration = Configuration(min_count=1)
     draw = np.random.default_rng(0)
     weights = {

@@ -34,7 +34,7 @@ import numpy as np
 
 from grimmgen.text import encoding
 from grimmgen.text.corpus import Document, open_corpus
-from grimmgen.text.vocabulary import Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -81,7 +81,7 @@ def measure_grimmgen(path: Path) -> dict[str, tuple[float, float]]:
     for _ in document.pieces():
         pass
     read = watch()
-    vocabulary = Vocabulary.build([document])
+    vocabulary = NgramVocabulary.build([document])
     counted = watch()
     for _ in encoding.encode(document, vocabulary):
         pass

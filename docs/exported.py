@@ -66,6 +66,20 @@ def torch_model(path: Path) -> tuple[Reader, Mapping[str, str]]:
     return read, metadata
 
 
+def cut(prompt: str, vocabulary: list[str], n: int | None) -> list[str]:
+    """Cut a prompt into n-grams; of words and byte pairs (n is None), take the longest at each place."""
+    if n is not None:
+        return [prompt[i : i + n] for i in range(0, len(prompt), n)]
+    tokens, pieces = set(vocabulary[2:]), list[str]()
+    longest = max(map(len, tokens))
+    while prompt:
+        lengths = range(min(longest, len(prompt)), 0, -1)
+        length = next((length for length in lengths if prompt[:length] in tokens), 1)
+        pieces.append(prompt[:length])
+        prompt = prompt[length:]
+    return pieces
+
+
 def main() -> None:
     """Generate a story."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,8 +93,7 @@ def main() -> None:
     vocabulary, text = model["vocabulary"], model["text"]
     unknown, end = 0, 1
     prompt = arguments.prompt.lower() if text["lower"] else arguments.prompt
-    n = text["ngram"]
-    pieces = [prompt[i : i + n] for i in range(0, len(prompt), n)]
+    pieces = cut(prompt, vocabulary, text["ngram"])
     logits = read(end)  # <end> precedes every story
     for piece in pieces:
         logits = read(vocabulary.index(piece) if piece in vocabulary else unknown)

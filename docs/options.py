@@ -43,7 +43,12 @@ def _row(option: Option) -> str:
     default = option.default_text or (
         ("on" if option.default != option.inverted else "off") if option.type is bool else str(option.default)
     )
-    cells = [" ".join(f"`{flag}`" for flag in option.flags), f"`{option.name}`", default, option.limits]
+    cells = [
+        " ".join(f"`{flag}`" for flag in (*option.flags, option.alias) if flag),
+        f"`{option.name}`",
+        default,
+        option.limits,
+    ]
     notes = [option.description]
     if option.effective_with:
         other, value = option.effective_with

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from functools import cache, partial
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -34,6 +34,8 @@ Precision = Literal["auto", Products]
 READING = ("documents", "encoding", "column", "field", "keep_boilerplate")
 DOCUMENT_ENDS = ("file", "line", "paragraph")
 LONGEST_NGRAM = 8
+# Sizes of a byte-pair vocabulary.
+BYTE_PAIRS = 8, 1 << 20
 NETWORK, TRAINING, TEXT = "Network", "Training", "Text"
 _LARGEST = 1 << 20
 _SEEDS = 2**63 - 1
@@ -65,6 +67,7 @@ class Option(NamedTuple):
         choices: the values of a text; those of a `Literal` are known without this.
         flag: what is typed where it is not the field's name; `--on/--off` for a bool; a single flag of a bool
             sets the opposite of its default.
+        alias: another flag that sets the same; empty for none.
         panel: the heading in `--help`; None is the first one.
         metavar: the value's name in `--help`.
         default_text: the default in words.
@@ -88,6 +91,7 @@ class Option(NamedTuple):
     unit: str = ""
     choices: Callable[[], tuple[str, ...]] = tuple
     flag: str = ""
+    alias: str = ""
     panel: str | None = None
     metavar: str | None = None
     default_text: str | None = None
@@ -253,6 +257,61 @@ def check_name(flag: str, name: str) -> None:
         raise UsageError(f"{flag} {name[:40]!r} is not a name", "give the name of one")
 
 
+class Tokenization(NamedTuple):
+    """How a text is cut into tokens.
+
+    Attributes:
+        kind: n-grams; words, spelt from characters where they are rare; or byte pairs.
+        size: n of n-grams, vocabulary size of byte pairs, 0 for words.
+    """
+
+    kind: Literal["ngram", "word", "bpe"]
+    size: int = 0
+
+    @property
+    def name(self) -> str:
+        """As `--tokens` has it; the inverse of `tokenization`."""
+        if self.kind == "ngram":
+            return {1: "char", 2: "bigram"}.get(self.size, f"ngram:{self.size}")
+        return f"bpe:{self.size}" if self.kind == "bpe" else "word"
+
+    @property
+    def units(self) -> str:
+        """What the tokens are called in the plural."""
+        if self.kind != "ngram":
+            return "tokens"
+        return {1: "unigrams", 2: "bigrams", 3: "trigrams"}.get(self.size, f"{self.size}-grams")
+
+
+def tokenization(tokens: str) -> Tokenization:
+    """The meaning of `--tokens`; a number alone is that of `--ngram`.
+
+    >>> tokenization("ngram:3"), tokenization("bigram").name, tokenization("1").name
+    (Tokenization(kind='ngram', size=3), 'bigram', 'char')
+
+    Raises:
+        UsageError: it is none of the forms, or its number is out of range.
+    """
+    form = f"give bigram, char, ngram:N (1 to {LONGEST_NGRAM}), word or bpe:SIZE (as in bpe:1000)"
+    named = {"char": Tokenization("ngram", 1), "bigram": Tokenization("ngram", 2), "word": Tokenization("word")}
+    if tokens in named:
+        return named[tokens]
+    kind, colon, digits = tokens.rpartition(":")
+    if re.fullmatch(r"[+-]?[0-9]{1,9}", digits, re.ASCII):
+        size = int(digits)
+        if kind == "bpe":
+            low, high = BYTE_PAIRS
+            if not low <= size <= high:
+                raise UsageError(f"--tokens bpe:{size} is out of range", f"give bpe:{low} to bpe:{high}")
+            return Tokenization("bpe", size)
+        if kind == "ngram" or not colon:
+            if not 1 <= size <= LONGEST_NGRAM:
+                flag = "--tokens ngram:" if colon else "--ngram "
+                raise UsageError(f"{flag}{size} is out of range", f"give 1 to {LONGEST_NGRAM}")
+            return Tokenization("ngram", size)
+    raise UsageError(f"--tokens {tokens[:40]!r} is not known", form)
+
+
 @dataclass(frozen=True)
 class Configuration:
     """The options of a training run; the defaults are the tutorial's. docs/options.md lists them.
@@ -376,10 +435,21 @@ class Configuration:
     )
     reset_state: bool = option(True, "Reset the state at the start of each story", panel=NETWORK)
     random_seed: int = option(0, "Seed of all randomness", low=0, high=_SEEDS)
-    ngram: int = option(2, "Characters per token", low=1, high=LONGEST_NGRAM, panel=TEXT)
+    tokens: str = option(
+        "bigram",
+        "How text is cut into tokens: bigram, char or ngram:N characters that do not overlap; word, where rare words"
+        " are spelt from characters; or bpe:SIZE, a byte-pair encoding with a vocabulary of this size. --ngram N"
+        " stands for --tokens ngram:N",
+        alias="--ngram",
+        metavar="TOKENS",
+        range="bigram, char, ngram:N, word or bpe:SIZE",
+        parse=lambda typed: tokenization(typed).name,
+        validate=tokenization,
+        panel=TEXT,
+    )
     min_count: int = option(
         10,
-        "Minimum occurrences of a token in the training set; rarer ones become <unk>",
+        "Minimum occurrences of a token in the training set; rarer n-grams become <unk>",
         low=1,
         high=1 << 40,
         panel=TEXT,
@@ -440,8 +510,18 @@ class Configuration:
         False, "Train on tokens cut from every offset, a new offset for each story and epoch", panel=TEXT
     )
 
-    def __post_init__(self) -> None:
+    # The name that `tokens` had when tokens could only be n-grams.
+    ngram: InitVar[int | None] = None
+
+    def __post_init__(self, ngram: int | None) -> None:
+        if ngram is not None:
+            if self.tokens != OPTIONS["tokens"].default:
+                raise UsageError("--ngram and --tokens exclude each other", "give one of them")
+            object.__setattr__(self, "tokens", str(ngram))
         check_options(self)
+        object.__setattr__(self, "tokens", self.tokenization.name)
+        if self.phases and self.tokenization.kind != "ngram":
+            raise UsageError(f"--phases has no effect with --tokens {self.tokens}", "leave out --phases")
         if cells()[self.cell].pre_step is not None and not self.embedding:
             raise UsageError(f"--cell {self.cell} needs --embedding", "give it as well, as in --embedding 256")
 
@@ -449,6 +529,11 @@ class Configuration:
     def normalisation(self) -> Normalisation:
         """The options of normalisation."""
         return Normalisation(self.lower, self.newlines, self.language)
+
+    @property
+    def tokenization(self) -> Tokenization:
+        """How text is cut into tokens."""
+        return tokenization(self.tokens)
 
     def departures(self) -> dict[str, Any]:
         """The options that are not the tutorial's."""
@@ -467,6 +552,11 @@ class Configuration:
         """
         if not isinstance(value, dict):
             raise IntegrityError("the configuration is not a JSON object", "train again")
+        if "ngram" in value and "tokens" not in value:
+            value = {**value}
+            if type(ngram := value.pop("ngram")) is not int:
+                raise IntegrityError("the configuration's ngram has the wrong type", "train again")
+            value["tokens"] = f"ngram:{ngram}"
         for name, stored in value.items():
             if name not in OPTIONS:
                 raise IntegrityError(
@@ -524,6 +614,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "epochs": 50,
     },
 }
+
+
+def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a preset, with these in place of its own.
+
+    Phases are left out where the tokens chosen have none, unless they were chosen as well.
+    """
+    values = {**PRESETS[preset], **chosen}
+    if "phases" not in chosen and tokenization(values.get("tokens", "bigram")).kind != "ngram":
+        values.pop("phases", None)
+    return values
 
 
 def _number(number: float) -> str:

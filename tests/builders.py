@@ -12,6 +12,7 @@ from grimmgen.configuration import Configuration
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint, Tensors, training_shapes
+from grimmgen.text.tokenizers import build_vocabulary
 from grimmgen.text.vocabulary import Vocabulary
 
 # With bigrams that are kept, and others that are hidden, when two occurrences are asked for.
@@ -41,13 +42,7 @@ def tiny_configuration(**options: Any) -> Configuration:
 
 
 def tiny_vocabulary(configuration: Configuration) -> Vocabulary:
-    return Vocabulary.build(
-        [TEXT],
-        configuration.ngram,
-        configuration.min_count,
-        configuration.normalisation,
-        configuration.phases,
-    )
+    return build_vocabulary([TEXT], configuration)
 
 
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], random_seed: int = 0) -> Tensors:

@@ -23,7 +23,7 @@ def cut(text: str, n: int) -> list[str]:
 
 
 class ReferenceVocabulary:
-    """See `grimmgen.text.vocabulary.Vocabulary.build` for the arguments.
+    """See `grimmgen.text.ngrams.NgramVocabulary.build` for the arguments.
 
     Attributes:
         kept: n-gram → occurrences, for those with an id, in the order of the ids.

@@ -16,11 +16,12 @@ from grimmgen.sampling import beams
 from grimmgen.sampling.beams import Beam, BeamSearch, grow
 from grimmgen.sampling.logits import log_probabilities
 from grimmgen.sampling.options import SamplingOptions
-from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
+from grimmgen.text.vocabulary import END, UNKNOWN
 from tests.builders import random_tensors
 
 # Three bigrams and a single last letter: five ids besides <unk>.
-VOCABULARY = Vocabulary.build(["abcdefg"], min_count=1)
+VOCABULARY = NgramVocabulary.build(["abcdefg"], min_count=1)
 CONFIGURATION = Configuration(hidden=6)
 V = len(VOCABULARY)
 DEPTH = 3
@@ -97,8 +98,8 @@ def test_a_narrow_beam_keeps_the_best_of_each_step() -> None:
 
 def test_beams_with_equal_text_are_merged() -> None:
     # "a" + "bc" and "ab" + "c" have the same text; an ended beam is distinct from one that has not ended.
-    vocabulary = Vocabulary.build(["ab", "bc", "a", "c"], min_count=1)
-    a, ab, bc, c = (vocabulary.ngrams.index(gram) + 2 for gram in ("a", "ab", "bc", "c"))
+    vocabulary = NgramVocabulary.build(["ab", "bc", "a", "c"], min_count=1)
+    a, ab, bc, c = (vocabulary.texts.index(gram) + 2 for gram in ("a", "ab", "bc", "c"))
     log_p = np.full((2, len(vocabulary)), -np.inf)
     log_p[0, bc], log_p[0, END], log_p[1, c] = np.log([0.5, 0.5, 0.9])
     grown = grow([Beam(math.log(0.3), (a,), "a"), Beam(math.log(0.6), (ab,), "ab")], log_p, 5, vocabulary)

@@ -33,7 +33,10 @@ Program = Callable[..., Ran]
 def declared(options: type, *names: str) -> str:
     """The flags of declared options; docs/options.md, which a test keeps up to date, has the frozen list."""
     return " ".join(
-        flag for name, option in options_of(options).items() if not names or name in names for flag in option.flags
+        flag
+        for name, option in options_of(options).items()
+        if not names or name in names
+        for flag in (*option.flags, option.alias)
     )
 
 
@@ -42,7 +45,7 @@ OPTIONS = {
     "": "--version --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check --repair "
-    + declared(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING),
+    + declared(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
     "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
     "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
@@ -321,10 +324,10 @@ def test_vocab_counts_a_corpus(abc: Path, run: Program) -> None:
     assert ran.err == f"next: grimmgen train --corpus {abc}\n"
     rows = [line.split() for line in ran.out.splitlines() if re.match(" (train|valid|test|all) ", line)]
     assert rows == [
-        ["train", "1", "80", "40", "1", "0.000%"],
-        ["valid", "1", "10", "5", "2", "40.000%"],
-        ["test", "1", "10", "5", "1", "0.000%"],
-        ["all", "1", "100", "50", "2"],
+        ["train", "1", "80", "40", "2.00", "1", "0.000%"],
+        ["valid", "1", "10", "5", "2.00", "2", "40.000%"],
+        ["test", "1", "10", "5", "2.00", "1", "0.000%"],
+        ["all", "1", "100", "50", "2.00", "2"],
     ]
     vocabulary, *lists = [line for line in ran.out.splitlines()[9:] if line.strip()]
     assert vocabulary.startswith("vocabulary: 3 = 1 bigrams with 9 or more occurrences")
@@ -334,14 +337,15 @@ def test_vocab_counts_a_corpus(abc: Path, run: Program) -> None:
 def test_vocab_json(abc: Path, run: Program) -> None:
     ran = run("vocab", "--corpus", str(abc), "--ngram", "1", "--min-count", "40", "--top", "1", "--json")
     assert (ran.code, ran.err) == (0, "")
+    length = {"characters_per_token": 1.0}
     assert json.loads(ran.out) == {
         "corpus": str(abc),
-        "ngram": 1,
+        "tokens": "char",
         "min_count": 40,
         "parts": {
-            "train": {"stories": 1, "characters": 80, "tokens": 80, "distinct": 2, "unknown": 0.0},
-            "valid": {"stories": 1, "characters": 10, "tokens": 10, "distinct": 4, "unknown": 0.4},
-            "test": {"stories": 1, "characters": 10, "tokens": 10, "distinct": 2, "unknown": 0.0},
+            "train": {"stories": 1, "characters": 80, "tokens": 80, "distinct": 2, "unknown": 0.0, **length},
+            "valid": {"stories": 1, "characters": 10, "tokens": 10, "distinct": 4, "unknown": 0.4, **length},
+            "test": {"stories": 1, "characters": 10, "tokens": 10, "distinct": 2, "unknown": 0.0, **length},
         },
         "total": {"stories": 1, "characters": 100, "tokens": 100, "distinct": 4},
         "vocabulary_size": 4,

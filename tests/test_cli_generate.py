@@ -28,7 +28,8 @@ from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
 from grimmgen.sampling.generator import GenerationStream, Pieces
 from grimmgen.sampling.options import LONGEST, SamplingOptions
-from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
+from grimmgen.text.vocabulary import END, UNKNOWN
 from tests.builders import random_tensors
 from tests.program import PROGRAM, Ran, begin, on_terminal, shell
 from tests.program import grimmgen as program
@@ -47,7 +48,7 @@ def endless(tmp_path: Path) -> Callable[[str], str]:
 
     def make(text: str) -> str:
         configuration = Configuration(hidden=3, min_count=1)
-        vocabulary = Vocabulary.build([text], min_count=1)
+        vocabulary = NgramVocabulary.build([text], min_count=1)
         weights = random_tensors(weight_shapes(configuration, len(vocabulary)))
         weights["output.bias"][END] = -99.0
         path = tmp_path / "endless.safetensors"

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from grimmgen.configuration import OPTIONS, PRESETS, Configuration, Option, options_of
+from grimmgen.configuration import OPTIONS, PRESETS, Configuration, Option, options_of, preset_options
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import parameter_count, weight_shapes
@@ -29,6 +29,10 @@ TEXTS: dict[str, tuple[list[Any], list[Any]]] = {
     "encoding": (["utf-8", "cp1252", None], ["", "utf-9", "rot13", "base64", "a\nb", "\0", "x" * 999]),
     "column": (["text", "Der Text", None], ["", "a\nb", "\0"]),
     "field": (["text", None], ["", "a\nb", "\0"]),
+    "tokens": (
+        ["char", "bigram", "ngram:8", "word", "bpe:8", "bpe:1048576"],
+        ["", "words", "Word", "ngram", "ngram:1e3", "bpe", "bpe:7", "bpe:1048577", "bpe:-9", "a\nb", "x" * 999],
+    ),
 }
 HUGE = (2**63, 10**400, 10**5000, -(10**400))
 
@@ -91,6 +95,9 @@ def test_an_option_out_of_range_is_refused_by_its_name(name: str) -> None:  # fa
         ({"learning_rate": math.nan}, "--lr nan is out of range: give 1e-12 to 1e+06"),
         ({"budget": 0.0}, "--budget 0 is out of range: give 0.001 to 1e+09 (as in 30s, 10m, 1h)"),
         ({"initialisation": "zeros"}, "--init 'zeros' is not known: give auto or normal or xavier"),
+        ({"ngram": 9}, "--ngram 9 is out of range: give 1 to 8"),
+        ({"ngram": 3, "tokens": "word"}, "--ngram and --tokens exclude each other: give one of them"),
+        ({"tokens": "word", "phases": True}, "--phases has no effect with --tokens word: leave out --phases"),
         ({"cell": "rnn"}, f"--cell 'rnn' is not known: give {' or '.join(cells())}"),
         ({"cell": "mogrifier"}, "--cell mogrifier needs --embedding: give it as well, as in --embedding 256"),
         ({"tied": True}, "--tied has no effect without --embedding: give --embedding as well"),
@@ -214,6 +221,33 @@ def test_the_rounds_of_a_mogrifier_alternate_from_the_inputs(rounds: int) -> Non
     shapes = weight_shapes(Configuration(cell="mogrifier", rounds=rounds, hidden=3, embedding=4), 5)
     assert shapes["layers.0.q"] == ((rounds + 1) // 2, 3, 4)
     assert shapes["layers.0.r"] == (rounds // 2, 4, 3)
+
+
+def test_tokens_have_several_names() -> None:
+    names = {"ngram:1": "char", "ngram:2": "bigram", "3": "ngram:3", "bpe:0900": "bpe:900", "word": "word"}
+    assert {name: Configuration(tokens=name).tokens for name in names} == names
+    assert Configuration(ngram=3) == Configuration(tokens="ngram:3")
+    assert Configuration(tokens="ngram:2").departures() == {}
+
+
+def test_ngram_of_an_earlier_version_is_read() -> None:  # fault 50
+    old = {name: value for name, value in stored().items() if name != "tokens"}
+    for ngram, tokens in (1, "char"), (2, "bigram"), (8, "ngram:8"):
+        assert Configuration.from_json(old | {"ngram": ngram}).tokens == tokens
+    damaged: dict[Any, str] = {"3": "wrong type", True: "wrong type", 9: "--tokens ngram:9 is out of range"}
+    for value, message in damaged.items():
+        with pytest.raises(IntegrityError, match=f"configuration.*{message}"):
+            Configuration.from_json(old | {"ngram": value})
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_leave_phases_out_where_tokens_have_none(preset: str) -> None:
+    for tokens in ("word", "bpe:99"):
+        assert not Configuration(**preset_options(preset, {"tokens": tokens})).phases
+    phases = PRESETS[preset].get("phases", False)
+    assert Configuration(**preset_options(preset, {"tokens": "ngram:3"})).phases == phases
+    with pytest.raises(UsageError, match="--phases has no effect with --tokens word"):
+        Configuration(**preset_options(preset, {"tokens": "word", "phases": True}))
 
 
 @pytest.mark.parametrize("name", PRESETS)

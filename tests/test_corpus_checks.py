@@ -132,7 +132,7 @@ def test_boilerplate_is_found_once(split: Callable[..., Split]) -> None:
     [
         ({"hidden": 999}, "parameters (--hidden 999)"),
         ({"unroll": 2000}, "1 updates per epoch (--batch-size 2, --unroll 2000)"),
-        ({"min_count": 300}, "of the 2-grams of the valid stories are <unk>"),
+        ({"min_count": 300}, "of the bigrams of the valid stories are <unk>"),
         ({"min_count": 10**6}, "no 2-gram occurs 1000000 times"),
     ],
     ids=str,

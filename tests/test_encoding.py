@@ -23,9 +23,9 @@ from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.io import files, paths
 from grimmgen.text import encoding, id_cache, ngrams, normalisation
 from grimmgen.text.corpus import open_corpus
+from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.normalisation import code_points, last_boundary, normalise, normalised_codes, normalised_pieces
 from grimmgen.text.split import split_by_hash
-from grimmgen.text.vocabulary import Vocabulary
 from tests.reference_encoding import ReferenceVocabulary
 
 # Characters that change their length, are composed, depend on their neighbours or are often lost; in UTF-8 they
@@ -82,10 +82,10 @@ def test_pieces_are_counted_and_encoded_as_the_reference(
     reference = ReferenceVocabulary(texts, n, min_count, lower, newlines, phases)
     if not reference.kept:
         with pytest.raises(UsageError, match="give more text"):
-            Vocabulary.build(pieces, *options)
+            NgramVocabulary.build(pieces, *options)
         return
-    vocabulary = Vocabulary.build(pieces, *options)
-    assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(reference.kept.items())
+    vocabulary = NgramVocabulary.build(pieces, *options)
+    assert list(zip(vocabulary.texts, vocabulary.counts, strict=True)) == list(reference.kept.items())
     assert list(vocabulary.alphabet) == reference.alphabet
     assert dict(vocabulary.unknown_characters) == reference.unknown_characters
     for text in [*texts, probe]:
@@ -169,8 +169,8 @@ def test_counts_are_equal_with_and_without_a_table(monkeypatch: pytest.MonkeyPat
     for table, batch in (1 << 22, 50), (1 << 22, 1 << 17), (64, 1 << 17):
         monkeypatch.setattr(ngrams, "LARGEST_TABLE", table)
         monkeypatch.setattr(ngrams, "_BATCH", batch)
-        vocabulary = Vocabulary.build([Pieces(text, 100) for text in texts], 4, 2, phases=True)
-        assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(expected.items())
+        vocabulary = NgramVocabulary.build([Pieces(text, 100) for text in texts], 4, 2, phases=True)
+        assert list(zip(vocabulary.texts, vocabulary.counts, strict=True)) == list(expected.items())
 
 
 # --- the cache of ids of large texts -------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_cache_key_depends_on_text_and_options(text: Path, monkeypatch: pytest.M
     assert len(first) == 1
     assert len(first | cached_files()) == 2
     text.write_text("Another tale. " * 100, encoding="utf-8")
-    assert "an" in encoded(text, Configuration()).vocabulary.ngrams
+    assert "an" in encoded(text, Configuration()).vocabulary.texts
     assert len(cached_files()) == 3
 
 
@@ -291,7 +291,7 @@ def test_text_that_changes_once_opened_is_encoded_as_it_was(text: Path) -> None:
     before = [document.read() for document in documents]
     text.write_text("Another tale. " * 100, encoding="utf-8")
     result = encoding.encode_documents(documents, Configuration())
-    assert result.vocabulary == Vocabulary.build(before)
+    assert result.vocabulary == NgramVocabulary.build(before)
 
 
 @pytest.mark.usefixtures("large")

@@ -26,7 +26,7 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
-from grimmgen.text.vocabulary import Vocabulary
+from grimmgen.text.tokenizers import build_vocabulary
 from tests.builders import NETWORKS, TEXT, random_tensors
 from tests.program import Ran
 
@@ -40,7 +40,7 @@ IN_TORCH = {name: options for name, options in NETWORKS.items() if options["cell
 
 def checkpoint_of(hidden: int = H, **options: Any) -> Checkpoint:
     configuration = Configuration(hidden=hidden, min_count=1, **options)
-    vocabulary = Vocabulary.build([TEXT], configuration.ngram, 1)
+    vocabulary = build_vocabulary([TEXT], configuration)
     weights = random_tensors(weight_shapes(configuration, len(vocabulary)))
     return Checkpoint(configuration, vocabulary, {"run": "sly-fox"}, weights, sha256="c0ffee")
 
@@ -167,8 +167,8 @@ def test_metadata_has_vocabulary_text_and_origin(tmp_path: Path) -> None:
     model = json.loads(metadata["model"])
     tokens = model["vocabulary"]
     assert tokens[:2] == ["<unk>", "<end>"]
-    assert tokens[2:] == list(checkpoint.vocabulary.ngrams)
-    assert model["text"] == {"ngram": 2, "lower": True, "newlines": "keep", "language": None}
+    assert tokens[2:] == list(checkpoint.vocabulary.texts)
+    assert model["text"] == {"tokens": "bigram", "ngram": 2, "lower": True, "newlines": "keep", "language": None}
     origin = model["origin"]
     assert (origin["cell"], origin["run"], origin["checkpoint_sha256"]) == ("lstm", "sly-fox", "c0ffee")
 

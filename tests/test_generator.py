@@ -23,7 +23,8 @@ from grimmgen.sampling import generator
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.sampling.logits import log_probabilities
 from grimmgen.sampling.options import LONGEST, SamplingOptions
-from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
+from grimmgen.text.vocabulary import END, UNKNOWN
 from tests.builders import NETWORKS, tiny_checkpoint
 from tests.builders import TEXT as DOCUMENT
 
@@ -33,7 +34,7 @@ CONFIGURATION = Configuration(hidden=5)
 
 def text_generator(bias: dict[int, float] | None = None, scale: float = 0.5) -> TextGenerator:
     """A model with random weights and the given output biases of some tokens."""
-    vocabulary = Vocabulary.build([TEXT], min_count=1)
+    vocabulary = NgramVocabulary.build([TEXT], min_count=1)
     draw = np.random.default_rng(0)
     weights = {
         name: draw.normal(0, scale, shape).astype(np.float32)
@@ -57,7 +58,7 @@ def test_length_is_in_characters_after_the_prompt(length: int) -> None:
 
 def test_length_cuts_no_grapheme_cluster() -> None:
     accented = "x\u0301"  # has no composed form
-    vocabulary = Vocabulary.build([accented * 20], min_count=1)
+    vocabulary = NgramVocabulary.build([accented * 20], min_count=1)
     shapes = weight_shapes(CONFIGURATION, len(vocabulary))
     weights = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
     weights["output.bias"][END] = -99
@@ -84,7 +85,7 @@ def test_a_prompt_may_end_within_an_ngram(seed: int) -> None:
 def test_a_partial_ngram_is_completed_by_all_that_match() -> None:
     model = text_generator({END: -99})
     ends = {model.generate("t", length=1, random_seed=seed, top_k=0, state="zeros") for seed in range(60)}
-    assert ends == {gram for gram in model.vocabulary.ngrams if gram.startswith("t")}
+    assert ends == {gram for gram in model.vocabulary.texts if gram.startswith("t")}
     assert len(ends) > 1
 
 
@@ -284,7 +285,7 @@ def test_without_a_length_text_runs_to_its_end_or_the_limit() -> None:
 def test_an_empty_prompt_uses_the_checkpoints_first_ngrams() -> None:
     model = text_generator({END: -99})
     begin = ["the ", "king"]
-    ids = [model.vocabulary.ngrams.index(text[:2]) + 2 for text in begin]
+    ids = [model.vocabulary.texts.index(text[:2]) + 2 for text in begin]
     known = TrainedModel("t", replace(model.checkpoint, provenance={"beginnings": ids}))
     texts = {TextGenerator(known).generate("", length=2, top_k=0, random_seed=s) for s in range(60)}
     assert texts == {"th", "ki"}
@@ -372,7 +373,7 @@ def test_until_paragraph_needs_line_ends() -> None:
 
 def copyist() -> TextGenerator:
     """A model that nearly memorises its training document: each bigram predicts the one after it there."""
-    vocabulary = Vocabulary.build([TEXT], min_count=1)
+    vocabulary = NgramVocabulary.build([TEXT], min_count=1)
     configuration = Configuration(hidden=len(vocabulary))
     V = len(vocabulary)
     weights = {name: np.zeros(shape, np.float32) for name, shape in weight_shapes(configuration, V).items()}
@@ -439,7 +440,7 @@ def test_max_copy_does_not_extend_a_copy_in_the_prompt() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=str)
 def test_an_unavoidable_copy_is_shortest_and_reported(method: dict[str, Any]) -> None:
     # One letter, and a document of nothing else: every continuation is a copy.
-    vocabulary = Vocabulary.build(["a" * 200], min_count=1)
+    vocabulary = NgramVocabulary.build(["a" * 200], min_count=1)
     configuration = Configuration(hidden=2)
     weights = {
         name: np.zeros(shape, np.float32) for name, shape in weight_shapes(configuration, len(vocabulary)).items()

@@ -68,7 +68,7 @@ def test_longest_suffixes_match_brute_force(
 @settings(max_examples=200, deadline=None)
 @given(corpora, texts, texts, st.integers(1, 6))
 def test_copy_limit_matches_brute_force(documents: list[str], prompt: str, piece: str, limit: int) -> None:
-    copies = CopyLimit(CopyIndex.build(named(documents)), limit, prompt, ngram=3)
+    copies = CopyLimit(CopyIndex.build(named(documents)), limit, prompt, longest_token=3)
 
     def copied(piece: str) -> int:
         return max((longest_suffix(documents, prompt + piece[: n + 1]) for n in range(len(piece))), default=0)

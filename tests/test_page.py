@@ -28,7 +28,8 @@ from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run, load_model
 from grimmgen.sampling.generator import Generation, TextGenerator
 from grimmgen.sampling.options import SamplingOptions
-from grimmgen.text.vocabulary import END, Vocabulary
+from grimmgen.text.tokenizers import build_vocabulary
+from grimmgen.text.vocabulary import END
 from tests.browser import Browser, Page, browser, executable
 from tests.builders import NETWORKS, random_tensors, tiny_checkpoint
 from tests.program import Ran
@@ -214,7 +215,7 @@ def model_of(text: str, **options: Any) -> Checkpoint:
     """A model of three units with random weights over the bigrams of a text."""
     checkpoint = tiny_checkpoint(**options)
     configuration = replace(checkpoint.configuration, min_count=1)
-    vocabulary = Vocabulary.build([text], 2, 1, configuration.normalisation)
+    vocabulary = build_vocabulary([text], configuration)
     return Checkpoint(configuration, vocabulary, {}, random_tensors(weight_shapes(configuration, len(vocabulary))))
 
 

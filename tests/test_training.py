@@ -27,6 +27,7 @@ from grimmgen.runs.events import Evaluated, Event, Finished, RateDecayed, Saved,
 from grimmgen.text import encoding
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
+from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.split import split_by_hash
 from grimmgen.training import loop as loop_module
 from grimmgen.training import session as training_module
@@ -448,7 +449,7 @@ def test_an_epoch_reads_one_phase_of_each_document(corpus: Corpus) -> None:
     plain, _ = trained(corpus, Configuration(**TINY, epochs=1))
     configuration = Configuration(**TINY, epochs=1, phases=True, dropout=0.0)
     phased, events = trained(corpus, configuration)
-    grams = [set(training.run.checkpoint().vocabulary.ngrams) for training in (plain, phased)]
+    grams = [set(training.run.checkpoint().vocabulary.texts) for training in (plain, phased)]
     assert grams[0] < grams[1]
     started, *_ = only(Started, events)
     texts = [document.read() for document in split_by_hash(corpus).parts["train"]]
@@ -525,6 +526,7 @@ def test_evaluation_equals_one_document_at_a_time(corpus: Corpus) -> None:
     training, _ = trained(corpus, Configuration(**{**SMALL.to_json(), "min_count": 12}))
     checkpoint = training.run.checkpoint()
     vocabulary = checkpoint.vocabulary
+    assert isinstance(vocabulary, NgramVocabulary)
     model = LanguageModel(checkpoint.configuration, len(vocabulary))
     model.load_weights(checkpoint.weights)
     texts = [("a", "The king went."), ("b", "zzz, the fox and 中"), ("c", "x")]

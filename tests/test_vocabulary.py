@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from grimmgen.configuration import Newlines, Normalisation
 from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.normalisation import normalise
-from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.text.vocabulary import END, UNKNOWN
 from tests import reference_encoding
 from tests.reference_encoding import ReferenceVocabulary
 
@@ -48,10 +49,10 @@ def test_vocabulary_equals_the_reference(
     reference = ReferenceVocabulary(texts, n, min_count, lower, newlines, phases)
     if not reference.kept:
         with pytest.raises(UsageError, match="give more text"):
-            Vocabulary.build(texts, n, min_count, Normalisation(lower, newlines), phases)
+            NgramVocabulary.build(texts, n, min_count, Normalisation(lower, newlines), phases)
         return
-    vocabulary = Vocabulary.build(texts, n, min_count, Normalisation(lower, newlines), phases)
-    assert list(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == list(reference.kept.items())
+    vocabulary = NgramVocabulary.build(texts, n, min_count, Normalisation(lower, newlines), phases)
+    assert list(zip(vocabulary.texts, vocabulary.counts, strict=True)) == list(reference.kept.items())
     assert list(vocabulary.alphabet) == reference.alphabet
     assert dict(vocabulary.unknown_characters) == reference.unknown_characters
     assert len(vocabulary) == len(reference.kept) + 2
@@ -73,7 +74,7 @@ def test_vocabulary_equals_the_reference(
 @no_deadline
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=4), NGRAMS, st.booleans())
 def test_decode_inverts_encode(texts: list[str], n: int, lower: bool) -> None:
-    vocabulary = Vocabulary.build(texts, n, 1, Normalisation(lower))
+    vocabulary = NgramVocabulary.build(texts, n, 1, Normalisation(lower))
     for text in texts:
         ids = vocabulary.encode(text)
         assert (
@@ -97,17 +98,17 @@ def test_normalise_is_idempotent(text: str, lower: bool, newlines: Newlines) -> 
 
 def test_phases_are_counted_and_encoded() -> None:
     # The two phases are th|et|he and he|th|e.
-    vocabulary = Vocabulary.build(["thethe"], 2, 1, phases=True)
-    assert dict(zip(vocabulary.ngrams, vocabulary.counts, strict=True)) == {"he": 2, "et": 1, "th": 2, "e": 1}
+    vocabulary = NgramVocabulary.build(["thethe"], 2, 1, phases=True)
+    assert dict(zip(vocabulary.texts, vocabulary.counts, strict=True)) == {"he": 2, "et": 1, "th": 2, "e": 1}
     assert [vocabulary.decode(vocabulary.encode("thethe", phase)) for phase in (0, 1)] == ["thethe", "hethe"]
 
 
 def test_newlines_can_be_replaced_by_spaces() -> None:
-    vocabulary = Vocabulary.build(["the\r\nking\nthe king"], 1, 1, Normalisation(newlines="space"))
+    vocabulary = NgramVocabulary.build(["the\r\nking\nthe king"], 1, 1, Normalisation(newlines="space"))
     assert vocabulary.alphabet == " eghiknt"
     assert vocabulary.encode("e\nk").tolist() == vocabulary.encode("e k").tolist()
     assert vocabulary.normalise("The\rking") == "the king"
-    assert "\n" in Vocabulary.build(["the\nking"], 1, 1).alphabet
+    assert "\n" in NgramVocabulary.build(["the\nking"], 1, 1).alphabet
 
 
 @pytest.mark.parametrize(
@@ -129,9 +130,9 @@ def test_turkish_has_lower_case_rules_of_its_own() -> None:
     turkish = Normalisation(language="tr")
     text = "ISPARTA, \u0130ZM\u0130R, I\u0307zmir; k\u0131z"
     assert normalise(text, turkish) == "\u0131sparta, izmir, izmir; k\u0131z"
-    vocabulary = Vocabulary.build([text], 1, 1, turkish)
+    vocabulary = NgramVocabulary.build([text], 1, 1, turkish)
     assert vocabulary.decode(vocabulary.encode("\u0130I")) == "i\u0131"
-    assert Vocabulary.from_json(vocabulary.to_json()).normalisation == turkish
+    assert NgramVocabulary.from_json(vocabulary.to_json()).normalisation == turkish
     assert normalise("STRASSE stra\u00dfe \u1e9e", turkish) == "strasse stra\u00dfe \u00df"
 
 
@@ -141,7 +142,7 @@ def test_table_and_sorted_keys_give_the_reference_ids(n: int) -> None:
     generator = np.random.default_rng(n)
     characters = [chr(c) for c in range(0x4E00, 0x4E00 + 100)]
     text = "".join(generator.choice(characters[:3] * 40 + characters, 3000))
-    vocabulary = Vocabulary.build([text], n, 2, Normalisation(lower=False))
+    vocabulary = NgramVocabulary.build([text], n, 2, Normalisation(lower=False))
     reference = ReferenceVocabulary([text], n, 2, False)
     probe = text[1:] + "".join(generator.choice([*characters[:3] * 30, "?", "\0", "\U0010ffff"], 1001))
     assert vocabulary.encode(probe).tolist() == reference.encode(probe)
@@ -150,7 +151,7 @@ def test_table_and_sorted_keys_give_the_reference_ids(n: int) -> None:
 
 def test_only_characters_of_the_training_set_are_known() -> None:
     characters = "".join(chr(c) for c in range(0x30000) if not 0xD800 <= c < 0xE000)
-    vocabulary = Vocabulary.build(["az\u4e00\U0001f600"], 1, 1)
+    vocabulary = NgramVocabulary.build(["az\u4e00\U0001f600"], 1, 1)
     known = {vocabulary.token(i) for i in vocabulary.encode(characters) if i != UNKNOWN}
     assert known == {*"az\u4e00\U0001f600"}
     assert np.count_nonzero(vocabulary.encode(characters)) == 6  # with A and Z, whose lower case is known
@@ -158,16 +159,16 @@ def test_only_characters_of_the_training_set_are_known() -> None:
 
 def test_ids_are_ordered_by_frequency_then_code_point() -> None:
     # The order of UTF-16 units would put the emoji before U+FFFF.
-    vocabulary = Vocabulary.build(
+    vocabulary = NgramVocabulary.build(
         ["zz" * 3 + "bb" * 2 + "\U0001f600." * 2 + "\uffff." * 2 + "aa" * 2 + "once"], 2, 2
     )
-    assert vocabulary.ngrams == ("zz", "aa", "bb", "\uffff.", "\U0001f600.")
+    assert vocabulary.texts == ("zz", "aa", "bb", "\uffff.", "\U0001f600.")
     assert vocabulary.counts == (3, 2, 2, 2, 2)
     assert [vocabulary.token(i) for i in range(3)] == ["<unk>", "<end>", "zz"]
 
 
 def test_spelling_cost_is_the_sum_over_characters() -> None:
-    vocabulary = Vocabulary.build(["aaaaabc"], 2, 2)  # aa twice; ab and c are unknown, c with an empty place
+    vocabulary = NgramVocabulary.build(["aaaaabc"], 2, 2)  # aa twice; ab and c are unknown, c with an empty place
     assert vocabulary.unknown_characters == (("", 1), ("a", 1), ("b", 1), ("c", 1))
     ids, costs, characters = vocabulary.encode_with_costs("AAabz")
     assert (ids.tolist(), characters) == ([2, 0, 0], 5)
@@ -178,7 +179,7 @@ def test_spelling_cost_is_the_sum_over_characters() -> None:
 @no_deadline
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=3), NGRAMS, TEXTS)
 def test_spelling_probabilities_sum_to_one(texts: list[str], n: int, probe: str) -> None:
-    vocabulary = Vocabulary.build([*texts, "ab" * 12 * n], n, 3)
+    vocabulary = NgramVocabulary.build([*texts, "ab" * 12 * n], n, 3)
     escapes = {round(vocabulary.spelling_cost(c), 9) for c in [*vocabulary.unseen(probe), "\U0010fffd"]}
     assert len(escapes) == 1, "all unseen characters have the same cost"
     escape = math.exp(-(escapes.pop() - math.log(0x110000)))
@@ -188,14 +189,14 @@ def test_spelling_probabilities_sum_to_one(texts: list[str], n: int, probe: str)
 
 def test_unknown_share_is_that_of_the_training_set() -> None:
     for text, n in ("aaaaabc", 2), ("aaaaaabcdea", 3):
-        vocabulary = Vocabulary.build([text, text[:-1]], n, 3)
+        vocabulary = NgramVocabulary.build([text, text[:-1]], n, 3)
         ids = np.concatenate([vocabulary.encode(text), vocabulary.encode(text[:-1])])
         assert vocabulary.unknown_share == pytest.approx(np.mean(ids == UNKNOWN))
         assert 0 < vocabulary.unknown_share < 1
 
 
 def test_lone_surrogate_is_an_unseen_character() -> None:
-    vocabulary = Vocabulary.build(["caf\u00e9"], 1, 1)
+    vocabulary = NgramVocabulary.build(["caf\u00e9"], 1, 1)
     assert vocabulary.encode("c\udce9").tolist() == [vocabulary.encode("c")[0], UNKNOWN]
     assert vocabulary.unseen("c\udce9") == ["\udce9"]
     assert vocabulary.spelling_cost("\udce9") == vocabulary.spelling_cost("z")
@@ -216,19 +217,19 @@ def test_lone_surrogate_is_an_unseen_character() -> None:
 )
 def test_invalid_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        Vocabulary.build(["".join(map(chr, range(0x4E00, 0x4E00 + 300)))], **options)
+        NgramVocabulary.build(["".join(map(chr, range(0x4E00, 0x4E00 + 300)))], **options)
 
 
 @no_deadline
 @given(st.permutations(["the king", "and the hen", "once upon a time", "the end", "zz", "tt"]), NGRAMS)
 def test_document_order_does_not_change_the_vocabulary(texts: list[str], n: int) -> None:  # fault 23
-    assert Vocabulary.build(texts, n, 1) == Vocabulary.build(sorted(texts), n, 1)
+    assert NgramVocabulary.build(texts, n, 1) == NgramVocabulary.build(sorted(texts), n, 1)
 
 
 def test_vocabulary_does_not_depend_on_the_hash_seed() -> None:  # fault 23
     program = (
-        "import json; from grimmgen.text.vocabulary import Vocabulary;"
-        "print(json.dumps(Vocabulary.build(['the king and the queen of the hens', 'abcdefgh'], 2, 1).to_json()))"
+        "import json; from grimmgen.text.ngrams import NgramVocabulary;"
+        "print(json.dumps(NgramVocabulary.build(['the king and the queen of the hens', 'abcdefgh'], 2, 1).to_json()))"
     )
     written = {
         subprocess.check_output([sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": seed})
@@ -241,15 +242,15 @@ def test_vocabulary_does_not_depend_on_the_hash_seed() -> None:  # fault 23
 @no_deadline
 @given(st.lists(TEXTS.filter(bool), min_size=1, max_size=3), NGRAMS, st.booleans(), NEWLINES, st.booleans())
 def test_vocabulary_survives_json(texts: list[str], n: int, lower: bool, newlines: Newlines, phases: bool) -> None:
-    vocabulary = Vocabulary.build([*texts, "ab" * 2 * n], n, 2, Normalisation(lower, newlines), phases)
-    read = Vocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
+    vocabulary = NgramVocabulary.build([*texts, "ab" * 2 * n], n, 2, Normalisation(lower, newlines), phases)
+    read = NgramVocabulary.from_json(json.loads(json.dumps(vocabulary.to_json())))
     assert read == vocabulary
     assert read.encode("".join(texts)).tolist() == vocabulary.encode("".join(texts)).tolist()
 
 
 def stored() -> dict[str, Any]:
     # Bigrams th 3, e_ 2, ki 2; unknown: ng, so.
-    value: dict[str, Any] = json.loads(json.dumps(Vocabulary.build(["thththe e kikingso"], 2, 2).to_json()))
+    value: dict[str, Any] = json.loads(json.dumps(NgramVocabulary.build(["thththe e kikingso"], 2, 2).to_json()))
     return value
 
 
@@ -264,7 +265,7 @@ def test_undamaged_vocabulary_is_accepted() -> None:
         "alphabet": " eghiknost",
         "hidden": {"g": 1, "n": 1, "o": 1, "s": 1},
     }
-    assert Vocabulary.from_json(stored()).to_json() == stored()
+    assert NgramVocabulary.from_json(stored()).to_json() == stored()
 
 
 def replaced(**parts: Any) -> Callable[[dict[str, Any]], object]:
@@ -339,6 +340,6 @@ def lacking(part: str) -> Callable[[dict[str, Any]], object]:
 )
 def test_damaged_vocabulary_is_refused(damage: Callable[[dict[str, Any]], object]) -> None:  # fault 22
     with pytest.raises(IntegrityError, match="copy the file again, or train again") as caught:
-        Vocabulary.from_json(damage(stored()))
+        NgramVocabulary.from_json(damage(stored()))
     assert caught.value.exit_code == 3
     assert "\n" not in str(caught.value)

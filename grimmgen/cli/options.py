@@ -131,6 +131,7 @@ def _parameter(declared: Option, panel: str | None) -> inspect.Parameter:
     hint: Any = Literal[declared.choices()] if declared.choices() else declared.type
     info = option(
         "/".join(declared.flags),
+        *([declared.alias] if declared.alias else []),
         help=f"{declared.description}.",
         rich_help_panel=panel,
         metavar=declared.metavar,

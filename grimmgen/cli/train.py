@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grimmgen.cli import options
-from grimmgen.configuration import PRESETS, Configuration
+from grimmgen.configuration import PRESETS, Configuration, preset_options
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def train(
 
 def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
     """The configuration of a preset with these options in place of its own."""
-    values = {**PRESETS[preset], **chosen}
+    values = preset_options(preset, chosen)
     if "budget" in chosen and "epochs" not in chosen and values.get("schedule") == "cosine":
         # The rate anneals to the end of the budget: the epochs must not end training before.
         values["epochs"] = options.UNLIMITED_EPOCHS

@@ -1,4 +1,4 @@
-"""`grimmgen vocab`: the n-grams of a corpus, and checks of its text."""
+"""`grimmgen vocab`: the tokens of a corpus, and checks of its text."""
 
 from __future__ import annotations
 
@@ -14,16 +14,21 @@ if TYPE_CHECKING:
     from grimmgen.text.corpus import Corpus
     from grimmgen.text.counts import Statistics
     from grimmgen.text.split import Split
+    from grimmgen.text.vocabulary import Vocabulary
 
-_UNITS = {1: "unigrams", 2: "bigrams", 3: "trigrams"}
+_TITLES = {
+    "ngram": "{} that do not overlap",
+    "word": "words, punctuation and white space; rare words are spelt",
+    "bpe": "byte pairs, joined within words",
+}
 
 
-@options.accept(Configuration, "ngram", "min_count", "lower", "newlines", "language", "phases", *READING)
+@options.accept(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING)
 def vocab(
     chosen: Mapping[str, Any],
     corpus: options.CorpusSources = options.DEFAULT_CORPUS,
     split: Annotated[Path | None, options.SplitFile] = None,
-    top: Annotated[int, options.option(help="Number of most and least frequent n-grams to show.")] = 20,
+    top: Annotated[int, options.option(help="Number of most and least frequent tokens to show.")] = 20,
     check: Annotated[
         bool, options.option("--check", help="Check the corpus for problems instead, and suggest remedies.")
     ] = False,
@@ -38,9 +43,11 @@ def vocab(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Count the n-grams of a corpus: how many, how frequent, and how many are <unk>.
+    """Count the tokens of a corpus: how many, how frequent, how long, and how many are <unk>.
 
     Example: grimmgen vocab --corpus sampler --top 10
+
+    Example: grimmgen vocab --corpus sampler --tokens word
 
     Example: grimmgen vocab --corpus ~/letters --check
     """
@@ -82,13 +89,15 @@ def _to_json(corpus: Corpus, configuration: Configuration, counted: Statistics, 
             "tokens": one.tokens,
             "distinct": one.distinct,
             "unknown": one.unknown,
+            "characters_per_token": one.characters_per_token,
+            **({} if one.spelt is None else {"spelt": one.spelt}),
         }
         for part, one in counted.parts.items()
     }
     return {
         "corpus": corpus.source,
         "read": corpus.report.to_json(),
-        "ngram": configuration.ngram,
+        "tokens": configuration.tokens,
         "min_count": configuration.min_count,
         "parts": parts,
         "total": {
@@ -109,27 +118,36 @@ def _to_json(corpus: Corpus, configuration: Configuration, counted: Statistics, 
 def _print(corpus: Corpus, configuration: Configuration, counted: Statistics, top: int) -> None:
     from grimmgen.cli import console
 
-    units = _UNITS.get(configuration.ngram, f"{configuration.ngram}-grams")
+    units = configuration.tokenization.units
+    spelt = counted.parts["train"].spelt is not None
     rows: list[Sequence[object]] = [
-        [part, one.documents, f"{one.characters:,}", f"{one.tokens:,}", f"{one.distinct:,}", f"{one.unknown:.3%}"]
+        [
+            part,
+            one.documents,
+            f"{one.characters:,}",
+            f"{one.tokens:,}",
+            f"{one.characters_per_token:.2f}",
+            f"{one.distinct:,}",
+            *([f"{one.spelt:.3%}"] if one.spelt is not None else []),
+            f"{one.unknown:.3%}",
+        ]
         for part, one in counted.parts.items()
     ]
     characters = sum(one.characters for one in counted.parts.values())
     tokens = sum(one.tokens for one in counted.parts.values())
-    rows.append(["all", counted.documents, f"{characters:,}", f"{tokens:,}", f"{counted.distinct:,}", ""])
-    heads = ["part", "stories", "characters", units, "distinct", "<unk>"]
+    mean = f"{characters / max(1, tokens):.2f}"
+    rows.append(["all", counted.documents, f"{characters:,}", f"{tokens:,}", mean, f"{counted.distinct:,}"])
+    rows[-1] = [*rows[-1], *[""] * (len(rows[0]) - len(rows[-1]))]
+    heads = ["part", "stories", "characters", units, "chars each", "distinct", *["spelt"] * spelt, "<unk>"]
     console.table(
         heads,
         rows,
-        title=f"{corpus.name}: {units} that do not overlap",
+        title=f"{corpus.name}: {_TITLES[configuration.tokenization.kind].format(units)}",
         right=heads[1:],
-        dispensable=["characters", "stories"],
+        dispensable=["characters", "stories", "chars each"],
     )
     ranked = _ranked(counted)
-    console.sentence(
-        f"vocabulary: {len(counted.vocabulary)} = {len(ranked)} {units} with {configuration.min_count} or more"
-        " occurrences in the training stories, <unk> for the others, <end> for the end of a story"
-    )
+    console.sentence(f"vocabulary: {len(counted.vocabulary)} = {_composition(counted.vocabulary, configuration)}")
     if top:
         console.out()
         console.sentence(f"most frequent   {_listed(ranked[:top])}")
@@ -171,8 +189,30 @@ def _repair(corpus: Sequence[str], configuration: Configuration, directory: Path
         console.hint(f"grimmgen train --corpus {shlex.quote(str(directory))}", "next")
 
 
+def _composition(vocabulary: Vocabulary, configuration: Configuration) -> str:
+    """What a vocabulary consists of."""
+    kind, frequent = configuration.tokenization.kind, f"with {configuration.min_count} or more occurrences"
+    characters = sum(len(text) == 1 for text in vocabulary.texts)
+    longer = len(vocabulary.texts) - characters
+    if kind == "ngram":
+        parts = (
+            f"{len(vocabulary.texts)} {configuration.tokenization.units} {frequent} in the training stories, <unk>"
+            " for the others"
+        )
+    elif kind == "word":
+        parts = (
+            f"{longer} words and the like {frequent} in the training stories, {characters} characters that spell the"
+            " others, <unk> for other characters"
+        )
+    else:
+        parts = f"{characters} characters, {longer} tokens joined from them, <unk> for other characters"
+    return f"{parts}, <end> for the end of a story"
+
+
 def _ranked(counted: Statistics) -> list[tuple[str, int]]:
-    return list(zip(counted.vocabulary.ngrams, counted.vocabulary.counts, strict=True))
+    """The tokens and their counts, the most frequent first."""
+    pairs = zip(counted.vocabulary.texts, counted.vocabulary.counts, strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _listed(ranked: list[tuple[str, int]]) -> str:

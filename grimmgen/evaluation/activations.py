@@ -63,9 +63,9 @@ class TokenisedText:
     @classmethod
     def of(cls, name: str, text: str, vocabulary: Vocabulary) -> TokenisedText:
         """Tokenise a text, which is not normalised."""
-        (ids, spelling, _), n = vocabulary.encode_with_costs(text), vocabulary.ngram
+        ids, spelling, _ = vocabulary.encode_with_costs(text)
         cased, text = normalise(text, vocabulary.normalisation._replace(lower=False)), vocabulary.normalise(text)
-        tokens = tuple(text[position * n : (position + 1) * n] for position in range(len(ids)))
+        tokens = tuple(vocabulary.cut(text, ids))
         return cls(name, tokens, ids.astype(np.int64), spelling, cased if len(cased) == len(text) else text)
 
     def first(self, count: int) -> TokenisedText:

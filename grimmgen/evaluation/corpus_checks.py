@@ -20,7 +20,8 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.repair import REPLACEMENT, find_defects, is_repairable
 from grimmgen.text.split import PARTS, Part, Split
-from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
+from grimmgen.text.tokenizers import build_vocabulary
+from grimmgen.text.vocabulary import UNKNOWN
 
 # Two documents are near-duplicates if they share this fraction of the smaller one's shingles, which have
 # _SHINGLE characters. Unrelated tales share less than 0.01.
@@ -255,26 +256,26 @@ def _check_size(split: Split, texts: _Texts, configuration: Configuration) -> li
     c = configuration
     findings = []
     try:
-        vocabulary = Vocabulary.build(
-            (t for _, t in texts["train"]), c.ngram, c.min_count, c.normalisation, c.phases
-        )
+        vocabulary = build_vocabulary((t for _, t in texts["train"]), c)
     except UsageError as error:
         return [Finding("size", error.what, error.remedy)]
     ids = {part: [vocabulary.encode(text) for _, text in texts[part]] for part in PARTS}
-    ngrams = {part: sum(map(len, ids[part])) for part in PARTS}
+    tokens = {part: sum(map(len, ids[part])) for part in PARTS}
     parameters = sum(math.prod(shape) for shape in weight_shapes(c, len(vocabulary)).values())
-    if ngrams["train"] < parameters:
-        what = f"{ngrams['train']:,} {c.ngram}-grams to train {parameters:,} parameters (--hidden {c.hidden})"
+    if tokens["train"] < parameters:
+        what = (
+            f"{tokens['train']:,} {c.tokenization.units} to train {parameters:,} parameters (--hidden {c.hidden})"
+        )
         findings.append(Finding("size", what, "give more text, lower --hidden, or raise --dropout"))
-    updates = ngrams["train"] // (c.batch_size * c.unroll)
+    updates = tokens["train"] // (c.batch_size * c.unroll)
     if updates < _MIN_UPDATES:
         what = f"{updates} updates per epoch (--batch-size {c.batch_size}, --unroll {c.unroll})"
         findings.append(Finding("size", what, "lower --batch-size"))
     for part in PARTS[1:]:
         unknown = sum(int(np.count_nonzero(document == UNKNOWN)) for document in ids[part])
-        if (share := unknown / max(1, ngrams[part])) > _MAX_UNKNOWN:
-            what = f"{share:.1%} of the {c.ngram}-grams of the {part} stories are <unk>"
-            findings.append(Finding("size", what, "lower --min-count or --ngram, or give more text"))
+        if (share := unknown / max(1, tokens[part])) > _MAX_UNKNOWN:
+            what = f"{share:.1%} of the {c.tokenization.units} of the {part} stories are <unk>"
+            findings.append(Finding("size", what, "lower --min-count, give smaller --tokens, or give more text"))
         if split.by_story and len(texts[part]) < MIN_DOCUMENTS:
             what = f"{len(texts[part])} {part} stories: too few to compare runs"
             remedy = f"put {MIN_DOCUMENTS} or more there (--split), or cut longer ones"

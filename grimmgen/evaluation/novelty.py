@@ -202,14 +202,14 @@ class CopyLimit:
         index: of the training set.
         limit: maximum length of a copy, in characters.
         text: the prompt, normalised as the index is; copies that end in it are not counted.
-        ngram: maximum number of characters of a token.
+        longest_token: maximum number of characters of a token.
 
     Attributes:
         longest: the longest copy that was appended because every continuation exceeded the limit; 0 if none.
     """
 
-    def __init__(self, index: CopyIndex, limit: int, text: str, ngram: int) -> None:
-        self._index, self._limit, self._ngram = index, limit, ngram
+    def __init__(self, index: CopyIndex, limit: int, text: str, longest_token: int) -> None:
+        self._index, self._limit, self._longest_token = index, limit, longest_token
         # Copies beyond the limit are distinguished up to this length.
         self._longest_measured = limit + _BEYOND
         self._text = text[-self._longest_measured :]
@@ -247,7 +247,7 @@ class CopyLimit:
         self.longest = max(self.longest, copied)
         self._text = (self._text + piece)[-self._longest_measured :]
         self._budget -= len(piece)
-        if self._budget < self._ngram:
+        if self._budget < self._longest_token:
             self._update_budget()
 
     def appended(self, piece: str, copied: int = 0) -> CopyLimit:

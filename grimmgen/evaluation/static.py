@@ -41,7 +41,7 @@ class EncodedDocument:
 
     Attributes:
         name: of the document.
-        ids: its n-grams, [N].
+        ids: its tokens, [N].
         spelling: nats for spelling out the characters of `<unk>` tokens.
         characters: number of characters of the normalised text.
     """
@@ -66,24 +66,25 @@ class EncodedDocument:
             name: of the document.
             text: the whole text, or its consecutive pieces.
             vocabulary: of the model.
-            limit: stop after the piece that reaches this many n-grams.
+            limit: stop after the piece that reaches this many tokens.
             exact: whether that piece is cut.
         """
-        parts, ngrams, spelling, characters = [], 0, 0.0, 0
-        for codes in encoding.ngram_codes([text] if isinstance(text, str) else text, vocabulary):
-            if exact and limit is not None:
-                codes = codes[: (limit - ngrams) * vocabulary.ngram]
+        parts, tokens, spelling, characters = [], 0, 0.0, 0
+        for codes in encoding.token_codes([text] if isinstance(text, str) else text, vocabulary):
             ids = vocabulary.ids(codes)
+            costs = vocabulary.costs(codes, ids)
+            if exact and limit is not None:
+                ids, costs = ids[: limit - tokens], costs[: limit - tokens]
             parts.append(ids.astype(vocabulary.id_type))
-            ngrams += len(ids)
-            spelling += float(vocabulary.costs(codes, ids).sum())
-            characters += len(codes)
-            if limit is not None and ngrams >= limit:
+            tokens += len(ids)
+            spelling += float(costs.sum())
+            characters += min(len(codes), int(vocabulary.lengths(ids).sum()))
+            if limit is not None and tokens >= limit:
                 break
         return cls(name, np.concatenate(parts), spelling, characters)
 
     def score(self, nats: float) -> Score:
-        """The document's score, from the network's loss over its n-grams and `<end>` in nats."""
+        """The document's score, from the network's loss over its tokens and `<end>` in nats."""
         return Score(
             self.name,
             nats + self.spelling,
@@ -104,7 +105,7 @@ def encode_for_evaluation(
     Args:
         texts: each text whole, or as consecutive pieces.
         vocabulary: of the model.
-        limit: number of n-grams, over all documents, after which encoding stops.
+        limit: number of tokens, over all documents, after which encoding stops.
         exact: whether to stop at this number, not at the end of a piece of text.
 
     Raises:

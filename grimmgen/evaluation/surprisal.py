@@ -49,7 +49,7 @@ def surprisal(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[To
     """
     vocabulary, configuration = checkpoint.vocabulary, checkpoint.configuration
     ids, spelling, _ = vocabulary.encode_with_costs(text)
-    text, n = vocabulary.normalise(text), vocabulary.ngram
+    texts = [*vocabulary.cut(vocabulary.normalise(text), ids), ""]
     states = len(cells()[configuration.cell].states)
     state = np.zeros((states, configuration.layers, 1, configuration.hidden), np.float32)
     stepper = Stepper(configuration, checkpoint.weights, state)
@@ -63,6 +63,6 @@ def surprisal(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[To
         best = np.argpartition(logits, -candidates)[-candidates:]
         best = best[np.lexsort((best, -logits[best]))]
         expected = ((vocabulary.token(int(i)), math.exp(float(logits[i]) - normaliser)) for i in best)
-        tokens.append(TokenSurprisal(text[position * n : (position + 1) * n], nats / math.log(2), tuple(expected)))
+        tokens.append(TokenSurprisal(texts[position], nats / math.log(2), tuple(expected)))
         previous = token
     return tokens

@@ -15,14 +15,16 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
         `model`, a JSON object. Its `vocabulary` is the text of each token in the order of ids; the first two are
             `<unk>` and `<end>`, which begins and ends a story. Its `text` says how a text is cut into tokens: to
             lower case first if `lower`, by the rules of `language` if it is not null, with line ends as spaces if
-            `newlines` is `space`, and then into pieces of `ngram` characters. Its `origin` has the cell, the run, the
-            SHA-256 of the checkpoint and the version of grimmgen.
+            `newlines` is `space`, and then as the option `--tokens` says: into pieces of `ngram` characters, unless
+            that is null. Its `origin` has the cell, the run, the SHA-256 of the checkpoint and the version of grimmgen.
     """
     configuration, vocabulary = checkpoint.configuration, checkpoint.vocabulary
+    kind, size = configuration.tokenization
+    n = size if kind == "ngram" else None
     # One entry, because safetensors writes several in any order.
     model = {
         "vocabulary": [vocabulary.token(token) for token in range(len(vocabulary))],
-        "text": {"ngram": vocabulary.ngram, **vocabulary.normalisation._asdict()},
+        "text": {"tokens": vocabulary.tokens, "ngram": n, **vocabulary.normalisation._asdict()},
         "origin": {
             "cell": configuration.cell,
             "run": checkpoint.provenance.get("run"),

@@ -29,6 +29,7 @@ from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
 
 FORMAT = 2
@@ -110,7 +111,7 @@ class Checkpoint:
         # In ASCII: the name of a corpus may have bytes of a file name that are not Unicode.
         content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header)})
         if int.from_bytes(content[:8], "little") > _LARGEST_HEADER:
-            raise GrimmgenError("its vocabulary is too large", "raise --min-count, or lower --ngram")
+            raise GrimmgenError("its vocabulary is too large", "raise --min-count, or give smaller --tokens")
         return content
 
     def rounded(self) -> Checkpoint:
@@ -221,11 +222,11 @@ class _Header:
             )
         try:
             configuration = Configuration.from_json(own.get("configuration"))
-            vocabulary = Vocabulary.from_json(own.get("vocabulary"))
+            vocabulary = vocabulary_from_json(own.get("vocabulary"))
         except GrimmgenError as error:
             raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
-        for name in ("ngram", "min_count", "lower", "newlines", "language"):
-            parts = vocabulary if name in {"ngram", "min_count"} else vocabulary.normalisation
+        for name in ("tokens", "min_count", "lower", "newlines", "language"):
+            parts = vocabulary if name in {"tokens", "min_count"} else vocabulary.normalisation
             if getattr(configuration, name) != getattr(parts, name):
                 raise IntegrityError(f"{path}: the vocabulary and the configuration differ in {name}", _REMEDY)
         provenance, progress = own.get("provenance"), own.get("progress")

@@ -1,7 +1,7 @@
 """Beam search: grow several continuations side by side, then choose one of them.
 
 From the section of the book that follows the tutorial's. A beam is a continuation of the text. Beams grow by
-`depth` n-grams; after each of these, the `width` most probable of all continuations are kept. Then one beam is
+`depth` tokens; after each of these, the `width` most probable of all continuations are kept. Then one beam is
 sampled in proportion to its probability under the model, because always taking the best soon leads into a loop.
 
     B  documents of the batch    W  beams per document    D  depth of a beam    V  vocabulary size
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from grimmgen.sampling.logits import draw, log_probabilities, temper
 from grimmgen.sampling.options import SamplingOptions
+from grimmgen.sampling.sampler import FirstToken
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ class Beam:
 
     Attributes:
         score: the natural logarithm of its probability.
-        ids: its n-grams; after `<end>` only `<end>`.
-        text: the text of the n-grams.
+        ids: its tokens; after `<end>` only `<end>`.
+        text: the text of the tokens.
         copy_limit: the copy limit of the document after this continuation; None for no limit.
         parent: the row of the beam that this one extends.
     """
@@ -55,17 +56,17 @@ class Beam:
 def grow(
     beams: Sequence[Beam], log_p: NDArray[np.float64], width: int, vocabulary: Vocabulary, prefix: str = ""
 ) -> list[Beam]:
-    """Extend beams by one n-gram and keep the best continuations, the most probable first.
+    """Extend beams by one token and keep the best continuations, the most probable first.
 
     Beams with the same text are merged: the merged beam has the sum of their probabilities and the state of the
     more probable one.
 
     Args:
         beams: at least one.
-        log_p: the log-probabilities of the n-gram after each beam, [beams, V].
+        log_p: the log-probabilities of the token after each beam, [beams, V].
         width: the number of beams to keep, at most.
         vocabulary: the vocabulary of the model.
-        prefix: the characters of these n-grams that the prompt has already.
+        prefix: the characters of these tokens that the prompt has already.
     """
     scores = log_p + np.array([beam.score for beam in beams])[:, None]
     for row, beam in zip(scores, beams, strict=True):
@@ -141,13 +142,12 @@ class BeamSearch:
         self.copy_limits = copy_limits
         self._ended = [False] * len(generators)
 
-    def sample(self, count: int, prefix: str = "", candidates: list[int] | None = None) -> Ids:
+    def sample(self, count: int, firsts: Sequence[FirstToken] | None = None) -> Ids:
         """Search, and sample a beam for each document.
 
         Args:
             count: ignored; a beam always has the depth of the options.
-            prefix: the characters of the first n-gram that the prompt has already.
-            candidates: the ids that the first n-gram may have.
+            firsts: what the first token of each document has to be, [B].
 
         Returns:
             The ids of the beams, [D, B]; `<end>` for documents that have ended.
@@ -163,9 +163,9 @@ class BeamSearch:
         for d in range(depth):
             rows, ids = np.zeros((2, len(documents), W), np.int64)
             for b in documents:
-                logits = self._stepper.logits[b * W : b * W + len(beams[b])]
-                log_p = _log_probabilities(logits, candidates if d == 0 else None)
-                beams[b] = grow(beams[b], log_p, W, self._vocabulary, prefix if d == 0 else "")
+                first = FirstToken() if d or firsts is None else firsts[b]
+                log_p = _log_probabilities(self._stepper.logits[b * W : b * W + len(beams[b])], first.candidates)
+                beams[b] = grow(beams[b], log_p, W, self._vocabulary, first.prefix)
                 # Rows without a beam repeat the best one.
                 padded = beams[b] + beams[b][:1] * (W - len(beams[b]))
                 rows[b], ids[b] = [b * W + beam.parent for beam in padded], [beam.ids[-1] for beam in padded]

@@ -8,6 +8,7 @@ Needs no PyTorch, so that generation starts at once. Knows models and text; prin
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from grimmgen.network import backends
 from grimmgen.network.cells import cells
 from grimmgen.runs import registry
 from grimmgen.runs.registry import TrainedModel
-from grimmgen.sampling.logits import log_probabilities
+from grimmgen.sampling.logits import draw, keep_probable, log_probabilities, temper
 from grimmgen.sampling.options import (
     LINE,
     LONGEST,
@@ -34,6 +35,7 @@ from grimmgen.sampling.options import (
     InitialState,
     SamplingOptions,
 )
+from grimmgen.sampling.sampler import FirstToken, Sampler
 from grimmgen.text.graphemes import cluster_boundary
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
@@ -41,14 +43,13 @@ if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import CopyIndex
     from grimmgen.network.backends.numpy import Stepper
     from grimmgen.sampling.beams import BeamSearch
-    from grimmgen.sampling.sampler import Sampler
 
 # Standard deviation of the random initial state, as in the tutorial.
 _STATE_DEVIATION = 0.05
 _MAX_COUNT = 1024
 # Batches in a row without an acceptable text, after which the model is taken to have no more of them.
 _MAX_REJECTED = 10
-# N-grams per piece: doubled up to this number while a piece takes less than this time.
+# Tokens per piece: doubled up to this number while a piece takes less than this time.
 _MAX_CHUNK = 256
 _MAX_CHUNK_SECONDS = 0.02
 # A sentence ends with a mark of any script, the quotes and brackets that close after it, and a space; after the full
@@ -77,7 +78,9 @@ class Generation:
         prompt: the prompt, normalised as the corpus was.
         options: the sampling options, with the random seed of this document.
         pieces: the generated text after the prompt; empty unless it is kept.
-        ids: the n-grams of that text, including a final `<end>`; empty unless they are kept.
+        ids: the tokens of that text, including a final `<end>`; empty unless they are kept.
+        context: the ids that were read before the first token was sampled.
+        prefix: the characters of the first token that the prompt has already.
         ending: why generation stopped: the model's `<end>`, the length, or `until`; None if it has not.
         copied: the longest copy, in characters, that was unavoidable in spite of `max_copy`; 0 if there is none.
     """
@@ -86,6 +89,8 @@ class Generation:
     options: SamplingOptions
     pieces: list[str] = field(default_factory=list)
     ids: list[int] = field(default_factory=list)
+    context: list[int] = field(default_factory=list)
+    prefix: str = ""
     ending: Literal["end", "length", "until"] | None = None
     copied: int = 0
 
@@ -212,15 +217,15 @@ class TextGenerator:
         """Start to generate texts; iterating over the result generates them.
 
         The prompt is read as the beginning of a document; without one the document begins as the training
-        documents do. Where the prompt ends within an n-gram, the next n-gram is sampled from those that begin with
-        its last characters. Unknown n-grams are read as `<unk>`, which itself is never sampled. `<end>` ends a
-        document.
+        documents do. Where the prompt ends within a token, the next token is sampled from those that begin with its
+        last characters; where its end can be read in several ways, one is sampled first, in proportion to their
+        probabilities. What is unknown is read as `<unk>`, which itself is never sampled. `<end>` ends a document.
 
         Args:
             prompt: any text.
             options: the sampling options.
             count: the number of documents, with consecutive random seeds.
-            keep: whether to collect the text and its n-grams in `GenerationStream.generations`.
+            keep: whether to collect the text and its tokens in `GenerationStream.generations`.
 
         Raises:
             UsageError: top-k exceeds the vocabulary, the count is out of range, the model's corpus has no
@@ -228,7 +233,7 @@ class TextGenerator:
         """
         if options.effective_top_k > len(self.vocabulary) and options.top_k is not None:
             raise UsageError(
-                f"--top-k {options.top_k} is more than the {len(self.vocabulary)} n-grams of the vocabulary",
+                f"--top-k {options.top_k} is more than the {len(self.vocabulary)} tokens of the vocabulary",
                 "give less, or 0 for all",
             )
         if not 1 <= count <= _MAX_COUNT:
@@ -258,25 +263,25 @@ class TextGenerator:
         # 1. Initial state: random or zeros.
         generators = _generators(generations)
         stepper = self._initial_stepper(generators, options.state)
-        # 2. Prompt: read its n-grams; it may leave the characters of an incomplete one.
+        # 2. Prompt: read its tokens; the last one may be incomplete.
         if prompt:
             yield [prompt] * len(generations)
-        context, prefix, candidates = self._parse_prompt(prompt)
-        stepper.read(np.broadcast_to(np.array(context)[:, None], (len(context), len(generations))))
-        sampler = self._sampler(stepper, options, generations, generators, context)
+        self._read_prompt(stepper, prompt, generations, generators)
+        sampler = self._sampler(stepper, options, generations, generators)
         outputs = [_Output(generation, self.vocabulary, keep) for generation in generations]
+        firsts = self._first_tokens(generations)
         chunk = 1
         while remaining := max(output.remaining for output in outputs):
             started = time.perf_counter()
-            # 3. Sample: up to `chunk` n-grams of each document.
-            if not stepper.logits.max() < np.inf:  # NaN, too
-                raise IntegrityError(f"the logits of {self.name} are not finite", "use another checkpoint")
-            ids = sampler.sample(min(chunk, -(-remaining // self.vocabulary.ngram)), prefix, candidates)
+            # 3. Sample: up to `chunk` tokens of each document.
+            self._check_logits(stepper)
+            enough = math.ceil(remaining / self.vocabulary.characters_per_token)
+            ids = sampler.sample(min(chunk, enough), firsts)
             # 4. Stop: cut each document at its end, its length or its stop condition.
-            pieces = [output.append(row, prefix) for output, row in zip(outputs, ids.T.tolist(), strict=True)]
+            pieces = [output.append(row) for output, row in zip(outputs, ids.T.tolist(), strict=True)]
             for generation, copy_limit in zip(generations, sampler.copy_limits, strict=False):
                 generation.copied = copy_limit.longest
-            prefix, candidates = "", None
+            firsts = None
             # 5. Pieces: the first one at once, then larger ones as long as they arrive without a noticeable delay.
             if time.perf_counter() - started < _MAX_CHUNK_SECONDS:
                 chunk = min(2 * chunk, _MAX_CHUNK)
@@ -286,24 +291,23 @@ class TextGenerator:
     def log_probability(self, generation: Generation) -> float:
         """Compute the natural logarithm of the model's probability of the generated text after the prompt.
 
-        It is the probability of the characters: where the prompt ends, or the length cuts, within an n-gram, all
-        n-grams with the same characters there are counted. `<end>` counts where it ended the document.
+        Where the prompt ends, or the length cuts, within a token, all tokens with the same characters there are
+        counted, so that of n-grams it is the probability of the characters. `<end>` counts where it ended the document.
 
         Args:
-            generation: a document whose text and n-grams were kept.
+            generation: a document whose text and tokens were kept.
         """
-        context, prefix, _ = self._parse_prompt(generation.prompt)
         stepper = self._initial_stepper(_generators([generation]), generation.options.state)
-        logits = stepper.read(np.array(context)[:, None])[0]
-        remaining, total = sum(map(len, generation.pieces)), 0.0
+        logits = stepper.read(np.array(generation.context)[:, None])[0]
+        prefix, remaining, total = generation.prefix, sum(map(len, generation.pieces)), 0.0
         for token in generation.ids:
             log_p = log_probabilities(logits)
             text = self.vocabulary.decode([token])
             visible = text[: len(prefix) + remaining]
-            matching = [token] if visible == text else self._ids_starting_with(visible)
+            matching = [token] if visible == text else self.vocabulary.starting_with(visible)
             total += float(np.logaddexp.reduce(log_p[matching]))
             if prefix:
-                total -= float(np.logaddexp.reduce(log_p[self._ids_starting_with(prefix)]))
+                total -= float(np.logaddexp.reduce(log_p[self.vocabulary.starting_with(prefix)]))
             remaining -= len(visible) - len(prefix)
             prefix = ""
             logits = stepper.step([token])[0]
@@ -319,11 +323,10 @@ class TextGenerator:
         vocabulary = self.vocabulary
         characters = vocabulary.unseen(prompt)
         prompt = vocabulary.normalise(prompt)
-        n, whole = vocabulary.ngram, len(prompt) - len(prompt) % vocabulary.ngram
-        positions = np.flatnonzero(vocabulary.encode(prompt[:whole]) == UNKNOWN).tolist()
-        ngrams = [prompt[n * position : n * (position + 1)] for position in positions]
-        if (prefix := prompt[whole:]) and not self._ids_starting_with(prefix):
-            ngrams.append(prefix)
+        ids, [end, *_] = vocabulary.read_prompt(prompt)
+        ids += end.ids
+        texts = vocabulary.cut(prompt, np.array(ids, np.int32))
+        ngrams = [text for text, token in zip(texts, ids, strict=True) if token == UNKNOWN]
         return characters, [ngram for ngram in dict.fromkeys(ngrams) if not set(ngram) & set(characters)]
 
     @cached_property
@@ -332,22 +335,58 @@ class TextGenerator:
 
         return training_index(self.model)
 
-    def _parse_prompt(self, prompt: str) -> tuple[list[int], str, list[int] | None]:
-        """Split a normalised prompt into n-grams.
+    def _read_prompt(
+        self,
+        stepper: Stepper,
+        prompt: str,
+        generations: Sequence[Generation],
+        generators: Sequence[np.random.Generator],
+    ) -> None:
+        """Read a normalised prompt; where its end can be read in several ways, sample one for each document."""
+        ids, ends = self.vocabulary.read_prompt(prompt)
+        B = len(generations)
 
-        Returns:
-            The ids to read before the first n-gram is sampled; the characters of the first n-gram that the prompt
-            has already; and the ids that the first n-gram may have, None for all.
-        """
-        whole = len(prompt) - len(prompt) % self.vocabulary.ngram
-        prefix = prompt[whole:]
-        if not prompt:
-            return [END], "", self._first_ids()
-        ids = [END, *self.vocabulary.encode(prompt[:whole]).tolist()]
-        if prefix and (candidates := self._ids_starting_with(prefix)):
-            # `<end>` is not among the candidates: a document does not end within an n-gram.
-            return ids, prefix, candidates
-        return ([*ids, UNKNOWN] if prefix else ids), "", None
+        def read(ids: Sequence[int]) -> None:
+            stepper.read(np.broadcast_to(np.array(ids)[:, None], (len(ids), B)))
+            self._check_logits(stepper)
+
+        read([END, *ids])
+        before = stepper.snapshot()
+        log_p, read_ends = np.zeros((len(ends), B)), []
+        for row, end in zip(log_p, ends, strict=True):
+            stepper.restore(before)
+            for token in end.ids:
+                row += log_probabilities(stepper.logits)[:, token]
+                read([token])
+            if end.prefix and len(ends) > 1:
+                candidates = log_probabilities(stepper.logits)[:, self.vocabulary.starting_with(end.prefix)]
+                row += np.logaddexp.reduce(candidates, axis=1)
+            read_ends.append(stepper.snapshot())
+        for b, (generation, generator) in enumerate(zip(generations, generators, strict=True)):
+            chosen = 0
+            if len(ends) > 1:
+                options = generation.options
+                logits = temper(log_p[:, b].astype(np.float32), options.effective_temperature)
+                chosen = draw(keep_probable(logits, options), generator.random())
+            stepper.state[:, :, b] = read_ends[chosen].state[:, :, b]
+            stepper.logits[b] = read_ends[chosen].logits[b]
+            generation.context = [END, *ids, *ends[chosen].ids]
+            generation.prefix = ends[chosen].prefix
+
+    def _check_logits(self, stepper: Stepper) -> None:
+        if not stepper.logits.max() < np.inf:  # NaN, too
+            raise IntegrityError(f"the logits of {self.name} are not finite", "use another checkpoint")
+
+    def _first_tokens(self, generations: Sequence[Generation]) -> list[FirstToken] | None:
+        """What the first token of each document has to be; None if it may be any."""
+        if not generations[0].prompt:
+            beginnings = self._first_ids()
+            return None if beginnings is None else [FirstToken(candidates=beginnings)] * len(generations)
+        if not any(generation.prefix for generation in generations):
+            return None
+        # `<end>` is not among the candidates: a document does not end within a token.
+        candidates = {prefix: self.vocabulary.starting_with(prefix) for prefix in {g.prefix for g in generations}}
+        return [FirstToken(g.prefix, candidates[g.prefix] if g.prefix else None) for g in generations]
 
     def _initial_stepper(self, generators: Sequence[np.random.Generator], state: InitialState) -> Stepper:
         """A stepper with a random or a zero state, one row per generator."""
@@ -366,21 +405,19 @@ class TextGenerator:
         options: SamplingOptions,
         generations: list[Generation],
         generators: Sequence[np.random.Generator],
-        context: Sequence[int],
     ) -> Sampler | BeamSearch:
         copy_limits = []
         if options.max_copy is not None:
             from grimmgen.evaluation.novelty import CopyLimit
 
             copy_limits = [
-                CopyLimit(self._copy_index, options.max_copy, generation.prompt, self.vocabulary.ngram)
+                CopyLimit(self._copy_index, options.max_copy, generation.prompt, self.vocabulary.longest_token)
                 for generation in generations
             ]
         if options.beam_width is None:
-            from grimmgen.sampling.sampler import Sampler
-
             seeds = [generation.options.random_seed for generation in generations]
-            return Sampler(stepper, self.vocabulary, options, seeds, generators, context, copy_limits)
+            contexts = [generation.context for generation in generations]
+            return Sampler(stepper, self.vocabulary, options, seeds, generators, contexts, copy_limits)
         from grimmgen.sampling.beams import BeamSearch
 
         repeated = self._repeat_rows(stepper, options.beam_width)
@@ -394,7 +431,7 @@ class TextGenerator:
         return repeated
 
     def _first_ids(self) -> list[int] | None:
-        """The n-grams that training documents begin with, if the checkpoint has them.
+        """The tokens that training documents begin with, if the checkpoint has them.
 
         A model trained with `phases` has also read documents from their second character on, and would begin there
         as often. The checkpoint may come from anyone, so its list is checked.
@@ -402,14 +439,6 @@ class TextGenerator:
         value = self.checkpoint.provenance.get("beginnings")
         ids = value if isinstance(value, list) else []
         return [i for i in ids if type(i) is int and END < i < len(self.vocabulary)] or None
-
-    def _ids_starting_with(self, prefix: str) -> list[int]:
-        """The n-grams that start with a prefix and are longer than it."""
-        return [
-            token
-            for token in range(END + 1, len(self.vocabulary))
-            if self.vocabulary.token(token).startswith(prefix) and len(self.vocabulary.token(token)) > len(prefix)
-        ]
 
 
 def fresh_random_seed() -> int:
@@ -422,7 +451,7 @@ def _generators(generations: Sequence[Generation]) -> list[np.random.Generator]:
 
 
 class _Output:
-    """Decodes the n-grams of one document until it ends.
+    """Decodes the tokens of one document until it ends.
 
     Attributes:
         remaining: maximum number of characters still to generate; 0 if the document has ended.
@@ -435,13 +464,15 @@ class _Output:
         self._generation, self._vocabulary, self._keep = generation, vocabulary, keep
         # The end of the text so far, in which a grapheme cluster may have begun.
         self._tail = generation.prompt[-_LONGEST_CLUSTER:]
+        self._prefix = generation.prefix
         self._stop = _StopCondition(options.until, vocabulary)
 
-    def append(self, ids: list[int], prefix: str) -> str:
-        """Append n-grams, of the first of which the prompt has `prefix` already; returns the new text."""
-        generation = self._generation
+    def append(self, ids: list[int]) -> str:
+        """Append tokens; returns the new text, without what the prompt has of the first token."""
+        generation, prefix = self._generation, self._prefix
         if generation.ending:
             return ""
+        self._prefix = ""
         piece = self._vocabulary.decode(ids)[len(prefix) :]
         self.remaining -= len(piece)
         if self.remaining <= 0:
@@ -464,7 +495,7 @@ class _Output:
         return piece
 
     def _ids_of(self, ids: list[int], characters: int) -> Iterator[int]:
-        """The leading n-grams that have so many characters, and the `<end>` that ended the document."""
+        """The leading tokens that have so many characters, and the `<end>` that ended the document."""
         for token in ids:
             if characters <= 0 and (token != END or self._generation.ending != "end"):
                 break

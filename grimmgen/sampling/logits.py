@@ -36,11 +36,14 @@ def filter_logits(
     logits = forbid(logits, forbidden)
     logits = penalise(logits, recent, options.repetition_penalty)
     logits = temper(logits, temperature)
-    filtered = top_k(logits, k)
-    filtered = top_p(filtered, options.top_p)
-    filtered = min_p(filtered, options.min_p)
+    filtered = keep_probable(logits, options)
     greedy = temperature == 0.0 or k == 1
     return filtered if greedy else keep_end(filtered, logits, END)
+
+
+def keep_probable(logits: Logits, options: SamplingOptions) -> Logits:
+    """Keep the logits [V] that `top_k`, `top_p` and `min_p` of the sampling options leave, in this order."""
+    return min_p(top_p(top_k(logits, options.effective_top_k), options.top_p), options.min_p)
 
 
 def forbid(logits: Logits, ids: Sequence[int] | NDArray[np.int64]) -> Logits:

@@ -144,7 +144,7 @@ class SamplingOptions:
 
     @property
     def effective_top_k(self) -> int:
-        """The number of most probable n-grams to sample from; 0 is all."""
+        """The number of most probable tokens to sample from; 0 is all."""
         if self.top_k is not None:
             return self.top_k
         return _TOP_K if self.top_p == 1.0 and self.min_p == 0.0 else 0
@@ -156,5 +156,5 @@ class SamplingOptions:
 
     @property
     def effective_beam_depth(self) -> int:
-        """The number of n-grams that a beam grows by before one is chosen."""
+        """The number of tokens that a beam grows by before one is chosen."""
         return _BEAM_DEPTH if self.beam_depth is None else self.beam_depth

@@ -1,17 +1,17 @@
-"""Sample n-grams one after another for a batch of documents, as `SamplingOptions` specifies.
+"""Sample tokens one after another for a batch of documents, as `SamplingOptions` specifies.
 
 `grimmgen.sampling.logits.filter_logits` defines the order of the options. The compiled stepper implements the same
 order for temperature and top-k alone (`CompiledStepper.sample`) and is used where the options need no more.
 Knows ids and their text; prompts and stop conditions belong to `grimmgen.sampling.generator`.
 
-    N  n-grams    B  documents of the batch    V  vocabulary size
+    N  tokens    B  documents of the batch    V  vocabulary size
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +25,26 @@ if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import CopyLimit
     from grimmgen.network.backends.numpy import Ids, Stepper
 
-# The repetition penalty applies to this many of the latest n-grams: a sentence or two.
+# The repetition penalty applies to this many of the latest tokens: a sentence or two of bigrams.
 _PENALTY_WINDOW = 64
-# With a copy limit the compiled stepper samples at most this many n-grams before they are checked.
+# With a copy limit the compiled stepper samples at most this many tokens before they are checked.
 _MAX_LOOKAHEAD = 256
 
 
+class FirstToken(NamedTuple):
+    """What the first token of a document has to be.
+
+    Attributes:
+        prefix: the characters of it that the prompt has already.
+        candidates: the ids that it may have; None for all.
+    """
+
+    prefix: str = ""
+    candidates: list[int] | None = None
+
+
 class Sampler:
-    """Samples n-grams.
+    """Samples tokens.
 
     Args:
         stepper: has read the context of every document; B rows.
@@ -40,7 +52,7 @@ class Sampler:
         options: the sampling options.
         random_seeds: one per document, [B].
         generators: one per document, [B], seeded with `random_seeds`; may have been used for the initial state.
-        context: the ids that were read last, the same for all documents.
+        contexts: the ids that each document has read, [B].
         copy_limits: one per document, [B], or an empty list for no limit.
     """
 
@@ -51,42 +63,41 @@ class Sampler:
         options: SamplingOptions,
         random_seeds: Sequence[int],
         generators: Sequence[np.random.Generator],
-        context: Sequence[int],
+        contexts: Sequence[Sequence[int]],
         copy_limits: list[CopyLimit],
     ) -> None:
         self._stepper, self._vocabulary, self._options = stepper, vocabulary, options
         self._generators, self.copy_limits = generators, copy_limits
-        # Separate generators for rejected draws, so that each n-gram uses exactly one number of the first
+        # Separate generators for rejected draws, so that each token uses exactly one number of the first
         # generator, however many draws were rejected.
         self._retry_generators = [np.random.default_rng([seed, 1]) for seed in random_seeds]
-        self._recent = [deque(context[-_PENALTY_WINDOW:], _PENALTY_WINDOW) for _ in generators]
+        self._recent = [deque(context[-_PENALTY_WINDOW:], _PENALTY_WINDOW) for context in contexts]
         self._ended = np.zeros(len(generators), np.bool_)
         self._unused_uniforms = np.zeros((0, len(generators)))
         self._lookahead = _MAX_LOOKAHEAD
 
-    def sample(self, count: int, prefix: str = "", candidates: list[int] | None = None) -> Ids:
-        """Sample at least one and at most `count` n-grams per document.
+    def sample(self, count: int, firsts: Sequence[FirstToken] | None = None) -> Ids:
+        """Sample at least one and at most `count` tokens per document.
 
         Args:
-            count: n-grams per document.
-            prefix: the characters of the first n-gram that the prompt has already.
-            candidates: the ids that the first n-gram may have; with these only one n-gram is sampled.
+            count: tokens per document.
+            firsts: what the first token of each document has to be, [B]; with these only one token is sampled.
 
         Returns:
             The ids, [N, B]; `<end>` for documents that have ended.
         """
-        if candidates is not None:
+        if firsts is not None:
             count = 1
         elif isinstance(self._stepper, CompiledStepper) and _needs_only_top_k(self._options):
             if len(ids := self._sample_compiled(self._stepper, min(count, self._lookahead))):
                 return ids
-            # The very next n-gram would copy too much.
+            # The very next token would copy too much.
             count = 1
         uniforms = self._uniforms(count)
         ids = np.full(uniforms.shape, END)
         for row, sampled in zip(uniforms, ids, strict=True):
             for b in np.flatnonzero(~self._ended).tolist():
-                sampled[b] = self._sample_one(b, row[b], prefix, candidates)
+                sampled[b] = self._sample_one(b, row[b], FirstToken() if firsts is None else firsts[b])
                 self._recent[b].append(int(sampled[b]))
             self._stepper.step(sampled)
             self._ended = sampled == END
@@ -94,9 +105,9 @@ class Sampler:
                 break
         return ids
 
-    def _sample_one(self, b: int, uniform: float, prefix: str, candidates: list[int] | None) -> int:
+    def _sample_one(self, b: int, uniform: float, first: FirstToken) -> int:
         """Sample the next id of document b, again and again until the copy limit allows it."""
-        logits = self._stepper.logits[b]
+        logits, (prefix, candidates) = self._stepper.logits[b], first
         if candidates is not None:
             logits = allow_only(logits, candidates)
         forbidden = [UNKNOWN]
@@ -112,12 +123,12 @@ class Sampler:
                 return token
             forbidden.append(token)
             if np.isneginf(forbid(logits, forbidden)).all():
-                return self._least_copied(b, prefix, candidates)
+                return self._least_copied(b, first)
             uniform = self._retry_generators[b].random()
 
-    def _least_copied(self, b: int, prefix: str, candidates: list[int] | None) -> int:
+    def _least_copied(self, b: int, first: FirstToken) -> int:
         """The id that extends a copy the least, for when every id exceeds the copy limit."""
-        limit = self.copy_limits[b]
+        limit, (prefix, candidates) = self.copy_limits[b], first
         possible = range(END + 1, len(self._vocabulary)) if candidates is None else candidates
         copied = {token: limit.copied(self._text(token)[len(prefix) :]) for token in possible}
         token = min(copied, key=lambda token: copied[token])
@@ -125,7 +136,7 @@ class Sampler:
         return token
 
     def _sample_compiled(self, stepper: CompiledStepper, count: int) -> Ids:
-        """Sample up to `count` n-grams, [N, B], none of which exceeds the copy limit; N may be 0."""
+        """Sample up to `count` tokens, [N, B], none of which exceeds the copy limit; N may be 0."""
         uniforms = self._uniforms(count)
         if not self.copy_limits:
             return self._run_compiled(stepper, uniforms)
@@ -135,11 +146,11 @@ class Sampler:
         accepted = count
         for limit, piece, row in zip(self.copy_limits, pieces, ids.T.tolist(), strict=True):
             if (allowed := limit.allowed_length(piece)) < len(piece):
-                accepted = min(accepted, self._whole_ngrams(row, allowed))
+                accepted = min(accepted, self._whole_tokens(row, allowed))
         if accepted == count:
             self._lookahead = min(2 * self._lookahead, _MAX_LOOKAHEAD)
         else:
-            # Return to the last n-gram before a document exceeds its limit; the next one is sampled one by one.
+            # Return to the last token before a document exceeds its limit; the next one is sampled one by one.
             self._lookahead = max(1, self._lookahead // 2)
             stepper.restore(snapshot)
             self._ended = ended
@@ -165,8 +176,8 @@ class Sampler:
             self._ended = ids[-1] == END
         return ids
 
-    def _whole_ngrams(self, ids: list[int], characters: int) -> int:
-        """Count the leading n-grams that fit completely into so many characters."""
+    def _whole_tokens(self, ids: list[int], characters: int) -> int:
+        """Count the leading tokens that fit completely into so many characters."""
         ends = np.cumsum([len(self._text(token)) for token in ids])
         return int(np.searchsorted(ends, characters, side="right"))
 
@@ -174,7 +185,7 @@ class Sampler:
         return self._vocabulary.decode([token])
 
     def _uniforms(self, count: int) -> NDArray[np.float64]:
-        """Random numbers in [0, 1), [count, B]; those of n-grams that were taken back are used first."""
+        """Random numbers in [0, 1), [count, B]; those of tokens that were taken back are used first."""
         missing = max(0, count - len(self._unused_uniforms))
         fresh = [generator.random(missing) for generator in self._generators]
         uniforms = np.concatenate([self._unused_uniforms, np.stack(fresh, axis=1)])

@@ -1,4 +1,4 @@
-"""The n-grams of a corpus: how many each part has, and what its vocabulary leaves out."""
+"""The tokens of a corpus: how many each part has, and what its vocabulary leaves out."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ import numpy as np
 
 from grimmgen.configuration import Configuration
 from grimmgen.text import encoding
+from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.split import PARTS, Part, Split
+from grimmgen.text.tokenizers import WordVocabulary, build_vocabulary
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
+
+# Tokens of `Statistics.beginning`.
+_FIRST = 16
 
 
 @dataclass(frozen=True)
@@ -19,9 +24,11 @@ class PartStatistics:
     Attributes:
         documents: number of documents.
         characters: number of characters, normalised.
-        tokens: number of n-grams.
-        distinct: number of different n-grams.
-        unknown: share of the n-grams that are `<unk>`.
+        tokens: number of tokens.
+        distinct: number of different tokens; of n-grams also those that are `<unk>`.
+        unknown: share of the tokens that are `<unk>`.
+        spelt: share of the words, punctuation and white space that are spelt from characters; None if tokens are not
+            words.
     """
 
     documents: int
@@ -29,6 +36,12 @@ class PartStatistics:
     tokens: int
     distinct: int
     unknown: float
+    spelt: float | None = None
+
+    @property
+    def characters_per_token(self) -> float:
+        """The mean length of a token in characters."""
+        return self.characters / max(1, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,8 @@ class Statistics:
         vocabulary: of the training set.
         parts: the counts of each part.
         documents: number of different documents; one may be cut into several parts.
-        distinct: number of different n-grams.
-        beginning: the first n-grams of the first document of the training set.
+        distinct: number of different tokens.
+        beginning: the first tokens of the first document of the training set.
     """
 
     vocabulary: Vocabulary
@@ -51,25 +64,39 @@ class Statistics:
 
 
 def count_tokens(split: Split, configuration: Configuration) -> Statistics:
-    """Build the vocabulary of the training set and count the n-grams of each part."""
+    """Build the vocabulary of the training set and count the tokens of each part."""
     c, parts = configuration, split.parts
     everything = [document for part in PARTS for document in parts[part]]
-    vocabulary = Vocabulary.build(parts["train"], c.ngram, c.min_count, c.normalisation, c.phases)
-    complete = Vocabulary.build(everything, c.ngram, 1, c.normalisation)
+    vocabulary = complete = build_vocabulary(parts["train"], c)
+    if isinstance(vocabulary, NgramVocabulary):
+        complete = NgramVocabulary.build(everything, vocabulary.ngram, 1, c.normalisation)
+    words = vocabulary if isinstance(vocabulary, WordVocabulary) else None
     counts = {}
+    everywhere = np.zeros(len(complete), np.bool_)
     for part in PARTS:
-        characters = tokens = unknown = 0
+        characters = tokens = unknown = pretokens = spelt = 0
         seen = np.zeros(len(complete), np.bool_)
         for document in parts[part]:
-            for codes in encoding.ngram_codes(document.pieces(), vocabulary):
+            for codes in encoding.token_codes(document.pieces(), vocabulary):
                 ids = vocabulary.ids(codes)
                 characters += len(codes)
                 tokens += len(ids)
                 unknown += int(np.count_nonzero(ids == UNKNOWN))
-                seen[complete.ids(codes)] = True
-        distinct = int(np.count_nonzero(seen))
-        counts[part] = PartStatistics(len(parts[part]), characters, tokens, distinct, unknown / max(1, tokens))
-    first = vocabulary.normalise(next(iter(parts["train"][0].pieces()), ""))[: 16 * c.ngram]
-    beginning = [first[i : i + c.ngram] for i in range(0, len(first), c.ngram)]
+                seen[complete.ids(codes) if complete is not vocabulary else ids] = True
+                if words is not None:
+                    spelt_here, pretokens_here = words.spelt(codes)
+                    spelt, pretokens = spelt + spelt_here, pretokens + pretokens_here
+        seen[:2] = False
+        everywhere |= seen
+        counts[part] = PartStatistics(
+            len(parts[part]),
+            characters,
+            tokens,
+            int(np.count_nonzero(seen)),
+            unknown / max(1, tokens),
+            None if words is None else spelt / max(1, pretokens),
+        )
+    first = vocabulary.normalise(next(iter(parts["train"][0].pieces()), ""))[: _FIRST * vocabulary.longest_token]
+    beginning = vocabulary.cut(first, vocabulary.encode(first))[:_FIRST]
     documents = len({document.name for document in everything})
-    return Statistics(vocabulary, counts, documents, len(complete.ngrams), beginning)
+    return Statistics(vocabulary, counts, documents, int(np.count_nonzero(everywhere)), beginning)

@@ -1,7 +1,7 @@
 """Encoding: documents of any size as ids, which are kept in memory or in a file of the cache.
 
-Documents are normalised, cut into n-grams and encoded piece by piece, so that the memory does not grow with the
-text. One thread encodes some hundred megabytes per second.
+Documents are normalised, cut into tokens and encoded piece by piece, so that the memory does not grow with the
+text. One thread encodes some hundred megabytes of n-grams per second, and some ten of words or byte pairs.
 """
 
 from __future__ import annotations
@@ -21,34 +21,36 @@ from grimmgen.configuration import Configuration
 from grimmgen.text import id_cache
 from grimmgen.text.batches import IdSequence
 from grimmgen.text.corpus import Document, digest_of, size_of
-from grimmgen.text.ngrams import NgramCutter
 from grimmgen.text.normalisation import CodePoints, Text, normalised_pieces, pieces_of
+from grimmgen.text.tokenizers import build_vocabulary
 from grimmgen.text.vocabulary import Vocabulary
 
 # Bytes of text up to which the ids are kept in memory.
 IN_MEMORY = 64 << 20
 
 
-def ngram_codes(pieces: Iterable[str], vocabulary: Vocabulary, phase: int = 0) -> Iterator[CodePoints]:
-    """Normalise a text and cut it into n-grams, for `Vocabulary.ids` and `Vocabulary.costs`.
+def token_codes(pieces: Iterable[str], vocabulary: Vocabulary, phase: int = 0) -> Iterator[CodePoints]:
+    """Normalise a text and cut it between tokens, for `Vocabulary.ids` and `Vocabulary.costs`.
 
     Args:
         pieces: of one text, cut anywhere.
-        vocabulary: has n and the options of normalisation.
+        vocabulary: has the tokenizer and the options of normalisation.
         phase: number of characters to skip at the beginning of the text.
 
     Yields:
-        The code points of some complete n-grams; the last piece may end with a shorter one, and any may be empty.
+        The code points of some complete tokens; any may be empty.
     """
-    cutter = NgramCutter(vocabulary.ngram, phase)
+    cutter = vocabulary.cutter()
     for codes in normalised_pieces(pieces, vocabulary.normalisation):
-        yield cutter.add(codes)
+        skipped = min(phase, len(codes))
+        phase -= skipped
+        yield cutter.add(codes[skipped:])
     yield cutter.rest()
 
 
 def encode(text: Text, vocabulary: Vocabulary, phase: int = 0) -> Iterator[NDArray[Any]]:
     """Yield the ids of `Vocabulary.encode(text, phase)` piece by piece, in the type `Vocabulary.id_type`."""
-    for codes in ngram_codes(pieces_of(text), vocabulary, phase):
+    for codes in token_codes(pieces_of(text), vocabulary, phase):
         yield vocabulary.ids(codes).astype(vocabulary.id_type)
 
 
@@ -80,14 +82,14 @@ def encode_documents(
         notify: called with a message if another process is encoding.
 
     Raises:
-        UsageError: see `Vocabulary.build`.
+        UsageError: see `build_vocabulary`.
         GrimmgenError: a document cannot be read, or the cache cannot be written.
         IntegrityError: a document has changed since its hash was stored.
     """
-    phases = range(configuration.ngram if configuration.phases else 1)
+    phases = range(configuration.tokenization.size if configuration.phases else 1)
     if size_of(documents) > IN_MEMORY:
         return _encode_to_cache(documents, configuration, phases, notify)
-    vocabulary = _build_vocabulary(documents, configuration)
+    vocabulary = build_vocabulary(documents, configuration)
     encoded: list[list[IdSequence]] = [
         [np.concatenate(list(encode(document, vocabulary, phase))) for phase in phases] for document in documents
     ]
@@ -103,19 +105,15 @@ def _encode_to_cache(
     key = _cache_key(documents, configuration)
 
     def write(path: Path) -> None:
-        vocabulary = _build_vocabulary(documents, configuration)
+        vocabulary = build_vocabulary(documents, configuration)
         ids = (encode(document, vocabulary, phase) for document in documents for phase in phases)
         id_cache.write(path, vocabulary, len(phases), ids)
 
     return EncodedDocuments(*id_cache.load_or_write(key, write, notify))
 
 
-def _build_vocabulary(documents: Sequence[Document], options: Configuration) -> Vocabulary:
-    return Vocabulary.build(documents, options.ngram, options.min_count, options.normalisation, options.phases)
-
-
 def _cache_key(documents: Sequence[Document], options: Configuration) -> str:
     """A hash of everything that the ids depend on."""
-    chosen = options.ngram, options.min_count, options.normalisation, options.phases
+    chosen = options.tokens, options.min_count, options.normalisation, options.phases
     value = [id_cache.FORMAT, unicodedata.unidata_version, chosen, digest_of(documents)]
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from grimmgen.errors import IntegrityError
 from grimmgen.io import files, paths
 from grimmgen.text.batches import IdSequence
+from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
 
 FORMAT = 2
@@ -153,7 +154,7 @@ def _decode(mapped: mmap.mmap) -> Encoded:
     end = len(mapped) - _TRAILER - int.from_bytes(mapped[-16:-8], "little")
     metadata_bytes = mapped[max(0, end) : -_TRAILER]
     metadata = json.loads(metadata_bytes)
-    vocabulary = Vocabulary.from_json(metadata["vocabulary"])
+    vocabulary = vocabulary_from_json(metadata["vocabulary"])
     cuts, lengths, kind = int(metadata["ways"]), list(map(int, metadata["lengths"])), vocabulary.id_type
     all_ids = MappedIds(mapped, kind, 0, sum(lengths))
     if mapped[-8:] != _MAGIC or end != len(all_ids) * np.dtype(kind).itemsize or min(lengths) < 0:

@@ -1,6 +1,9 @@
-"""N-grams as integers: cutting a normalised text into them, and counting them.
+"""N-grams: cutting a text into them, counting them, and their vocabulary.
 
-    N  n-grams of a text          K  different n-grams
+A text is cut into n-grams that do not overlap (tutorial, "Preprocessing data": `th`, `e `, `ki`, `ng`); the last
+one may be shorter. For speed they are integers (keys) up to the vocabulary.
+
+    N  n-grams of a text          K  different n-grams          V  vocabulary size
 
 Texts are read piece by piece, so that the memory grows with K and not with the texts. One thread counts some
 hundred megabytes per second.
@@ -8,6 +11,7 @@ hundred megabytes per second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +20,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from grimmgen.configuration import Normalisation
+from grimmgen.configuration import LONGEST_NGRAM, Normalisation, Tokenization
 from grimmgen.errors import UsageError
 from grimmgen.text.normalisation import CodePoints, Text, code_points, normalised_pieces, pieces_of
+from grimmgen.text.vocabulary import (
+    CODE_POINTS,
+    SPECIALS,
+    UNKNOWN,
+    Ids,
+    PromptEnd,
+    Vocabulary,
+    in_order,
+    incomplete,
+    inconsistent,
+    normalisation_from_json,
+    normalisation_to_json,
+    valid_entries,
+)
 
 _Integers = NDArray[np.int64]
 
@@ -229,3 +247,231 @@ class _KeyCounter:
         # proportional to the keys, and little that is stored twice.
         if sum(len(part.keys) for part in self._parts[1:]) >= len(self._parts[0].keys):
             self._parts = [NgramCounts.sum(self._parts)]
+
+
+@dataclass(frozen=True)
+class NgramVocabulary(Vocabulary):
+    """The vocabulary of n-grams: the most frequent first, ties by code point; rare ones are `<unk>`.
+
+    Attributes:
+        ngram: n, the characters of a token.
+        unknown_characters: (character, occurrences) inside the training set's n-grams that became `<unk>`. The
+            empty string stands for the empty places of a shorter last n-gram.
+    """
+
+    ngram: int
+    unknown_characters: tuple[tuple[str, int], ...]
+
+    @classmethod
+    def build(
+        cls,
+        texts: Iterable[Text],
+        ngram: int = 2,
+        min_count: int = 10,
+        normalisation: Normalisation = Normalisation(),
+        phases: bool = False,
+    ) -> NgramVocabulary:
+        """Count the n-grams of the training set and keep the frequent ones.
+
+        Args:
+            texts: the training documents, or their texts as strings; they are read piece by piece, twice.
+            ngram: n, from 1 to 8.
+            min_count: occurrences that an n-gram needs to get an id.
+            normalisation: of the texts.
+            phases: count the n-grams from each text's first character on, from its second, … and from its n-th.
+
+        Raises:
+            UsageError: an option is out of range, n is too large for so many different characters, or no n-gram is
+                frequent enough.
+        """
+        if not 1 <= ngram <= LONGEST_NGRAM:
+            raise UsageError(f"--ngram {ngram} is out of range", f"give 1 to {LONGEST_NGRAM}")
+        if min_count < 1:
+            raise UsageError(f"--min-count {min_count} is out of range", "give 1 or more")
+        keys, counted = count_ngrams(texts, ngram, normalisation, phases)
+        if not len(counted.keys):
+            raise UsageError("the training stories are empty", "give more text")
+        frequent = counted.counts >= min_count
+        if not frequent.any():
+            raise UsageError(
+                f"no {ngram}-gram occurs {min_count} times in the training stories",
+                "lower --min-count or give more text",
+            )
+        kept = _by_frequency(NgramCounts(counted.keys[frequent], counted.counts[frequent]))
+        return cls(
+            normalisation,
+            min_count,
+            tuple(keys.text(key) for key in kept.keys.tolist()),
+            tuple(kept.counts.tolist()),
+            keys.alphabet,
+            ngram,
+            _count_characters(keys, NgramCounts(counted.keys[~frequent], counted.counts[~frequent])),
+        )
+
+    @property
+    def tokens(self) -> str:  # noqa: D102 - see Vocabulary, as for those that follow
+        return Tokenization("ngram", self.ngram).name
+
+    @property
+    def unknown_share(self) -> float:  # noqa: D102
+        # Every n-gram has n places, the empty ones included.
+        unknown = sum(count for _, count in self.unknown_characters) // self.ngram
+        return unknown / (unknown + sum(self.counts))
+
+    @property
+    def characters_per_token(self) -> float:  # noqa: D102
+        return self.ngram
+
+    @property
+    def longest_token(self) -> int:  # noqa: D102
+        return self.ngram
+
+    @property
+    def unknown_length(self) -> int:  # noqa: D102
+        return self.ngram
+
+    def cutter(self) -> NgramCutter:  # noqa: D102
+        return NgramCutter(self.ngram)
+
+    def ids(self, codes: CodePoints) -> Ids:  # noqa: D102
+        keys = self._keys.keys(codes)
+        if self._table is not None:
+            return self._table.take(keys)
+        known, ids = self._sorted_keys
+        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        return np.where(known[place] == keys, ids[place], np.int32(UNKNOWN))
+
+    def costs(self, codes: CodePoints, ids: Ids) -> NDArray[np.float64]:
+        """Return the spelling cost of each n-gram in nats, [N]; see `encode_with_costs`.
+
+        An n-gram that becomes `<unk>` is spelt character by character, with the frequencies that characters have
+        inside the unknown n-grams of the training set, each count plus one; one more count stands for a character
+        never seen, which then costs another ln 1,114,112 nats.
+        """
+        costs = np.zeros(len(ids))
+        unknown = np.flatnonzero(ids == UNKNOWN)
+        for ranks in self._keys.ranks(self._keys.keys(codes)[unknown]):
+            costs[unknown] += self._rank_costs[ranks]
+        return costs
+
+    def spelling_cost(self, character: str) -> float:
+        """Return the nats that one character of an unknown n-gram costs; the empty string is an empty place."""
+        counts, total = self._spelling
+        if character and character not in self._alphabet_set:
+            return math.log(total) + math.log(CODE_POINTS)
+        return math.log(total) - math.log(counts.get(character, 0) + 1)
+
+    def starting_with(self, prefix: str) -> list[int]:
+        """Return the ids of the n-grams that start with a prefix and are longer, in ascending order.
+
+        An n-gram that equals it would be the shorter last one of a text.
+        """
+        return [i for i in super().starting_with(prefix) if len(self.token(i)) > len(prefix)]
+
+    def read_prompt(self, prompt: str) -> tuple[list[int], list[PromptEnd]]:  # noqa: D102
+        whole = len(prompt) - len(prompt) % self.ngram
+        ids, rest = self.encode(prompt[:whole]).tolist(), prompt[whole:]
+        if rest and not self.starting_with(rest):
+            return ids, [PromptEnd([UNKNOWN], "")]
+        return ids, [PromptEnd([], rest)]
+
+    def to_json(self) -> dict[str, Any]:  # noqa: D102
+        return {
+            "ngram": self.ngram,
+            **normalisation_to_json(self.normalisation),
+            "min_count": self.min_count,
+            "ngrams": list(self.texts),
+            "counts": list(self.counts),
+            "alphabet": self.alphabet,
+            "hidden": dict(self.unknown_characters),
+        }
+
+    @classmethod
+    def from_json(cls, value: object) -> NgramVocabulary:
+        """Restore a vocabulary from the value of `to_json`, and check all of it.
+
+        Raises:
+            IntegrityError: a part is missing, duplicated, out of order or of the wrong type.
+        """
+        match value:
+            case {
+                "ngram": int(ngram),
+                "min_count": int(min_count),
+                "ngrams": list(ngrams),
+                "counts": list(counts),
+                "alphabet": str(alphabet),
+                "hidden": dict(unknown_characters),
+            } if type(ngram) is type(min_count) is int and 1 <= ngram <= LONGEST_NGRAM and min_count >= 1:
+                pass
+            case _:
+                raise incomplete()
+        if not (
+            valid_entries(ngrams, counts, min_count)
+            and all(len(gram) <= ngram for gram in ngrams)
+            and list(alphabet) == sorted(set(alphabet))
+            and fits_int64(len(alphabet), ngram)
+            and set().union(*ngrams) <= set(alphabet)
+            and unknown_characters.keys() <= {"", *alphabet}
+            and all(type(count) is int and count > 0 for count in unknown_characters.values())
+            and in_order(ngrams, counts)
+        ):
+            raise inconsistent()
+        return cls(
+            normalisation_from_json(value),
+            min_count,
+            tuple(ngrams),
+            tuple(counts),
+            alphabet,
+            ngram,
+            tuple(sorted(unknown_characters.items())),
+        )
+
+    @cached_property
+    def _keys(self) -> NgramKeys:
+        return NgramKeys(self.alphabet, self.ngram)
+
+    @cached_property
+    def _rank_costs(self) -> NDArray[np.float64]:
+        # A lone surrogate stands for all characters never seen, since the alphabet never has one.
+        return np.array([self.spelling_cost(character) for character in ["", *self.alphabet, "\udfff"]])
+
+    @cached_property
+    def _spelling(self) -> tuple[dict[str, int], int]:
+        """Occurrences of characters in unknown n-grams, and their sum after each count was raised by one."""
+        counts = dict(self.unknown_characters)
+        # One for each character, one for the empty place, one for the characters never seen.
+        return counts, sum(counts.values()) + len(self.alphabet) + 2
+
+    @cached_property
+    def _sorted_keys(self) -> tuple[NDArray[np.int64], Ids]:
+        keys = np.concatenate([self._keys.keys(code_points(gram)) for gram in self.texts])
+        order = np.argsort(keys)
+        return keys[order].astype(np.int64), (order + len(SPECIALS)).astype(np.int32)
+
+    @cached_property
+    def _table(self) -> Ids | None:
+        """The id of every possible key, unless there are too many."""
+        if self._keys.size > LARGEST_TABLE:
+            return None
+        table = np.full(self._keys.size, UNKNOWN, np.int32)
+        keys, ids = self._sorted_keys
+        table[keys] = ids
+        return table
+
+
+def _by_frequency(counted: NgramCounts) -> NgramCounts:
+    """The most frequent n-grams first, ties by code point, which is the order of the keys."""
+    order = np.lexsort((counted.keys, -counted.counts))
+    return NgramCounts(counted.keys[order], counted.counts[order])
+
+
+def _count_characters(keys: NgramKeys, counted: NgramCounts) -> tuple[tuple[str, int], ...]:
+    """Occurrences of each character inside n-grams, "" for an empty place; characters without any are left out."""
+    counts = np.zeros(keys.base, np.int64)
+    for ranks in keys.ranks(counted.keys):
+        np.add.at(counts, ranks, counted.counts)
+    return tuple(
+        (character, count)
+        for character, count in zip(["", *keys.alphabet], counts.tolist(), strict=False)
+        if count
+    )

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from grimmgen.configuration import Normalisation
 from grimmgen.errors import GrimmgenError
 from grimmgen.text.corpus import Document, open_corpus
-from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
+from grimmgen.text.ngrams import NgramVocabulary
+from grimmgen.text.vocabulary import UNKNOWN
 from tests.faults.crash import Victim
 from tests.program import Ran, grimmgen
 
@@ -38,10 +39,10 @@ def test_fault_20_any_text_survives_file_and_vocabulary(tale: Path, text: str, n
     assert read == text.removeprefix("\ufeff")
     if not read:
         return
-    vocabulary = Vocabulary.build([read], ngram, 1)
+    vocabulary = NgramVocabulary.build([read], ngram, 1)
     assert vocabulary.decode(vocabulary.encode(read)) == vocabulary.normalise(read)
     assert vocabulary.unseen(read) == []
-    assert Vocabulary.from_json(vocabulary.to_json()) == vocabulary
+    assert NgramVocabulary.from_json(vocabulary.to_json()) == vocabulary
 
 
 @no_deadline
@@ -61,7 +62,7 @@ def test_fault_20_any_bytes_are_read_or_located_in_an_error(tale: Path, content:
 def test_fault_20_every_code_point_has_its_own_id() -> None:
     alphabet = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
     text = "".join(alphabet)
-    vocabulary = Vocabulary.build([text], 1, 1, Normalisation(lower=False))
+    vocabulary = NgramVocabulary.build([text], 1, 1, Normalisation(lower=False))
     ids = vocabulary.encode(text)
     assert UNKNOWN not in ids
     assert vocabulary.decode(ids) == vocabulary.normalise(text)
