@@ -42,7 +42,7 @@ def declared(options: type, *names: str) -> str:
 
 # All options. Those that no dataclass declares are frozen here: a new one has to be added on purpose.
 OPTIONS = {
-    "": "--version --debug --install-completion --show-completion",
+    "": "--version -V --debug --install-completion --show-completion",
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check --repair "
     + declared(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING),
@@ -50,6 +50,7 @@ OPTIONS = {
     "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
     "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
     " --lines --no-lines --novelty " + declared(SamplingOptions),
+    "help": "",
     "export": "--run --html --onnx --onnx-window --torch --bits",
     "runs": "",
     "runs list": "",
@@ -58,7 +59,7 @@ OPTIONS = {
     "runs path": "",
     "runs rm": "--yes -y",
 }
-GROUPS = {"", "runs"}
+GROUPS = {"", "runs", "help"}
 
 
 def commands() -> dict[str, Any]:
@@ -76,6 +77,21 @@ def test_the_set_of_options_is_frozen(name: str) -> None:
     options = [o for p in commands()[name].params for o in (*p.opts, *p.secondary_opts) if o.startswith("-")]
     everywhere = [] if name in GROUPS else ["--json", "--quiet", "-q"]
     assert sorted(options) == sorted([*OPTIONS[name].split(), *everywhere])
+
+
+def test_help_is_a_command_too(run: Program) -> None:
+    assert run("help", "runs", "show") == run("runs", "show", "--help")
+    assert run("help") == run("--help")
+    assert run("-V") == run("--version")
+
+
+def test_files_of_a_corpus_are_arguments_too(tmp_path: Path, run: Program) -> None:
+    text = tmp_path / "a.txt"
+    text.write_text("the king and the fox\n" * 40)
+    assert run("vocab", str(text)).out == run("vocab", "--corpus", str(text)).out
+    assert run("train", str(text), "--hidden", "3", "--batch-size", "2", "--epochs", "1").code == 0
+    assert run("train", "--resume", str(text), "--epochs", "2").code == 0
+    assert run("vocab", str(text), "--corpus", "sampler").code == 2
 
 
 @pytest.mark.parametrize("name", OPTIONS)

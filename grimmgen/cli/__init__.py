@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -53,6 +54,20 @@ app.command("export", cls=formatting.Command)(export.export)
 app.add_typer(runs.app, name="runs")
 
 
+@app.command("help", hidden=True)
+def _help(
+    command: Annotated[
+        list[str] | None,
+        options.argument(metavar="[COMMAND]...", help="The command; without one, grimmgen.", show_default=False),
+    ] = None,
+) -> None:
+    """Show the help of a command, as --help does.
+
+    Example: grimmgen help train
+    """
+    _command()([*(command or ()), "--help"], prog_name="grimmgen")
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         from importlib.metadata import version
@@ -65,7 +80,8 @@ def _version(wanted: bool) -> None:
 def _options(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - `_version` handles it
-        bool, options.option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+        bool,
+        options.option("--version", "-V", help="Print the version and exit.", callback=_version, is_eager=True),
     ] = False,
     debug: Annotated[  # noqa: ARG001 - `_run` looks for it, because it must be known before parsing
         bool, options.option("--debug", help="Show the traceback of an error.")
@@ -169,8 +185,11 @@ def _one_sentence(message: str) -> str:
 
     >>> _one_sentence("No such command 'trian'. Did you mean 'train'?")
     "No such command 'trian', did you mean 'train'"
+    >>> _one_sentence("Invalid value for '--top-k': Input should be a valid integer, unable to parse string")
+    "Invalid value for '--top-k': not a valid integer"
     """
-    message = " ".join(message.split()).rstrip(".?")
+    message = re.sub(r"Input should be a valid (integer|number)\b.*", r"not a valid \1", " ".join(message.split()))
+    message = message.rstrip(".?")
     return message.replace(". Did you mean", ", did you mean").replace(": Value error, ", ": ")
 
 

@@ -50,6 +50,10 @@ def _split_variable(context: typer.Context, parameter: Any, value: list[str] | N
     return str(parameter.resolve_envvar_value(context)).split(os.pathsep)
 
 
+CorpusFiles = Annotated[
+    list[str] | None,
+    argument(metavar="[FILE]...", help="Texts and directories to read: the same as --corpus.", show_default=False),
+]
 DEFAULT_CORPUS = ["grimm"]
 CorpusSources = Annotated[
     list[str],
@@ -192,6 +196,19 @@ def as_typed(configuration: Configuration) -> str:
         for name, value in configuration.departures().items()
         if (name, value) != ("epochs", UNLIMITED_EPOCHS)
     )
+
+
+def merge_files(files: list[str] | None, corpus: list[str], typed: set[str]) -> tuple[list[str], set[str]]:
+    """The corpus given as arguments or by --corpus, and the names of what was typed, in which they are one.
+
+    Raises:
+        UsageError: it was given in both ways.
+    """
+    if not files:
+        return corpus, typed
+    if "corpus" in typed:
+        raise UsageError("FILE and --corpus exclude each other", "give all by --corpus")
+    return files, {*typed, "corpus"} - {"sources"}
 
 
 def typed(context: typer.Context) -> set[str]:

@@ -35,6 +35,7 @@ _STOPPING = "finishing the update and saving; once more to stop at once"
 def train(
     context: typer.Context,
     chosen: Mapping[str, Any],
+    sources: options.CorpusFiles = None,
     corpus: options.CorpusSources = options.DEFAULT_CORPUS,
     split: Annotated[Path | None, options.SplitFile] = None,
     run: Annotated[
@@ -71,6 +72,7 @@ def train(
     """
     began = time.monotonic()
     typed = options.typed(context)
+    corpus, typed = options.merge_files(sources, corpus, typed)
     if resume and (fixed := sorted(typed - _WITH_RESUME)):
         names = ", ".join("--" + name.replace("_", "-") for name in fixed)
         raise UsageError(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 from grimmgen.cli import options
 from grimmgen.configuration import READING, Configuration
 
@@ -25,7 +27,9 @@ _TITLES = {
 
 @options.accept(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING)
 def vocab(
+    context: typer.Context,
     chosen: Mapping[str, Any],
+    sources: options.CorpusFiles = None,
     corpus: options.CorpusSources = options.DEFAULT_CORPUS,
     split: Annotated[Path | None, options.SplitFile] = None,
     top: Annotated[int, options.option(help="Number of most and least frequent tokens to show.")] = 20,
@@ -59,6 +63,7 @@ def vocab(
 
     if top < 0:
         raise UsageError(f"--top {top} is out of range", "give 0 or more")
+    corpus, _ = options.merge_files(sources, corpus, options.typed(context))
     configuration = Configuration(**chosen)
     notify = None if quiet or json else console.note
     if repair is not None:

@@ -10,6 +10,7 @@ parameters", "Defining sequential calculations…"). The forward and the backwar
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -34,16 +35,21 @@ State: TypeAlias = tuple[Tensor, ...]
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; `auto` is a CUDA GPU if there is one, else the CPU.
+    """The device of that name: `cpu`, `cuda`, `cuda:1`, or `auto`: a CUDA GPU if there is one, else the CPU.
 
     Raises:
         UsageError: the name is not known, or there is no such device.
     """
-    if name not in {"auto", "cpu", "cuda"}:
-        raise UsageError(f"--device {name!r} is not known", "give auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: PyTorch finds no CUDA GPU here", "give --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
+        raise UsageError(f"--device {name!r} is not known", "give auto, cpu, cuda or cuda:N")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"--device {name}: PyTorch finds no CUDA GPU here", "give --device cpu or auto")
+    device = torch.device(name)
+    if ":" in name and device.index >= (count := torch.cuda.device_count()):
+        raise UsageError(f"--device {name}: this machine has {count} GPUs", f"give cuda:0 to cuda:{count - 1}")
+    return device
 
 
 class Inputs(NamedTuple):

@@ -172,6 +172,8 @@ class _Torchrun(ProcessGroup):
 
         if device.type != "cuda":
             return device
+        if device.index is not None:
+            raise UsageError(f"--device {device} is one GPU for several processes", "give --device cuda")
         if self._local >= (count := torch.cuda.device_count()):
             raise UsageError(
                 f"--nproc-per-node is more than the {count} GPUs of this machine", "lower it, or give --device cpu"
