@@ -54,11 +54,11 @@ app.command("export", cls=formatting.Command)(export.export)
 app.add_typer(runs.app, name="runs")
 
 
-@app.command("help", hidden=True)
+@app.command("help", cls=formatting.Command, hidden=True)
 def _help(
     command: Annotated[
         list[str] | None,
-        options.argument(metavar="[COMMAND]...", help="The command; without one, grimmgen.", show_default=False),
+        options.argument(metavar="COMMAND", help="The command; without one, grimmgen.", show_default=False),
     ] = None,
 ) -> None:
     """Show the help of a command, as --help does.

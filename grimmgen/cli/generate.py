@@ -31,7 +31,7 @@ def generate(
     text: Annotated[
         str | None,
         options.argument(
-            metavar="[PROMPT]",
+            metavar="PROMPT",
             help="Text that the story begins with; that of a pipe if none is given.",
             show_default=False,
         ),

@@ -52,7 +52,7 @@ def _split_variable(context: typer.Context, parameter: Any, value: list[str] | N
 
 CorpusFiles = Annotated[
     list[str] | None,
-    argument(metavar="[FILE]...", help="Texts and directories to read: the same as --corpus.", show_default=False),
+    argument(metavar="FILE", help="Texts and directories to read: the same as --corpus.", show_default=False),
 ]
 DEFAULT_CORPUS = ["grimm"]
 CorpusSources = Annotated[
