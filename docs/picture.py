@@ -1,8 +1,9 @@
-"""Make the screenshots of docs: a terminal during training, and during evaluation, at 80 and at 40 columns.
+"""Make the screenshots of docs: a terminal during training and evaluation, and texts by a unit's state.
 
     python docs/picture.py training
     python docs/picture.py evaluation --run quiet-donkey --text story.txt
     python docs/picture.py evaluation --run quiet-donkey --text story.txt --columns 40
+    python docs/picture.py unit --run tales --unit 130 --text story.txt
 
 Runs the program in tmux, captures the screen after some seconds, and renders it with Rich.
 """
@@ -54,9 +55,12 @@ def draw(shown: str, columns: int, name: str) -> None:
 def main() -> None:
     """Make one screenshot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("which", choices=["training", "evaluation"])
-    parser.add_argument("--run", help="for evaluation: the run")
-    parser.add_argument("--text", type=Path, help="for evaluation: the text of the heat-map, a few lines")
+    parser.add_argument("which", choices=["training", "evaluation", "unit"])
+    parser.add_argument("--run", help="for evaluation and unit: the run")
+    parser.add_argument(
+        "--text", type=Path, help="for evaluation and unit: the text that is coloured, a few lines"
+    )
+    parser.add_argument("--unit", help="for unit: the unit")
     parser.add_argument("--columns", type=int, default=80)
     options = parser.parse_args()
     if options.which == "training":
@@ -64,13 +68,18 @@ def main() -> None:
             draw(screen([TRAIN], 92, 22, 16, home), 92, "training.svg")
         return
     if options.run is None or options.text is None:
-        parser.error("evaluation needs --run and --text")
+        parser.error(f"{options.which} needs --run and --text")
     os.chdir(options.text.parent)
+    home = os.environ.get("GRIMMGEN_HOME", "")
+    if options.which == "unit":
+        command = ["grimmgen", "eval", "--run", options.run, "--unit", options.unit, options.text.name]
+        draw(screen([command], options.columns, 18, 10, home), options.columns, f"unit-{options.unit}.svg")
+        return
     commands = [
         ["grimmgen", "runs", "show", options.run],
         ["grimmgen", "eval", "--run", options.run, "--heatmap", options.text.name],
     ]
-    shown = screen(commands, options.columns, 36, 10, os.environ.get("GRIMMGEN_HOME", ""))
+    shown = screen(commands, options.columns, 36, 10, home)
     suffix = "" if options.columns == 80 else f"-{options.columns}"
     draw(shown, options.columns, f"evaluation{suffix}.svg")
 

@@ -299,6 +299,9 @@ def test_report_has_units_gates_and_memory(trained: Run, run: Program) -> None:
     assert best["significant"]
     assert abs(best["best"][0]["correlation"]) > best["chance"]
     assert set(best["best"][0]["gates"]) == {"i", "f", "o"} == {gate["gate"] for gate in value["gates"]}
+    for gate in value["gates"]:
+        assert len(gate["open_by_unit"]) == 8
+        assert gate["open"] == pytest.approx(sum(gate["open_by_unit"]) / 8, abs=1e-4)
     assert [one["first"] for one in value["context"][:3]] == [1, 2, 3]
     unit = best["best"][0]["unit"]
     assert f"--unit {unit}" in run("eval", "--cells", "--split", "train").err or len(value["features"]) > 1

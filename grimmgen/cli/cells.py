@@ -385,6 +385,8 @@ def _to_json(report: _Report) -> dict[str, Any]:
                 "gate": gate,
                 "closed": float(found.closed[layer, k].mean()),
                 "open": float(found.open[layer, k].mean()),
+                "closed_by_unit": found.closed[layer, k].round(4).tolist(),
+                "open_by_unit": found.open[layer, k].round(4).tolist(),
             }
             for layer in range(report.configuration.layers)
             for k, gate in gates
@@ -475,7 +477,7 @@ def _page_of_unit(
         sections += [page.heading(name), page.beside(state, surprise)]
     return page.page(
         f"Unit {unit} of {page.visible(run)}",
-        "On one side the state of the unit after each token, with its gates on hover; on the other how little the"
+        "First the state of the unit after each token, with its gates on hover; beside it how little the"
         " model expected the token, with what it expected.",
         [SCALE, heatmap.SCALE],
         "\n".join(sections),

@@ -156,7 +156,7 @@ th, td {{ padding: .15rem .8rem .15rem 0; text-align: right; vertical-align: top
 th:first-child, td:first-child {{ text-align: left }}
 th {{ border-bottom: 1px solid }}
 .beside {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 0 2.5rem }}
-.legend span {{ padding: .1rem .4rem; white-space: pre }}
+.legend span {{ display: inline-block; padding: .1rem .4rem; white-space: pre }}
 .text {{ white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }}
 .text span {{ padding: .1rem 0 }}
 [data-tooltip]:hover {{ outline: 2px solid currentColor }}
