@@ -202,6 +202,12 @@ def test_script_without_grimmgen_generates_the_same_story(kind: Any, tmp_path: P
     assert len(set(ran.stdout)) > 4
 
 
+def test_code_in_docs_is_what_the_command_prints() -> None:
+    page, checkpoint = SCRIPT.with_name("exports.md").read_text(encoding="utf-8"), checkpoint_of(512)
+    assert loading_code(checkpoint, Path("tales.safetensors")) in page
+    assert onnx_export.loading_code(checkpoint, Path("tales.onnx")) in page
+
+
 # --- the command --------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ importer of onnx.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -92,8 +93,8 @@ def loading_code(checkpoint: Checkpoint, path: Path, form: Form = "step") -> str
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession({str(path)!r})
-state = {{name: np.zeros({shape}, np.float32) for name in {names}}}
+session = onnxruntime.InferenceSession({json.dumps(str(path), ensure_ascii=False)})
+state = {{name: np.zeros({shape}, np.float32) for name in {json.dumps(names)}}}
 logits, *after = session.run(None, {{"tokens": np.array({tokens}), **state}})  # {shown}; 1 is <end>, 0 <unk>
 state = dict(zip(state, after))
 """

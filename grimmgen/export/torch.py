@@ -7,6 +7,7 @@ Written as safetensors, without PyTorch and without a pickle.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def loading_code(checkpoint: Checkpoint, path: Path) -> str:
 import torch
 from safetensors.torch import load_file
 
-weights = load_file({str(path)!r})
+weights = load_file({json.dumps(str(path), ensure_ascii=False)})
 V, E = weights["embedding.weight"].shape
 parts = torch.nn.Embedding(V, E), torch.nn.{_module(checkpoint)}(E, {H}, num_layers={layers}), torch.nn.Linear({H}, V)
 model = torch.nn.ModuleDict(dict(zip(("embedding", "rnn", "output"), parts)))
