@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from grimmgen.text.batches import NO_TARGET, Stream, Window, epoch, evaluation_windows, window_count
 from grimmgen.text.vocabulary import END, Ids
@@ -209,6 +210,10 @@ class CountedReads:
         begin, end, _ = cut.indices(self.length)
         self.read += end - begin
         return np.arange(begin + 2, end + 2, dtype=np.int32)
+
+    def take(self, indices: NDArray[np.int64], /) -> Ids:
+        self.read += len(indices)
+        return (indices + 2).astype(np.int32)
 
 
 def test_window_is_read_without_those_before_it() -> None:

@@ -23,11 +23,53 @@ _BLOCK = 64
 
 
 class IdSequence(Protocol):
-    """Ids that are read in slices: an array, or a part of a mapped file."""
+    """Ids that are read in parts: an array, or a part of a mapped file."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, cut: slice, /) -> NDArray[Any]: ...
+
+    def take(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
+        """Return the ids at these places."""
+
+
+@dataclass(frozen=True)
+class RaggedIds(Sequence[list[NDArray[Any]]]):
+    """The ids of N documents, each cut in P ways (one for each phase).
+
+    Attributes:
+        ids: of all documents.
+        begins: where in `ids` those of each document begin, [P, N].
+        lengths: how many each document has, [P, N].
+    """
+
+    ids: IdSequence
+    begins: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of_lengths(cls, ids: IdSequence, lengths: NDArray[np.int64]) -> RaggedIds:
+        """Documents whose ids follow each other, those of the first phase first; those without any ids are left out."""
+        ends = np.cumsum(lengths).reshape(lengths.shape)
+        some = lengths[0] > 0
+        return cls(ids, (ends - lengths)[:, some], lengths[:, some])
+
+    def __len__(self) -> int:
+        """N, the number of documents."""
+        return int(self.lengths.shape[1])
+
+    @overload
+    def __getitem__(self, index: int) -> list[NDArray[Any]]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[list[NDArray[Any]]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[NDArray[Any]] | list[list[NDArray[Any]]]:
+        """Return the ids of a document in each phase."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        begins, lengths = self.begins[:, index].tolist(), self.lengths[:, index].tolist()
+        return [self.ids[begin : begin + length] for begin, length in zip(begins, lengths, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -62,9 +104,21 @@ class Stream:
     """
 
     def __init__(self, documents: Sequence[IdSequence]) -> None:
-        self._documents = documents
+        [ids] = documents if len(documents) == 1 else [np.concatenate([document[:] for document in documents])]
+        lengths = np.array([len(document) for document in documents])
+        self._set(ids, np.cumsum(lengths) - lengths, lengths)
+
+    @classmethod
+    def of(cls, ids: IdSequence, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Stream:
+        """The documents whose ids begin at these places, [N], and have these lengths, [N]."""
+        stream = cls.__new__(cls)
+        stream._set(ids, begins, lengths)
+        return stream
+
+    def _set(self, ids: IdSequence, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
+        self._ids, self._begins, self._lengths = ids, begins, lengths
         # Position of each document's first prediction, and N.
-        self._firsts = np.cumsum([0, *(len(document) + 1 for document in documents)])
+        self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
 
     def __len__(self) -> int:
         """N, the number of predictions."""
@@ -77,13 +131,15 @@ class Stream:
         starts = np.zeros(end - begin, np.bool_)
         before = begin - 1  # position of the target that is the first input
         number = max(0, int(np.searchsorted(self._firsts, before, side="right")) - 1)
-        while number < len(self._documents) and (first := int(self._firsts[number])) < end:
-            document = self._documents[number][max(0, before - first) : end - first]
-            place = max(0, first - before)
-            ids[place : place + len(document)] = document
-            if begin <= first:
-                starts[first - begin] = True
-            number += 1
+        beyond = min(len(self._lengths), int(np.searchsorted(self._firsts, end)))
+        firsts = self._firsts[number:beyond]
+        # Each document's part of the window: its first position, and how many ids it has.
+        begins = np.maximum(firsts, before)
+        sizes = np.maximum(0, np.minimum(firsts + self._lengths[number:beyond], end) - begins)
+        within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        places = np.repeat(self._begins[number:beyond] + begins - firsts, sizes) + within
+        ids[np.repeat(begins - before, sizes) + within] = self._ids.take(places)
+        starts[firsts[firsts >= begin] - begin] = True
         return Window(ids[:-1], ids[1:], starts)
 
 
@@ -148,7 +204,7 @@ class Windows(Sequence[Window]):
 
 
 def epoch(
-    documents: Sequence[Sequence[IdSequence]],
+    documents: RaggedIds | Sequence[Sequence[IdSequence]],
     rows: int,
     steps: int,
     random_seed: int,
@@ -161,7 +217,7 @@ def epoch(
     Every token is read once. The order depends on (random_seed, number) alone.
 
     Args:
-        documents: for each document its ids, one sequence for each phase it may be cut from; one is drawn.
+        documents: for each document its ids in each phase it may be cut from; one is drawn.
         rows: B.
         steps: T; windows are shorter if the streams are.
         random_seed: of the run.
@@ -170,15 +226,23 @@ def epoch(
     """
     generator = np.random.default_rng([random_seed, number])
     order = generator.permutation(len(documents))
-    stream = Stream([documents[i][int(generator.integers(len(documents[i])))] for i in order])
+    if isinstance(documents, RaggedIds):
+        drawn = generator.integers(len(documents.lengths), size=len(documents)), order
+        stream = Stream.of(documents.ids, documents.begins[drawn], documents.lengths[drawn])
+    else:
+        stream = Stream([documents[i][int(generator.integers(len(documents[i])))] for i in order])
     length = -(-len(stream) // rows)
     begins = (min(row * length, len(stream)) for row in range(rows))
     return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps, local_rows)
 
 
-def window_count(documents: Sequence[Sequence[IdSequence]], rows: int, steps: int) -> int:
+def window_count(documents: RaggedIds | Sequence[Sequence[IdSequence]], rows: int, steps: int) -> int:
     """Return the number of windows of an epoch in which every document is cut from its first character on."""
-    length = -(-sum(len(cuts[0]) + 1 for cuts in documents) // rows)
+    if isinstance(documents, RaggedIds):
+        predictions = int(documents.lengths[0].sum()) + len(documents)
+    else:
+        predictions = sum(len(cuts[0]) + 1 for cuts in documents)
+    length = -(-predictions // rows)
     return -(-length // min(steps, length))
 
 

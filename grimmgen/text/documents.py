@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 END = "\0"
 # The longest separator of a regular expression that is recognised wherever the text is cut, in characters.
@@ -21,6 +22,17 @@ _LONGEST_BLANK = 1 << 20
 _BLANKS = END + "".join(chr(code) for code in range(0x3001) if chr(code).isspace())
 _PARAGRAPH = r"\n(?:[^\S\n]*\n)+"
 _BLANK_DOCUMENTS = re.compile(r"\0(?=[\s\0])[\s\0]*\0")
+
+
+@dataclass(frozen=True)
+class JoinedText:
+    """The text of documents one after the other, with a NUL after each; it is read piece by piece, as often as needed.
+
+    Attributes:
+        pieces: reads it from its beginning.
+    """
+
+    pieces: Callable[[], Iterator[str]]
 
 
 def end_documents(pieces: Iterable[str], where: str) -> Iterator[str]:

@@ -11,6 +11,7 @@ import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from numpy.typing import NDArray
 
 from grimmgen.configuration import Configuration
 from grimmgen.text import id_cache
-from grimmgen.text.batches import IdSequence
-from grimmgen.text.corpus import Document, digest_of, size_of
+from grimmgen.text.batches import RaggedIds
+from grimmgen.text.corpus import Document, digest_of, marked_pieces, size_of
+from grimmgen.text.documents import JoinedText
 from grimmgen.text.normalisation import CodePoints, Text, normalised_pieces, pieces_of
 from grimmgen.text.tokenizers import build_vocabulary
-from grimmgen.text.vocabulary import Vocabulary
+from grimmgen.text.vocabulary import Block, Vocabulary
 
 # Bytes of text up to which the ids are kept in memory.
 IN_MEMORY = 64 << 20
@@ -54,18 +56,28 @@ def encode(text: Text, vocabulary: Vocabulary, phase: int = 0) -> Iterator[NDArr
         yield vocabulary.ids(codes).astype(vocabulary.id_type)
 
 
+def joined(documents: Sequence[Document]) -> JoinedText:
+    """The text of documents one after the other."""
+    return JoinedText(partial(marked_pieces, documents))
+
+
+def encode_joined(documents: Sequence[Document], vocabulary: Vocabulary, phase: int = 0) -> Iterator[Block]:
+    """Encode documents one after the other; see `Vocabulary.encode_joined`."""
+    return vocabulary.encode_joined(normalised_pieces(marked_pieces(documents), vocabulary.normalisation), phase)
+
+
 @dataclass(frozen=True)
 class EncodedDocuments:
     """The training set as ids.
 
     Attributes:
         vocabulary: of the training set.
-        documents: for each document that is not empty its ids, cut from its first character on; with phases also
-            from its second, … and from its n-th.
+        documents: ids of the documents that are not empty, cut from their first character on; with phases also from
+            their second, … and from their n-th.
     """
 
     vocabulary: Vocabulary
-    documents: list[list[IdSequence]]
+    documents: RaggedIds
 
 
 def encode_documents(
@@ -89,11 +101,15 @@ def encode_documents(
     phases = range(configuration.tokenization.size if configuration.phases else 1)
     if size_of(documents) > IN_MEMORY:
         return _encode_to_cache(documents, configuration, phases, notify)
-    vocabulary = build_vocabulary(documents, configuration)
-    encoded: list[list[IdSequence]] = [
-        [np.concatenate(list(encode(document, vocabulary, phase))) for phase in phases] for document in documents
-    ]
-    return EncodedDocuments(vocabulary, [cuts for cuts in encoded if len(cuts[0])])
+    vocabulary = build_vocabulary([joined(documents)], configuration)
+    ids, lengths = list[NDArray[Any]](), list[NDArray[np.int64]]()
+    for phase in phases:
+        of_phase = id_cache.DocumentLengths()
+        for block in encode_joined(documents, vocabulary, phase):
+            ids.append(block.ids.astype(vocabulary.id_type))
+            of_phase.add(len(block.ids), block.ends)
+        lengths.append(of_phase.all())
+    return EncodedDocuments(vocabulary, RaggedIds.of_lengths(np.concatenate(ids), np.stack(lengths)))
 
 
 def _encode_to_cache(
@@ -105,9 +121,8 @@ def _encode_to_cache(
     key = _cache_key(documents, configuration)
 
     def write(path: Path) -> None:
-        vocabulary = build_vocabulary(documents, configuration)
-        ids = (encode(document, vocabulary, phase) for document in documents for phase in phases)
-        id_cache.write(path, vocabulary, len(phases), ids)
+        vocabulary = build_vocabulary([joined(documents)], configuration)
+        id_cache.write(path, vocabulary, [encode_joined(documents, vocabulary, phase) for phase in phases])
 
     return EncodedDocuments(*id_cache.load_or_write(key, write, notify))
 

@@ -1,9 +1,9 @@
 """The cache of encoded texts: files of ids that are mapped into memory.
 
-A file has the ids of all documents, each in all its cuts (`ways`, one for each phase), then a JSON object with the
-vocabulary and the number of ids in each cut, then three fixed fields: the CRC-32 of all that (4 bytes), the length
-of the JSON object (8 bytes) and the magic number (8 bytes). The whole file is checked when it is opened, since a
-damaged id would otherwise be trained on unnoticed.
+A file has the ids of all documents in the first phase, then in the second and so on; the number of ids of each
+document in each phase (8 bytes each); a JSON object with the vocabulary and the number of phases and of documents; and
+three fixed fields: the CRC-32 of all that (4 bytes), the length of the JSON object (8 bytes) and the magic number (8
+bytes). The whole file is checked when it is opened, since a damaged id would otherwise be trained on unnoticed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import mmap
 import os
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from grimmgen.errors import IntegrityError
 from grimmgen.io import files, paths
-from grimmgen.text.batches import IdSequence
+from grimmgen.text.batches import RaggedIds
 from grimmgen.text.tokenizers import vocabulary_from_json
-from grimmgen.text.vocabulary import Vocabulary
+from grimmgen.text.vocabulary import Block, Vocabulary
 
-FORMAT = 2
+FORMAT = 3
 # Number of files that are kept, the most recently used ones. Each has 2 or 4 bytes per n-gram and phase.
 KEPT = 3
 
@@ -34,27 +34,35 @@ _MAGIC = b"grimmids"
 _TRAILER = 20  # bytes: checksum, length, magic number
 _LOCK_TIMEOUT = 3600.0
 
-# A vocabulary, and for each document that is not empty its ids in all cuts.
-Encoded = tuple[Vocabulary, list[list[IdSequence]]]
+# A vocabulary, and the documents that are not empty.
+Encoded = tuple[Vocabulary, RaggedIds]
 
 
 class MappedIds:
-    """Ids in a mapped file; reading a slice copies it and releases the pages, so that the memory stays bounded."""
+    """Ids in a mapped file; reading copies them and releases the pages, so that the memory stays bounded."""
 
-    def __init__(self, mapped: mmap.mmap, kind: type[Any], first: int, length: int) -> None:
-        self._mapped, self._type, self._first, self._length = mapped, np.dtype(kind), first, length
+    def __init__(self, mapped: mmap.mmap, kind: type[Any], length: int) -> None:
+        self._mapped, self._type, self._length = mapped, np.dtype(kind), length
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, cut: slice, /) -> NDArray[Any]:
         begin, end, _ = cut.indices(self._length)
-        place = (self._first + begin) * self._type.itemsize
-        ids = np.frombuffer(self._mapped, self._type, max(0, end - begin), place).copy()
+        ids = np.frombuffer(self._mapped, self._type, max(0, end - begin), begin * self._type.itemsize).copy()
+        self._release()
+        return ids
+
+    def take(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
+        """Return the ids at these places."""
+        ids = np.frombuffer(self._mapped, self._type, self._length).take(indices)
+        self._release()
+        return ids
+
+    def _release(self) -> None:
         # The pages stay in the operating system's cache, but no longer count as memory of this process.
         if hasattr(mmap, "MADV_DONTNEED"):
             self._mapped.madvise(mmap.MADV_DONTNEED)
-        return ids
 
 
 def load_or_write(
@@ -91,32 +99,51 @@ def load_or_write(
     return encoded
 
 
-def write(path: Path, vocabulary: Vocabulary, cuts: int, encoded: Iterable[Iterable[NDArray[Any]]]) -> None:
+def write(path: Path, vocabulary: Vocabulary, phases: Sequence[Iterable[Block]]) -> None:
     """Write a file of ids.
 
     Args:
         path: of the file.
         vocabulary: of the ids.
-        cuts: number of cuts of each document.
-        encoded: the ids of the first document's cuts, then those of the second document's, and so on; each in
-            pieces of type `Vocabulary.id_type`.
+        phases: the ids of all documents in each phase.
 
     Raises:
         GrimmgenError: the file cannot be written.
     """
-    lengths, checksum = [], 0
+    lengths, checksum = list[NDArray[np.int64]](), 0
     with files.atomic_writer(path) as file:
-        for pieces in encoded:
-            length = 0
-            for ids in pieces:
-                content = ids.tobytes()
+        for blocks in phases:
+            of_phase = DocumentLengths()
+            for block in blocks:
+                content = block.ids.astype(vocabulary.id_type).tobytes()
                 checksum = zlib.crc32(content, checksum)
                 file.write(content)
-                length += len(ids)
-            lengths.append(length)
-        metadata = json.dumps({"vocabulary": vocabulary.to_json(), "ways": cuts, "lengths": lengths}).encode()
-        checksum = zlib.crc32(metadata, checksum)
-        file.write(metadata + checksum.to_bytes(4, "little") + len(metadata).to_bytes(8, "little") + _MAGIC)
+                of_phase.add(len(block.ids), block.ends)
+            lengths.append(of_phase.all())
+        counts = np.stack(lengths).astype("<i8")
+        description = {"vocabulary": vocabulary.to_json(), "phases": len(counts), "documents": counts.shape[1]}
+        metadata = json.dumps(description).encode()
+        checksum = zlib.crc32(metadata, zlib.crc32(counts.tobytes(), checksum))
+        file.write(counts.tobytes() + metadata + checksum.to_bytes(4, "little"))
+        file.write(len(metadata).to_bytes(8, "little") + _MAGIC)
+
+
+class DocumentLengths:
+    """The lengths of documents that arrive in blocks."""
+
+    def __init__(self) -> None:
+        self._ends: list[NDArray[np.int64]] = [np.zeros(1, np.int64)]
+        self._size = 0
+
+    def add(self, size: int, ends: NDArray[np.int64]) -> None:
+        """Add a block of this size in which documents end at these places."""
+        self._ends.append(ends + self._size)
+        self._size += size
+
+    def all(self) -> NDArray[np.int64]:
+        """Return the length of each document."""
+        lengths: NDArray[np.int64] = np.diff(np.concatenate(self._ends))
+        return lengths
 
 
 def read(path: Path) -> Encoded:
@@ -155,26 +182,24 @@ def _decode(mapped: mmap.mmap) -> Encoded:
     metadata_bytes = mapped[max(0, end) : -_TRAILER]
     metadata = json.loads(metadata_bytes)
     vocabulary = vocabulary_from_json(metadata["vocabulary"])
-    cuts, lengths, kind = int(metadata["ways"]), list(map(int, metadata["lengths"])), vocabulary.id_type
-    all_ids = MappedIds(mapped, kind, 0, sum(lengths))
-    if mapped[-8:] != _MAGIC or end != len(all_ids) * np.dtype(kind).itemsize or min(lengths) < 0:
+    phases, documents, kind = int(metadata["phases"]), int(metadata["documents"]), vocabulary.id_type
+    if mapped[-8:] != _MAGIC or min(phases, documents) < 1 or end < 8 * phases * documents:
+        raise ValueError
+    counts = mapped[end - 8 * phases * documents : end]
+    lengths = np.frombuffer(counts, "<i8").reshape(phases, documents).astype(np.int64)
+    ids = MappedIds(mapped, kind, int(lengths.sum()))
+    if end - len(counts) != len(ids) * np.dtype(kind).itemsize or lengths.min() < 0:
         raise ValueError
     checksum = 0
-    for at in range(0, len(all_ids), 1 << 20):
-        ids = all_ids[at : at + (1 << 20)]
-        checksum = zlib.crc32(ids.data, checksum)
+    for at in range(0, len(ids), 1 << 20):
+        piece = ids[at : at + (1 << 20)]
+        checksum = zlib.crc32(piece.data, checksum)
         # A larger id would read beyond the end of the weights.
-        if ids.max() >= len(vocabulary):
+        if piece.max() >= len(vocabulary):
             raise ValueError
-    if zlib.crc32(metadata_bytes, checksum) != int.from_bytes(mapped[-20:-16], "little"):
+    if zlib.crc32(metadata_bytes, zlib.crc32(counts, checksum)) != int.from_bytes(mapped[-20:-16], "little"):
         raise ValueError
-    firsts = np.cumsum([0, *lengths]).tolist()
-    documents: list[list[IdSequence]] = [
-        [MappedIds(mapped, kind, firsts[i], lengths[i]) for i in range(document, document + cuts)]
-        for document in range(0, len(lengths), cuts)
-        if lengths[document]
-    ]
-    return vocabulary, documents
+    return vocabulary, RaggedIds.of_lengths(ids, lengths)
 
 
 def _remove_old(directory: Path, used: Path) -> None:

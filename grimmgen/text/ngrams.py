@@ -12,7 +12,7 @@ hundred megabytes per second.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -22,11 +22,13 @@ from numpy.typing import NDArray
 
 from grimmgen.configuration import LONGEST_NGRAM, Normalisation, Tokenization
 from grimmgen.errors import UsageError
+from grimmgen.text.documents import JoinedText
 from grimmgen.text.normalisation import CodePoints, Text, code_points, normalised_pieces, pieces_of
 from grimmgen.text.vocabulary import (
     CODE_POINTS,
     SPECIALS,
     UNKNOWN,
+    Block,
     Ids,
     PromptEnd,
     Vocabulary,
@@ -83,13 +85,20 @@ class NgramKeys:
         # Narrow integers, since a large text is looked up in this array.
         self._ranks = np.full(int(codes.max(initial=0)) + 2, self.base - 1, np.min_scalar_type(self.base - 1))
         self._ranks[codes] = np.arange(1, len(codes) + 1)
+        self._filled_ranks = self._ranks.copy()
+        self._filled_ranks[0] = 0
         self._type = np.min_scalar_type(-self.size)
 
-    def keys(self, codes: CodePoints) -> NDArray[Any]:
-        """Return the keys of the n-grams of a normalised text, [N = ⌈characters / n⌉]."""
+    def keys(self, codes: CodePoints, filled: bool = False) -> NDArray[Any]:
+        """Return the keys of the n-grams of a normalised text, [N = ⌈characters / n⌉].
+
+        Args:
+            codes: of the text.
+            filled: whether a NUL is an empty place, as `NgramCutter.add_documents` has it.
+        """
         if self.ngram == 2 and codes.dtype == np.uint8 and len(codes) % 2 == 0:
-            return self._byte_pairs.take(codes.view(np.uint16))
-        ranks = self._ranks.take(codes, mode="clip")
+            return (self._filled_byte_pairs if filled else self._byte_pairs).take(codes.view(np.uint16))
+        ranks = (self._filled_ranks if filled else self._ranks).take(codes, mode="clip")
         if missing := -len(ranks) % self.ngram:
             ranks = np.concatenate([ranks, np.zeros(missing, ranks.dtype)])
         keys: NDArray[np.int64] = ranks[:: self.ngram].astype(self._type)
@@ -102,6 +111,10 @@ class NgramKeys:
     def _byte_pairs(self) -> NDArray[Any]:
         """The keys of all pairs of bytes, [65536], indexed by the two bytes as one integer: for ASCII bigrams."""
         return self.keys(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).astype(np.uint16))
+
+    @cached_property
+    def _filled_byte_pairs(self) -> NDArray[Any]:
+        return self.keys(np.arange(1 << 16, dtype=np.uint16).view(np.uint8).astype(np.uint16), filled=True)
 
     def ranks(self, keys: NDArray[Any]) -> Iterable[_Integers]:
         """Yield the ranks of the keys' first characters, [len(keys)], of their second ones, and so on."""
@@ -127,7 +140,7 @@ class NgramCutter:
 
     def __init__(self, ngram: int, phase: int = 0) -> None:
         self._ngram = ngram
-        self._skip = phase
+        self._phase = self._skip = phase
         self._rest: CodePoints = np.zeros(0, np.uint8)
 
     def add(self, codes: CodePoints) -> CodePoints:
@@ -138,6 +151,33 @@ class NgramCutter:
         end = len(codes) - len(codes) % self._ngram
         self._rest = codes[end:]
         return codes[:end]
+
+    def add_documents(self, codes: CodePoints) -> tuple[CodePoints, _Integers]:
+        """Add a piece of several texts, each of which ends with a NUL.
+
+        Returns:
+            The characters of the n-grams that are complete now, with NULs in the empty places of the shorter n-gram at
+            the end of a text; and the number of characters up to each end of a text, [D].
+        """
+        nuls = np.flatnonzero(codes == 0)
+        if not len(nuls):
+            return self.add(codes), nuls
+        complete = np.concatenate([self._rest, codes[: nuls[-1] + 1]])
+        ends = nuls + len(self._rest)
+        begins = np.concatenate([[0], ends[:-1] + 1])
+        skips = np.full(len(ends), self._phase)
+        skips[0] = self._skip
+        skips = np.minimum(skips, ends - begins)
+        lengths = ends - begins - skips
+        # How often each character stands in the result: as many NULs as are needed to fill an n-gram.
+        times = np.ones(len(complete), np.int8)
+        times[ends] = -lengths % self._ngram
+        for skipped in range(self._phase):
+            times[begins[skips > skipped] + skipped] = 0
+        # A mask is faster.
+        filled = complete[times.view(np.bool_)] if self._ngram <= 2 else np.repeat(complete, times)
+        self._skip, self._rest = self._phase, self._rest[:0]
+        return np.concatenate([filled, self.add(codes[nuls[-1] + 1 :])]), np.cumsum(lengths)
 
     def rest(self) -> CodePoints:
         """Return the characters of the shorter n-gram at the end of the text, which may be none."""
@@ -186,10 +226,12 @@ def count_ngrams(
     keys = NgramKeys(_alphabet(texts, normalisation), ngram)
     counter = _KeyCounter(keys.size)
     for text in texts:
+        joined = isinstance(text, JoinedText)
         cutters = [NgramCutter(ngram, phase) for phase in range(ngram if phases else 1)]
         for codes in normalised_pieces(pieces_of(text), normalisation):
             for cutter in cutters:
-                counter.add(keys.keys(cutter.add(codes)))
+                complete = cutter.add_documents(codes)[0] if joined else cutter.add(codes)
+                counter.add(keys.keys(complete, joined))
         for cutter in cutters:
             counter.add(keys.keys(cutter.rest()))
     return keys, counter.counts()
@@ -206,6 +248,7 @@ def _alphabet(texts: Iterable[Text], normalisation: Normalisation) -> str:
             elif not seen.take(codes).all():
                 seen[codes] = True
     seen[list(ascii_bytes)] = True
+    seen[0] &= not any(isinstance(text, JoinedText) for text in texts)
     return "".join(map(chr, np.flatnonzero(seen)))
 
 
@@ -333,15 +376,26 @@ class NgramVocabulary(Vocabulary):
     def cutter(self) -> NgramCutter:  # noqa: D102
         return NgramCutter(self.ngram)
 
-    def ids(self, codes: CodePoints) -> Ids:  # noqa: D102
-        keys = self._keys.keys(codes)
+    def encode_joined(  # noqa: D102
+        self, pieces: Iterable[CodePoints], phase: int = 0, with_costs: bool = False
+    ) -> Iterator[Block]:
+        cutter = NgramCutter(self.ngram, phase)
+        for codes in pieces:
+            complete, characters = cutter.add_documents(codes)
+            ids = self.ids(complete, filled=True)
+            costs = self.costs(complete, ids, filled=True) if with_costs else np.zeros(0)
+            ngrams = np.cumsum(-(-np.diff(characters, prepend=0) // self.ngram))
+            yield Block(ids, costs, int(np.count_nonzero(complete)), ngrams, characters)
+
+    def ids(self, codes: CodePoints, filled: bool = False) -> Ids:  # noqa: D102
+        keys = self._keys.keys(codes, filled)
         if self._table is not None:
             return self._table.take(keys)
         known, ids = self._sorted_keys
         place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
         return np.where(known[place] == keys, ids[place], np.int32(UNKNOWN))
 
-    def costs(self, codes: CodePoints, ids: Ids) -> NDArray[np.float64]:
+    def costs(self, codes: CodePoints, ids: Ids, filled: bool = False) -> NDArray[np.float64]:
         """Return the spelling cost of each n-gram in nats, [N]; see `encode_with_costs`.
 
         An n-gram that becomes `<unk>` is spelt character by character, with the frequencies that characters have
@@ -350,7 +404,7 @@ class NgramVocabulary(Vocabulary):
         """
         costs = np.zeros(len(ids))
         unknown = np.flatnonzero(ids == UNKNOWN)
-        for ranks in self._keys.ranks(self._keys.keys(codes)[unknown]):
+        for ranks in self._keys.ranks(self._keys.keys(codes, filled)[unknown]):
             costs[unknown] += self._rank_costs[ranks]
         return costs
 

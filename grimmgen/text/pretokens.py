@@ -16,6 +16,7 @@ from itertools import groupby
 import numpy as np
 
 from grimmgen.configuration import Normalisation
+from grimmgen.text.documents import END, JoinedText
 from grimmgen.text.normalisation import CodePoints, Text, code_points, normalised_pieces, pieces_of
 
 # Characters of a pre-token besides the space before it, at most: a longer run is several.
@@ -82,6 +83,8 @@ def count_pretokens(texts: Iterable[Text], normalisation: Normalisation) -> tupl
                 dropped.update("".join(pretoken for pretoken, count in counted.items() if count == 1))
                 counted = Counter({pretoken: count for pretoken, count in counted.items() if count > 1})
         counted.update(split(text_of(cutter.rest())))
+        if isinstance(text, JoinedText):
+            del counted[END]
     return counted, dropped
 
 
@@ -102,7 +105,7 @@ def _pattern() -> re.Pattern[str]:
     )
     word, several = rf"\w{marks}", f"{{1,{LONGEST}}}"
     return re.compile(
-        rf" ?[{word}]{several}| ?[^\s{word}]{several}|\s{several}?(?= ?\S)|\s{several}",
+        rf" ?[{word}]{several}| ?[^\s\0{word}]{several}|\s{several}?(?= ?\S)|\s{several}|\0",
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from grimmgen.configuration import Configuration, Normalisation, Tokenization, tokenization
 from grimmgen.errors import UsageError
 from grimmgen.text import byte_pairs, pretokens
+from grimmgen.text.documents import END
 from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.normalisation import CodePoints, Text
 from grimmgen.text.pretokens import PretokenCutter
@@ -28,6 +29,7 @@ from grimmgen.text.vocabulary import (
     CODE_POINTS,
     SPECIALS,
     UNKNOWN,
+    Block,
     Ids,
     PromptEnd,
     Vocabulary,
@@ -103,6 +105,27 @@ class PretokenVocabulary(Vocabulary):
 
     def cutter(self) -> PretokenCutter:  # noqa: D102
         return PretokenCutter()
+
+    def encode_joined(  # noqa: D102
+        self,
+        pieces: Iterable[CodePoints],
+        phase: int = 0,  # noqa: ARG002 - as in Vocabulary
+        with_costs: bool = False,
+    ) -> Iterator[Block]:
+        cutter = PretokenCutter()
+        for codes in chain(pieces, [None]):
+            complete = cutter.rest() if codes is None else cutter.add(codes)
+            # A NUL is a pre-token by itself; here it has no ids, and is no character.
+            found = [
+                () if pretoken == END else self._ids_of_pretokens[pretoken]
+                for pretoken in pretokens.split(pretokens.text_of(complete))
+            ]
+            ids = np.fromiter(chain.from_iterable(found), np.int32)
+            costs = self.costs(complete, ids) if with_costs else np.zeros(0)
+            lengths = np.fromiter(map(len, found), np.int64, len(found))
+            ends = np.cumsum(lengths)[lengths == 0]
+            characters = np.flatnonzero(complete == 0) - np.arange(len(ends))
+            yield Block(ids, costs, len(complete) - len(ends), ends, characters)
 
     def ids(self, codes: CodePoints) -> Ids:  # noqa: D102
         found = map(self._ids_of_pretokens.__getitem__, pretokens.split(pretokens.text_of(codes)))

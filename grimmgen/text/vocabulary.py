@@ -8,7 +8,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol, cast, get_args
@@ -39,6 +39,24 @@ class Cutter(Protocol):
 
     def rest(self) -> CodePoints:
         """Return the characters of the tokens at the end of the text, which may be none."""
+
+
+class Block(NamedTuple):
+    """Tokens of documents that follow each other.
+
+    Attributes:
+        ids: of the tokens, [N].
+        costs: of spelling out each in nats, [N]; see `Vocabulary.encode_with_costs`.
+        size: number of characters.
+        ends: number of tokens up to the end of each document that ends among them, [D].
+        characters: number of characters up to each of these ends, [D].
+    """
+
+    ids: Ids
+    costs: NDArray[np.float64]
+    size: int
+    ends: NDArray[np.int64]
+    characters: NDArray[np.int64]
 
 
 class PromptEnd(NamedTuple):
@@ -99,6 +117,18 @@ class Vocabulary(ABC):
     @abstractmethod
     def cutter(self) -> Cutter:
         """Return a cutter for one text."""
+
+    @abstractmethod
+    def encode_joined(
+        self, pieces: Iterable[CodePoints], phase: int = 0, with_costs: bool = False
+    ) -> Iterator[Block]:
+        """Encode documents that follow each other, short ones together.
+
+        Args:
+            pieces: of their normalised text, with a NUL after each document.
+            phase: number of characters to skip at the beginning of each.
+            with_costs: whether to compute the costs; else they are empty.
+        """
 
     @abstractmethod
     def ids(self, codes: CodePoints) -> Ids:

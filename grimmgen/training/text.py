@@ -9,11 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
 from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation
 from grimmgen.text import encoding
-from grimmgen.text.batches import IdSequence, window_count
+from grimmgen.text.batches import RaggedIds, window_count
 from grimmgen.text.split import Split
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 from grimmgen.training.distributed import ProcessGroup
@@ -31,30 +33,33 @@ class TrainingText:
 
     Attributes:
         vocabulary: of the training set.
-        training: for each document of the training set its phases, one or `ngram` sequences of ids.
+        training: ids of the training set, cut from one phase or from each.
         validation: documents of the validation set.
         updates: windows of an epoch.
     """
 
     vocabulary: Vocabulary
-    training: list[list[IdSequence]]
+    training: RaggedIds
     validation: list[EncodedDocument]
     updates: int
 
     @property
     def ngrams(self) -> int:
         """N-grams of the training set."""
-        return sum(len(phases[0]) for phases in self.training)
+        return int(self.training.lengths[0].sum())
 
     @property
     def beginnings(self) -> list[int]:
         """Ids that documents of the training set begin with; generation without a prompt begins with one."""
-        return sorted({int(phases[0][:1][0]) for phases in self.training if len(phases[0])} - {UNKNOWN})
+        firsts = self.training.ids.take(self.training.begins[0])
+        return sorted({*np.unique(firsts).tolist()} - {UNKNOWN})
 
     def sha256(self) -> str:
         """Hash of the vocabulary and the lengths, to compare the texts of several processes."""
-        lengths = [[len(ids) for ids in phases] for phases in self.training], [len(d.ids) for d in self.validation]
-        return hashlib.sha256(json.dumps([self.vocabulary.to_json(), lengths]).encode()).hexdigest()
+        validation = [len(document.ids) for document in self.validation]
+        digest = hashlib.sha256(json.dumps([self.vocabulary.to_json(), validation]).encode())
+        digest.update(self.training.lengths.tobytes())
+        return digest.hexdigest()
 
 
 def prepare_text(
@@ -81,7 +86,7 @@ def prepare_text(
         raise UsageError("the text is too short for a validation set", "give more text")
     validation = encode_validation(split, encoded.vocabulary)
     # Each document has an end besides its n-grams.
-    predictions = sum(len(phases[0]) + 1 for phases in encoded.documents)
+    predictions = int(encoded.documents.lengths[0].sum()) + len(encoded.documents)
     if configuration.batch_size > predictions:
         raise UsageError(
             f"--batch-size {configuration.batch_size} is more than the {predictions} n-grams of the training set",
