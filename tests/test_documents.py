@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grimmgen.configuration import Configuration
@@ -20,8 +21,11 @@ from grimmgen.runs import registry
 from grimmgen.text import corpus as corpora
 from grimmgen.text import extraction
 from grimmgen.text.corpus import ExtractedDocuments, open_corpus
-from grimmgen.text.documents import end_documents, end_records, looks_like_a_list
+from grimmgen.text.documents import JoinedText, end_documents, end_records, looks_like_a_list
+from grimmgen.text.id_cache import DocumentLengths
+from grimmgen.text.normalisation import normalised_pieces
 from grimmgen.text.split import PARTS, Split, split_by_hash
+from grimmgen.text.tokenizers import build_vocabulary
 from tests.program import Ran
 
 Program = Callable[..., Ran]
@@ -172,6 +176,41 @@ def test_empty_files_are_reported_and_do_not_count(tmp_path: Path) -> None:  # i
     split = split_by_hash(opened)
     assert not split.by_story
     assert all(document.read() for part in PARTS for document in split.parts[part])
+
+
+# --- ids ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tokens", ["char", "bigram", "ngram:3", "word", "bpe:40"])
+@given(data=st.data())
+@settings(deadline=None, max_examples=30)
+def test_joined_documents_are_encoded_as_each_by_itself(tokens: str, data: st.DataObject) -> None:
+    some = st.text("ab .\u0308é👑Σ", min_size=1, max_size=9)
+    documents = data.draw(st.lists(some.filter(str.strip), min_size=1, max_size=8))
+    text = "".join(document + "\0" for document in documents)
+    size = data.draw(st.integers(1, 20))
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    options = Configuration(tokens=tokens, min_count=data.draw(st.integers(1, 2)))
+    try:
+        vocabulary = build_vocabulary(documents, options)
+    except UsageError:
+        return
+    assert build_vocabulary([JoinedText(lambda: iter(pieces))], options) == vocabulary
+    for phase in range(options.tokenization.size if options.tokenization.kind == "ngram" else 1):
+        codes = list(normalised_pieces(pieces, vocabulary.normalisation))
+        blocks = list(vocabulary.encode_joined(codes, phase, with_costs=True))
+        ids, costs = (np.concatenate(parts) for parts in zip(*((b.ids, b.costs) for b in blocks), strict=True))
+        lengths, characters = DocumentLengths(), DocumentLengths()
+        for block in blocks:
+            lengths.add(len(block.ids), block.ends)
+            characters.add(block.size, block.characters)
+        encoded = [vocabulary.encode(document, phase) for document in documents]
+        assert ids.tolist() == np.concatenate(encoded).tolist()
+        assert lengths.all().tolist() == [len(one) for one in encoded]
+        if not phase:
+            alone = [vocabulary.encode_with_costs(document) for document in documents]
+            assert costs.tolist() == pytest.approx(np.concatenate([one[1] for one in alone]).tolist())
+            assert characters.all().tolist() == [one[2] for one in alone]
 
 
 # --- runs --------------------------------------------------------------------------------------------------

@@ -142,8 +142,8 @@ class DocumentLengths:
 
     def all(self) -> NDArray[np.int64]:
         """Return the length of each document."""
-        lengths: NDArray[np.int64] = np.diff(np.concatenate(self._ends))
-        return lengths
+        ends = np.concatenate(self._ends)
+        return ends[1:] - ends[:-1]
 
 
 def read(path: Path) -> Encoded:
