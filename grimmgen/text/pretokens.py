@@ -105,7 +105,7 @@ def _pattern() -> re.Pattern[str]:
     )
     word, several = rf"\w{marks}", f"{{1,{LONGEST}}}"
     return re.compile(
-        rf" ?[{word}]{several}| ?[^\s\0{word}]{several}|\s{several}?(?= ?\S)|\s{several}|\0",
+        rf" ?[{word}]{several}| ?[^\s\0{word}]{several}|\s{several}?(?= ?[^\s\0])|\s{several}|\0",
     )
 
 
