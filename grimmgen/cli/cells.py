@@ -192,7 +192,9 @@ def _measure(
             return lambda done: progress.update(number, done, info="", short="")
 
         activations = record(checkpoint, texts, bar("tokens", len(ids)))
-        correlations = correlate(activations.states, features, ids, notify_done=bar("units", configuration.hidden))
+        correlations = correlate(
+            activations.states, features, ids, notify_done=bar("units", activations.states.shape[1])
+        )
         network = LanguageModel(configuration, len(vocabulary)).to(device)
         network.load_weights(checkpoint.weights)
         bits, contexts = context_losses(network, texts)
@@ -258,9 +260,9 @@ def _tables(report: _Report) -> list[_Table]:
             ]
             for one in report.contexts
         ]
-        columns = ["tokens of context", "bits/char", "more", "±"]
+        columns = ["context", "bits/char", "more", "±"]
         rows.append(["all", f"{report.bits:.3f}", "", ""])
-        tables.append(_Table("loss by context", columns, rows))
+        tables.append(_Table("loss by tokens of context", columns, rows))
     return tables
 
 
@@ -273,6 +275,10 @@ def _sentences(report: _Report) -> list[str]:
     if not report.correlations:
         sentences.append("too little text to tell a unit from chance: give more of it")
     else:
+        sentences.append(
+            "by chance: what the best of all units has to exceed; beyond the token: what is left of the correlation"
+            " without what the last token alone explains"
+        )
         varying = {found.feature for found in report.correlations}
         if constant := [feature.name for k, feature in enumerate(FEATURES) if k not in varying]:
             sentences.append(f"does not vary in this text: {', '.join(constant)}")
