@@ -51,7 +51,8 @@ def eight_bits(weight: Floats, axis: int | None) -> Floats:
     """Round to 255 equidistant values; those of a column (axis 0) or of all have one scale."""
     scale = np.abs(weight).max(axis=axis, keepdims=True) / np.float32(127)
     scale[scale == 0] = 1
-    return np.round(weight / scale) * scale
+    rounded: Floats = np.round(weight / scale) * scale
+    return rounded
 
 
 FORMS: dict[str, tuple[int, Callable[[Floats], Floats]]] = {
