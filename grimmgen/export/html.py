@@ -16,7 +16,7 @@ from grimmgen.export.instructions import Program
 from grimmgen.runs.checkpoint import CHECKPOINT_CLOSES, CHECKPOINT_OPENS, LARGEST_PAGE, PAGE, Checkpoint
 
 # What runs in the worker, in the order in which it is put together.
-_WORKER = ("random.js", "kernel.js", "network.js", "generation.js", "worker.js")
+_WORKER = ("random.js", "kernel.js", "network.js", "vocabulary.js", "generation.js", "worker.js")
 _LINE = 120
 
 

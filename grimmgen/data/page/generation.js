@@ -1,63 +1,9 @@
 // Generating text as `grimmgen generate` does: initial state, prompt, sample, stop (grimmgen/sampling/).
 
-const UNKNOWN = 0, END = 1;
-const SPECIALS = 2;
 // Characters that are searched for the beginning of a grapheme cluster.
 const LONGEST_CLUSTER = 32;
 // Standard deviation of the random initial state.
 const STATE_DEVIATION = 0.05;
-
-class Vocabulary {
-  constructor({ ngram, lower, newlines, language, ngrams, alphabet }) {
-    Object.assign(this, { ngram, lower, newlines, language, ngrams });
-    this.alphabet = new Set(alphabet);
-    this.ids = new Map(ngrams.map((text, i) => [text, i + SPECIALS]));
-    this.size = ngrams.length + SPECIALS;
-  }
-
-  text(id) {
-    return id < SPECIALS ? "" : this.ngrams[id - SPECIALS];
-  }
-
-  // As the training text was normalised.
-  normalise(text) {
-    text = text.replace(/\r\n?/g, "\n");
-    if (this.newlines === "space") text = text.replaceAll("\n", " ");
-    if (this.lower) {
-      // Turkish and Azeri; composed first, since I and U+0307 are U+0130.
-      if (this.language) text = text.normalize("NFC").replaceAll("I", "\u0131").replaceAll("\u0130", "i");
-      text = text.toLowerCase();
-    }
-    return text.normalize("NFC");
-  }
-
-  // The characters of a prompt that the training text does not have.
-  unknownIn(prompt) {
-    return [...new Set(this.normalise(prompt))].filter((character) => !this.alphabet.has(character));
-  }
-
-  // A normalised prompt as the ids to read, the characters of the first token that the prompt has already, and the ids
-  // that the first token may have (null is all).
-  parse(prompt, beginnings) {
-    const characters = [...prompt];
-    if (!characters.length) return { ids: [END], prefix: "", candidates: beginnings };
-    const ids = [END];
-    let at = 0;
-    for (; at + this.ngram <= characters.length; at += this.ngram) {
-      ids.push(this.ids.get(characters.slice(at, at + this.ngram).join("")) ?? UNKNOWN);
-    }
-    const prefix = characters.slice(at).join("");
-    if (!prefix) return { ids, prefix, candidates: null };
-    const candidates = this.startingWith(prefix);
-    if (candidates.length) return { ids, prefix, candidates };
-    return { ids: [...ids, UNKNOWN], prefix: "", candidates: null };
-  }
-
-  // The tokens that start with a prefix and are longer than it.
-  startingWith(prefix) {
-    return [...this.ids].filter(([text]) => text.length > prefix.length && text.startsWith(prefix)).map(([, id]) => id);
-  }
-}
 
 // The functions below take time at every token: they are loops, since iterators would take several times as long.
 
@@ -120,14 +66,18 @@ function topP(logits, p) {
   return topK(logits, count);
 }
 
+function keepProbable(logits, options) {
+  return topP(topK(logits, options.topK), options.topP);
+}
+
 // The order of filter_logits in grimmgen/sampling/logits.py.
-function filterLogits(logits, { temperature, topK: k, topP: p }) {
+function filterLogits(logits, options) {
   logits = logits.slice();
   logits[UNKNOWN] = -Infinity;
-  const tempered = temper(logits, temperature);
-  const filtered = topP(topK(tempered, k), p);
+  const tempered = temper(logits, options.temperature);
+  const filtered = keepProbable(tempered, options);
   // A text can always end, except where only the most probable token is taken.
-  if (temperature !== 0 && k !== 1) filtered[END] = tempered[END];
+  if (options.temperature !== 0 && options.topK !== 1) filtered[END] = tempered[END];
   return filtered;
 }
 
@@ -154,7 +104,7 @@ function cut(tail, text, remaining) {
 
 class TextGenerator {
   constructor(checkpoint, program) {
-    this.vocabulary = new Vocabulary(checkpoint.vocabulary);
+    this.vocabulary = vocabularyOf(checkpoint.vocabulary);
     this.network = new Network(checkpoint, program);
     const { beginnings } = checkpoint.provenance;
     const known = (Array.isArray(beginnings) ? beginnings : []).filter(
@@ -170,11 +120,13 @@ class TextGenerator {
     this.drawStates(generator);
     prompt = vocabulary.normalise(prompt);
     if (prompt) yield { text: prompt, bits: null };
-    let { ids, prefix, candidates } = vocabulary.parse(prompt, this.beginnings);
-    for (const id of ids) {
+    const { ids, ends } = vocabulary.readPrompt(prompt);
+    for (const id of [END, ...ids]) {
       network.step(id);
       yield { text: "", bits: null };
     }
+    let prefix = this.readEnd(ends, options, generator);
+    let candidates = prompt ? prefix && vocabulary.startingWith(prefix) : this.beginnings;
     let tail = [...prompt].slice(-LONGEST_CLUSTER);
     for (let remaining = options.length; remaining > 0;) {
       const logits = network.logits;
@@ -202,6 +154,28 @@ class TextGenerator {
     }
     // Two states are drawn even for a cell with one, so that each random number has the place that it has in grimmgen.
     if (states.length === 1) for (const [state] of states[0]) for (let n = 0; n < state.length; n++) generator.normal();
+  }
+
+  // Read the end of a prompt, of several ways one in proportion to their probabilities. Returns the first characters of the
+  // token that follows.
+  readEnd(ends, options, generator) {
+    const { network, vocabulary } = this;
+    const before = network.snapshot(), logP = new Float32Array(ends.length), after = [];
+    for (const [number, { ids, prefix }] of ends.entries()) {
+      network.restore(before);
+      let sum = 0;
+      for (const id of ids) {
+        sum += network.logits[id] - logSum(network.logits);
+        network.step(id);
+      }
+      const { logits } = network;
+      if (prefix) sum += logSum(allowOnly(logits, vocabulary.startingWith(prefix))) - logSum(logits);
+      logP[number] = sum;
+      after.push(network.snapshot());
+    }
+    const chosen = ends.length > 1 ? draw(keepProbable(temper(logP, options.temperature), options), generator.uniform()) : 0;
+    network.restore(after[chosen]);
+    return ends[chosen].prefix;
   }
 
   // The bits of a token under the model; those of a token that the prompt begins are given its beginning.

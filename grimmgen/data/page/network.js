@@ -140,6 +140,16 @@ class Network {
     for (const layers of this.states) for (const [state, replaced] of layers) state.set(replaced);
   }
 
+  // The states and the logits, for `restore`.
+  snapshot() {
+    return { states: this.states.map((layers) => layers.map(([state]) => state.slice())), logits: this.logits.slice() };
+  }
+
+  restore({ states, logits }) {
+    this.states.forEach((layers, i) => layers.forEach(([state], depth) => state.set(states[i][depth])));
+    this.logits.set(logits);
+  }
+
   keep(token) {
     const values = this.inputs.map((input) => input.slice());
     this.cached += values.reduce((sum, { length }) => sum + length, 0);
