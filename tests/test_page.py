@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -185,6 +186,36 @@ def same_stories(page: Path, count: int) -> None:
     answers = in_node(page, [job(*story) for story in asked])
     for answer, story in zip(answers, generated(page, asked), strict=True):
         assert (answer["type"], answer["text"], answer["ending"]) == ("done", story.text, story.ending), story
+
+
+@needs_node
+@pytest.mark.parametrize("tokens", ["char", "ngram:3", "word", "bpe:60"])
+def test_prompts_of_other_tokens_are_read_as_by_generate(tokens: str, tmp_path: Path) -> None:
+    text = "The king's old house, and the kingdom;  “said” the king!\n\tHe_2 was ½ old — "
+    text += "नमस्ते दुनिया, 王様は \U0001f469\u200d\U0001f467 e\u0301.\n"
+    checkpoint = model_of(text * 20, tokens=tokens)
+    page = export(checkpoint, tmp_path)
+    prompts = [
+        "the k",
+        "the king",
+        "the kings ",
+        "a  b \n",
+        "¿x",
+        "नम",
+        "ki🙂n",
+        "“sa",
+        "the\tking'",
+        "x" * 40,
+        " ",
+        "2½ ",
+    ]
+    asked = [
+        (prompt, SamplingOptions(length=30, random_seed=number, **options))
+        for number, (prompt, options) in enumerate(itertools.product(prompts, OPTIONS))
+    ]
+    answers = in_node(page, [job(*story) for story in asked])
+    for answer, story in zip(answers, generated(page, asked), strict=True):
+        assert (answer["text"], answer["ending"]) == (story.text, story.ending), story
 
 
 @needs_node

@@ -11,7 +11,7 @@ import hashlib
 import json
 from importlib.resources import files as resources
 
-from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.errors import GrimmgenError
 from grimmgen.export.instructions import Program
 from grimmgen.runs.checkpoint import CHECKPOINT_CLOSES, CHECKPOINT_OPENS, LARGEST_PAGE, PAGE, Checkpoint
 
@@ -30,14 +30,8 @@ def to_html(checkpoint: Checkpoint) -> bytes:
         checkpoint: the model.
 
     Raises:
-        UsageError: its tokens are not n-grams.
         GrimmgenError: the model is too large for a page.
     """
-    if checkpoint.configuration.tokenization.kind != "ngram":
-        raise UsageError(
-            f"a page has n-grams as tokens, not those of --tokens {checkpoint.configuration.tokens}",
-            "export a model of bigrams, or give --onnx",
-        )
     style, page = _source("page.css"), _source("page.js")
     program = Program.of(checkpoint.configuration, len(checkpoint.vocabulary)).to_json()
     html = _source("page.html")
