@@ -97,6 +97,9 @@ def main() -> None:
     logits = read(end)  # <end> precedes every story
     for piece in pieces:
         logits = read(vocabulary.index(piece) if piece in vocabulary else unknown)
+    if not prompt and model["beginnings"]:
+        others = np.delete(np.arange(len(logits)), model["beginnings"])
+        logits[others] = -np.inf
     random = np.random.default_rng()
     for _ in range(arguments.length):
         logits[unknown] = -np.inf

@@ -16,7 +16,8 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
             `<unk>` and `<end>`, which begins and ends a story. Its `text` says how a text is cut into tokens: to
             lower case first if `lower`, by the rules of `language` if it is not null, with line ends as spaces if
             `newlines` is `space`, and then as the option `--tokens` says: into pieces of `ngram` characters, unless
-            that is null. Its `origin` has the cell, the run, the SHA-256 of the checkpoint and the version of grimmgen.
+            that is null. Its `beginnings` are the ids that stories without a prompt begin with, null for any. Its
+            `origin` has the cell, the run, the SHA-256 of the checkpoint and the version of grimmgen.
     """
     configuration, vocabulary = checkpoint.configuration, checkpoint.vocabulary
     kind, size = configuration.tokenization
@@ -25,6 +26,7 @@ def metadata_of(checkpoint: Checkpoint) -> dict[str, str]:
     model = {
         "vocabulary": [vocabulary.token(token) for token in range(len(vocabulary))],
         "text": {"tokens": vocabulary.tokens, "ngram": n, **vocabulary.normalisation._asdict()},
+        "beginnings": checkpoint.provenance.get("beginnings"),
         "origin": {
             "cell": configuration.cell,
             "run": checkpoint.provenance.get("run"),
