@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -191,3 +193,23 @@ def test_any_bytes_are_read_or_refused(content: bytes) -> None:
     except GrimmgenError as error:
         text = str(error)
     assert "\0" not in text
+
+
+def test_remedy_for_a_bad_byte_far_in_a_file_works() -> None:
+    content = b"In English, for a long while. " * 20_000 + "Rotk\xe4ppchen".encode("latin-1")
+    found = recognise(lambda: io.BytesIO(content), "tale.txt", examined=100_000)
+    assert found.encoding == "utf-8"
+    with pytest.raises(GrimmgenError, match=r"is not utf-8 \(byte 600004\)") as caught:
+        list(decode(io.BytesIO(content), found.encoding, "tale.txt"))
+    encoding = caught.value.remedy.rpartition("--encoding ")[2]
+    assert "".join(decode(io.BytesIO(content), encoding, "tale.txt")).endswith("Rotkäppchen")
+
+
+def test_remedy_for_nuls_works(tmp_path: Path) -> None:
+    path = tmp_path / "tale.txt"
+    path.write_bytes("Grüße\0 an die »Füchse«\n".encode())
+    with pytest.raises(GrimmgenError) as caught:
+        recognised(path.read_bytes())
+    command = caught.value.remedy.rpartition("as with ")[2]
+    ran = subprocess.run(command, shell=True, input=path.read_bytes(), capture_output=True, check=True)  # noqa: S602
+    assert read(ran.stdout) == "Grüße an die »Füchse«\n"

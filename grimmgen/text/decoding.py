@@ -33,6 +33,7 @@ _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r\f"
 # Share of NULs in Latin letters, and of bytes that are neither NUL nor printable in other scripts, in UTF-16.
 _WIDE_NULS, _WIDE_OTHERS = 0.2, 0.2
 _WIDE = ("utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be")
+_NUL_REMEDY = r"give a text file, or remove the NULs, as with tr -d '\0'"
 # Number of passages, each with a character beyond ASCII, from which an encoding is guessed.
 _PASSAGES = 32
 
@@ -53,15 +54,20 @@ class Decoded:
 
 
 def recognise(
-    open_file: Callable[[], BinaryIO], name: str, declared: str | None = None, nuls: bool = False
+    open_file: Callable[[], BinaryIO],
+    name: str,
+    declared: str | None = None,
+    nuls: bool = False,
+    examined: int | None = None,
 ) -> Decoded:
-    """Recognise the encoding of a file; UTF-8 is checked to the last byte.
+    """Recognise the encoding of a file; UTF-8 is checked to the last byte that is examined.
 
     Args:
         open_file: opens the file at its beginning.
         name: for messages.
         declared: the encoding that the file itself names, if it is not UTF-8.
         nuls: whether NULs are no error, as in a table, of which only the rows with NULs are lost.
+        examined: bytes after which valid UTF-8 is taken for UTF-8; None for all of them.
 
     Raises:
         GrimmgenError: the file is not text, or its encoding is not certain; the remedy shows what it might be.
@@ -78,7 +84,7 @@ def recognise(
                 if wide := wide_encoding(piece[nul - min(nul, PASSAGE) & ~3 :][:PASSAGE]):
                     return Decoded(wide, "by its NULs")
                 if not nuls:
-                    raise GrimmgenError(f"{name} is not text (byte {at + nul} is NUL)", "give a text file")
+                    raise GrimmgenError(f"{name} is not text (byte {at + nul} is NUL)", _NUL_REMEDY)
             if invalid is None:
                 pending = len(decoder.getstate()[0])
                 try:
@@ -87,9 +93,9 @@ def recognise(
                     invalid = at - pending + error.start
             if invalid is not None and len(passages) < _PASSAGES and (found := charsets.HIGH.search(piece)):
                 passages.append(_passage(piece, found.start()))
-            if not piece:
-                break
             at += len(piece)
+            if not piece or (examined is not None and at > examined and invalid is None):
+                break
             piece = file.read(_PIECE)
     if invalid is None:
         return Decoded(UTF8, "valid UTF-8")
@@ -125,20 +131,28 @@ def decode(file: BinaryIO, encoding: str, name: str, nuls: bool = False) -> Iter
         try:
             text = decoder.decode(piece, final=not piece)
         except UnicodeDecodeError as error:
+            bad = max(0, error.start - pending)
             raise GrimmgenError(
-                f"{name} is not {encoding} (byte {at - pending + error.start})", "give another --encoding"
+                f"{name} is not {encoding} (byte {at - pending + error.start})",
+                f"give another --encoding, as in --encoding {_other_encoding(_passage(piece, bad), encoding)}",
             ) from None
         if first and text:
             first, text = False, text.removeprefix("\ufeff")
         if "\0" in text and not nuls:
             raise GrimmgenError(
-                f"{name} has a NUL in {encoding} (byte {at + max(0, piece.find(0))})", "give another --encoding"
+                f"{name} has a NUL in {encoding} (near byte {at + max(0, piece.find(0))})", _NUL_REMEDY
             )
         if text:
             yield text
         if not piece:
             return
         at += len(piece)
+
+
+def _other_encoding(passage: bytes, encoding: str) -> str:
+    """The likeliest encoding of a passage that is not valid in another one; Latin-1 reads any bytes."""
+    likely = charsets.guess([passage]).encodings
+    return next((other for other in likely if charsets.known(other) != charsets.known(encoding)), "latin-1")
 
 
 def marked_encoding(head: bytes) -> str | None:

@@ -21,6 +21,8 @@ from grimmgen.text.sources import Source
 from grimmgen.text.tables import Rows
 
 _TABLES = {"csv", "jsonl"}
+# Bytes of a compressed file by which its encoding is recognised, since all of it would have to be unpacked twice.
+_EXAMINED = 64 << 20
 # Bytes of a book that is compressed or in an archive, and has to be unpacked to memory.
 _LARGEST_BOOK = 256 << 20
 
@@ -136,11 +138,16 @@ def recognise(source: Source, options: Configuration) -> Decoded:
     Raises:
         GrimmgenError: the source cannot be read, is not text, or its encoding is not certain.
     """
-    return _recognise(source.open, source.place, source.format, options)
+    packed = source.members or archives.is_compressed(source.path.name)
+    return _recognise(source.open, source.place, source.format, options, _EXAMINED if packed else None)
 
 
 def _recognise(
-    open_file: Callable[[], BinaryIO], place: str, form: sources.Format, options: Configuration
+    open_file: Callable[[], BinaryIO],
+    place: str,
+    form: sources.Format,
+    options: Configuration,
+    examined: int | None = None,
 ) -> Decoded:
     if options.encoding is not None:
         return Decoded(options.encoding, "--encoding")
@@ -150,4 +157,4 @@ def _recognise(
 
         with open_file() as file:
             declared = markup.declared_encoding(file.read(file_kinds.HEAD))
-    return decoding.recognise(open_file, place, declared, nuls=form in _TABLES)
+    return decoding.recognise(open_file, place, declared, form in _TABLES, examined)

@@ -5,10 +5,12 @@ A row that cannot be read is counted, and the first is named. If no row can be r
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
+import operator
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,8 @@ from grimmgen.errors import GrimmgenError, UsageError
 
 # Characters of a row, which a quotation mark that is never closed would extend to the end of the file.
 _LONGEST = 16 << 20
+# Characters whose rows are parsed at once.
+_BLOCK = 1 << 18
 # Rows from which the column with the text is recognised.
 _SAMPLE = 200
 _DELIMITERS = ",;\t|"
@@ -49,14 +53,6 @@ class Rows:
         self.bad += 1
         self.first_bad = self.first_bad or f"line {line}: {reason}"
 
-    def checked(self, line: int, text: str) -> Iterator[str]:
-        """Yield a row's text, if it has no NUL."""
-        if "\0" in text:
-            self.skip(line, "a NUL")
-        else:
-            self.good += 1
-            yield text
-
     def end(self, remedy: str) -> None:
         """Raise GrimmgenError if there are bad rows only."""
         if self.bad and not self.good:
@@ -78,7 +74,8 @@ def csv_texts(pieces: Iterable[str], column: str | None, tabs: bool, rows: Rows)
     """
     previous = csv.field_size_limit(_LONGEST)
     try:
-        yield from _csv_texts(_lines(pieces), column, tabs, rows)
+        for texts in _csv_texts(_line_lists(pieces), column, tabs, rows):
+            yield from texts
     finally:
         csv.field_size_limit(previous)
     rows.end("quotation marks inside a cell have to be doubled, and all rows need as many cells as the first")
@@ -96,44 +93,69 @@ def json_texts(pieces: Iterable[str], field: str | None, rows: Rows) -> Iterator
         UsageError: there is no such field, or several have text.
         GrimmgenError: no line can be read.
     """
-    parsed = _json_rows(_lines(pieces), rows)
-    sample = list(itertools.islice(parsed, _SAMPLE))
-    if field is None and (objects := [value for _, value in sample if isinstance(value, dict)]):
-        texts: dict[str, list[str]] = {}
-        for name, value in (pair for one in objects for pair in one.items()):
-            if isinstance(value, str):
-                texts.setdefault(name, []).append(value)
-        field = _choose(texts, rows.place, "field", sorted({name for one in objects for name in one}))
+    line_lists = _line_lists(pieces)
+    first = next(line_lists, [])
+    if field is None:
+        field = _choose_field(first[:_SAMPLE], rows.place)
     rows.column = field
-    for number, value in itertools.chain(sample, parsed):
-        text = value.get(field) if isinstance(value, dict) else value
-        if not isinstance(text, str):
-            missing = isinstance(value, dict) and field not in value
-            rows.skip(number, f"no field {field!r}" if missing else f"the field {field!r} is not text")
-        elif not _is_unicode(text):
-            rows.skip(number, "half of a surrogate pair")
-        else:
-            yield from rows.checked(number, text)
+    # As it stands in a line; a field that is there twice is looked at more closely.
+    key = json.dumps(field, ensure_ascii=False)
+    # JSONDecoder.decode would look for white space as long as the parser takes.
+    scan, scan_all = (
+        json.JSONDecoder().raw_decode,
+        json.JSONDecoder(object_pairs_hook=_without_repeated_keys).raw_decode,
+    )
+    number = 0
+    for lines in itertools.chain([first], line_lists):
+        for line in lines:
+            number += 1
+            if len(line) > _LONGEST:
+                rows.skip(number, f"longer than {_LONGEST >> 20} MB")
+                continue
+            line = line.strip()
+            if not line:
+                continue
+            try:
+                value, end = (scan if line.count(key) < 2 else scan_all)(line)
+            except (ValueError, RecursionError) as error:
+                rows.skip(number, _reason(error))
+                continue
+            text = value.get(field) if isinstance(value, dict) else value
+            if end < len(line):
+                rows.skip(number, f"not JSON (column {end + 1})")
+            elif not isinstance(text, str):
+                rows.skip(number, _missing(value, field))
+            elif "\0" in text:
+                rows.skip(number, "a NUL")
+            elif not text.isascii() and not _is_unicode(text):
+                rows.skip(number, "half of a surrogate pair")
+            else:
+                rows.good += 1
+                yield text
     rows.end("each line has to be a JSON object with the --field")
 
 
-def _json_rows(lines: Iterable[str], rows: Rows) -> Iterator[tuple[int, Any]]:
-    """The values of the lines that are JSON objects or strings, with their numbers."""
-    decode = json.JSONDecoder(object_pairs_hook=_without_repeated_keys).decode
-    for number, line in enumerate(lines, 1):
-        if len(line) > _LONGEST:
-            rows.skip(number, f"longer than {_LONGEST >> 20} MB")
-            continue
+def _choose_field(lines: Sequence[str], place: str) -> str | None:
+    """The field that has the text, by the first lines; None if they are no objects."""
+    texts: dict[str, list[str]] = {}
+    names: set[str] = set()
+    for line in lines:
         try:
-            value = decode(line)
-        except (ValueError, RecursionError) as error:
-            if not line.isspace():
-                rows.skip(number, _reason(error))
+            value = json.loads(line) if len(line) <= _LONGEST else None
+        except (ValueError, RecursionError):
             continue
-        if isinstance(value, dict | str):
-            yield number, value
-        else:
-            rows.skip(number, "not an object")
+        if isinstance(value, dict):
+            names |= value.keys()
+            for name, text in value.items():
+                if isinstance(text, str):
+                    texts.setdefault(name, []).append(text)
+    return _choose(texts, place, "field", sorted(names)) if names else None
+
+
+def _missing(value: object, field: str | None) -> str:
+    if not isinstance(value, dict):
+        return "not an object"
+    return f"the field {field!r} is not text" if field in value else f"no field {field!r}"
 
 
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -152,8 +174,6 @@ def _reason(error: Exception) -> str:
 
 def _is_unicode(text: str) -> bool:
     """Whether a text can be encoded: JSON can have half of a surrogate pair."""
-    if text.isascii():
-        return True
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -161,76 +181,162 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def _csv_texts(lines: Iterator[str], column: str | None, tabs: bool, rows: Rows) -> Iterator[str]:
-    first = next(lines, "")
+def _csv_texts(
+    line_lists: Iterator[list[str]], column: str | None, tabs: bool, rows: Rows
+) -> Iterator[Iterable[str]]:
+    """The texts of `csv_texts`, those of many rows at once."""
+    pending = next(line_lists, [""])
     order = sorted(_DELIMITERS, key=lambda delimiter: (tabs and delimiter != "\t", _DELIMITERS.index(delimiter)))
-    heads = {delimiter: _first_row([first], delimiter) for delimiter in order}
-    delimiter = max(order, key=lambda delimiter: len(heads[delimiter]))
-    parsed = _csv_rows(itertools.chain([first], lines), delimiter, rows)
-    _, names = next(parsed, (1, []))
+    delimiter = max(order, key=lambda delimiter: len(_first_rows(pending, delimiter, 1)[0]))
+    (names, *sample), used = _first_rows(pending, delimiter, _SAMPLE), _header_lines(pending, delimiter)
     names = [name.strip() for name in names]
-    sample = list(itertools.islice((row for row in parsed), _SAMPLE))
     if column is None:
-        texts = {name: [row[at] for _, row in sample if len(row) > at] for at, name in enumerate(names)}
+        texts = {name: [row[at] for row in sample if len(row) > at] for at, name in enumerate(names)}
         column = names[0] if len(names) == 1 else _choose(texts, rows.place, "column", names)
     elif column not in names:
         raise UsageError(f"{rows.place} has no column {column[:40]!r}", f"give one of {_listed(names)}")
     rows.column = column
-    at, width = names.index(column), len(names)
-    for number, row in itertools.chain(sample, parsed):
-        if len(row) == width:
-            yield from rows.checked(number, row[at])
-        elif width == 1:
-            # A list of texts whose commas are not quoted.
-            yield from rows.checked(number, delimiter.join(row))
-        else:
-            rows.skip(number, f"{len(row)} cells instead of {width}")
+    table = _Table(delimiter, names.index(column), len(names), rows, used + 1)
+    pending = pending[used:]
+    for lines in itertools.chain(line_lists, [None]):
+        size = sum(map(len, pending))
+        at = len(pending) if lines is None or size > _LONGEST else _row_boundary(pending)
+        texts_read, left = table.parse(pending[:at], final=lines is None or size > _LONGEST)
+        yield texts_read
+        pending = [*left, *pending[at:], *(lines or [])]
+    yield table.parse(pending, final=True)[0]
 
 
-def _first_row(lines: Sequence[str], delimiter: str) -> list[str]:
-    try:
-        return next(csv.reader(lines, delimiter=delimiter), [])
-    except csv.Error:
-        return []
+def _first_rows(lines: Sequence[str], delimiter: str, number: int) -> list[list[str]]:
+    """Up to so many rows that are not empty; at least one."""
+    rows: list[list[str]] = []
+    reader = csv.reader(_ended(lines), delimiter=delimiter)
+    with contextlib.suppress(csv.Error):
+        rows.extend(itertools.islice(filter(None, reader), number))
+    return rows or [[""]]
 
 
-def _csv_rows(lines: Iterator[str], delimiter: str, rows: Rows) -> Iterator[tuple[int, list[str]]]:
-    """The rows with the number of their first line.
+def _header_lines(lines: Sequence[str], delimiter: str) -> int:
+    """The number of lines up to the end of the first row."""
+    reader = csv.reader(_ended(lines), delimiter=delimiter)
+    with contextlib.suppress(csv.Error):
+        next(filter(None, reader), None)
+    return reader.line_num
 
-    Where a quotation mark is not closed, its line is skipped, and reading goes on with the next one.
+
+def _ended(lines: Sequence[str]) -> io.StringIO:
+    return io.StringIO("\n".join([*lines, ""]), newline="\n")
+
+
+def _row_boundary(lines: Sequence[str]) -> int:
+    """The last place between lines before which the quotation marks are paired, most likely between two rows; or 0."""
+    marks = "".join(lines).count('"')
+    at = len(lines)
+    while marks % 2:
+        at -= 1
+        marks -= lines[at].count('"')
+    return at
+
+
+@dataclass
+class _Table:
+    """Parses the rows of a CSV file.
+
+    Attributes:
+        delimiter: between columns.
+        column: number of the one with the text.
+        width: number of columns.
+        rows: is filled in.
+        line: number of the next line.
+        unclosed: quotation marks that were not closed.
     """
-    taken: list[str] = []
 
-    def recorded(lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            taken.append(line)
-            if len(line) > _LONGEST:
-                raise csv.Error(f"longer than {_LONGEST >> 20} MB")
-            yield line
+    delimiter: str
+    column: int
+    width: int
+    rows: Rows
+    line: int
+    unclosed: int = 0
 
-    number, unclosed = 1, 0
-    reader = csv.reader(recorded(lines), delimiter=delimiter, strict=True)
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
+    def parse(self, lines: list[str], final: bool) -> tuple[Iterable[str], list[str]]:
+        """Parse lines; return the texts, and lines at the end that are the beginning of a row.
+
+        Args:
+            lines: from the beginning of a row on.
+            final: whether no row goes on behind them.
+        """
+        text = "\n".join([*lines, ""])
+        if "\0" not in text and len(text) <= _LONGEST:
+            reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=self.delimiter, strict=True)
+            with contextlib.suppress(csv.Error):
+                found = list(filter(None, reader))
+                if {self.width}.issuperset(map(len, found)):
+                    self.line += len(lines)
+                    self.rows.good += len(found)
+                    return map(operator.itemgetter(self.column), found), []
+        return self._parse_row_by_row(lines, final)
+
+    def _parse_row_by_row(self, lines: list[str], final: bool) -> tuple[list[str], list[str]]:
+        """Likewise, where some row is bad: the line of a quotation mark that is not closed is skipped."""
+        texts: list[str] = []
+        # The lines of the current row; and whether there are no more.
+        taken: list[str] = []
+        ended = False
+
+        def recorded(lines: Iterable[str]) -> Iterator[str]:
+            nonlocal ended
+            for line in lines:
+                taken.append(line)
+                if len(line) > _LONGEST:
+                    raise csv.Error(f"longer than {_LONGEST >> 20} MB")
+                yield line + "\n"
+            ended = True
+
+        waiting: Iterator[str] = iter(lines)
+        reader = csv.reader(recorded(waiting), delimiter=self.delimiter, strict=True)
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return texts, []
+            except csv.Error as error:
+                if ended and not final:
+                    return texts, taken
+                self._skip(len(taken), str(error))
+                ended = False
+                waiting = itertools.chain(taken[1:], waiting)
+                reader = csv.reader(recorded(waiting), delimiter=self.delimiter, strict=True)
+                self.line += 1
+            else:
+                self._add(row, texts)
+                self.line += len(taken)
+            taken = []
+
+    def _skip(self, lines: int, error: str) -> None:
+        """Count a row that cannot be parsed, and of which so many lines were read."""
+        unclosed = lines > 1
+        self.rows.skip(self.line, "a quotation mark that is not closed" if unclosed else error)
+        self.unclosed += unclosed
+        if self.unclosed > _MOST_UNCLOSED:
+            raise GrimmgenError(
+                f"{self.rows.place} has more than {_MOST_UNCLOSED} unclosed quotation marks ({self.rows.first_bad})",
+                "quotation marks inside a cell have to be doubled",
+            )
+
+    def _add(self, row: list[str], texts: list[str]) -> None:
+        # A list of texts whose commas are not quoted has one column.
+        text = (
+            row[self.column] if len(row) == self.width else self.delimiter.join(row) if self.width == 1 else None
+        )
+        if not row:
             return
-        except csv.Error as error:
-            rows.skip(number, "a quotation mark that is not closed" if len(taken) > 1 else str(error))
-            unclosed += len(taken) > 1
-            if unclosed > _MOST_UNCLOSED:
-                raise GrimmgenError(
-                    f"{rows.place} has more than {_MOST_UNCLOSED} unclosed quotation marks ({rows.first_bad})",
-                    "quotation marks inside a cell have to be doubled",
-                ) from None
-            lines = itertools.chain(taken[1:], lines)
-            reader = csv.reader(recorded(lines), delimiter=delimiter, strict=True)
-            number += 1
+        if text is None:
+            self.rows.skip(self.line, f"{len(row)} cells instead of {self.width}")
+        elif "\0" in text:
+            self.rows.skip(self.line, "a NUL")
         else:
-            if row:
-                yield number, row
-            number += len(taken)
-        taken.clear()
+            self.rows.good += 1
+            texts.append(text)
 
 
 def _choose(texts: Mapping[str, Sequence[str]], place: str, what: str, names: Sequence[str]) -> str:
@@ -265,8 +371,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(name[:40] for name in names[:8]) + (", …" if len(names) > 8 else "")
 
 
-def _lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Lines with their ends; what is longer than _LONGEST is cut there, and the rest of that line dropped."""
+def _line_lists(pieces: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of lines without their ends; of a line that is longer than _LONGEST, the rest is dropped."""
+    lines: list[str] = []
+    size = 0
     rest: list[str] = []
     length = 0
     decoder = io.IncrementalNewlineDecoder(None, translate=True)
@@ -276,10 +384,14 @@ def _lines(pieces: Iterable[str]) -> Iterator[str]:
             if rest:
                 whole[0] = "".join([*rest, whole[0]])[: _LONGEST + 1]
                 rest, length = [], 0
-            for line in whole:
-                yield line + "\n"
+            lines += whole
+            size += len(piece)
+            if size > _BLOCK:
+                yield lines
+                lines, size = [], 0
         if length <= _LONGEST:
             rest.append(last)
             length += len(last)
     if length:
-        yield "".join(rest)[: _LONGEST + 1]
+        lines.append("".join(rest)[: _LONGEST + 1])
+    yield lines
