@@ -24,6 +24,7 @@ from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs.registry import Run
 from grimmgen.text.vocabulary import END
+from tests.browser import browser, executable
 from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
 from tests.program import PROGRAM, Ran, on_terminal
 from tests.test_surprisal import HOSTILE, Page, luminance
@@ -374,6 +375,31 @@ def test_report_page_has_the_tables_and_is_inert(tmp_path: Path, tales: Path, ru
     assert not re.search("https?:|url\\(", content)
 
 
+@pytest.mark.skipif(executable() is None, reason="no Chromium here")
+@pytest.mark.slow
+@pytest.mark.usefixtures("trained")
+def test_coloured_pages_are_inert_in_a_browser(run: Program, tmp_path: Path) -> None:
+    """Fault 52: nothing runs, nothing is loaded, and nothing is wider than a telephone."""
+    attack = "<img src=x onerror=hacked=1><svg/onload=hacked=1><script>hacked=1</script> \"'> "
+    text = tmp_path / "<i>x.txt"
+    text.write_text(attack * 40)
+    target = tmp_path / "out.html"
+    with browser() as chromium:
+        for options in ["--unit", "3"], ["--cells"], ["--heatmap"]:
+            assert run("eval", *options, str(text), "--html", str(target), "--quiet").code == 0
+            page = chromium.page()
+            page.resize(390, 800, dark=True)
+            page.open(target)
+            assert "onerror=hacked=1>" in page.evaluate("document.body.textContent")
+            assert page.evaluate("document.querySelectorAll('img, svg, i, script').length") == 0
+            assert page.evaluate("typeof hacked") == "undefined"
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, options
+            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(38, 38, 38)"
+            assert page.problems == []
+            assert [url.split(":")[0] for url in page.requests] == ["file"]
+
+
+@pytest.mark.slow
 @pytest.mark.usefixtures("trained")
 def test_report_fits_a_narrow_terminal() -> None:
     ran = on_terminal(*PROGRAM, "eval", "--cells", "--split", "train", "--quiet", columns=40)
@@ -381,6 +407,7 @@ def test_report_fits_a_narrow_terminal() -> None:
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", ran.out).splitlines()
     assert max(map(len, lines)) <= 40
     assert any("correlation" in line and "unit" in line for line in lines)
+    assert any("context" in line and "bits/char" in line for line in lines)
 
 
 def test_scale_has_contrast_and_the_mean_stands_apart() -> None:

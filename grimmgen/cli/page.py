@@ -101,7 +101,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; all columns but the first are aligned to the right."""
     head = "".join(f"<th>{escaped(column)}</th>" for column in columns)
     body = "\n".join(f"<tr>{''.join(f'<td>{escaped(visible(cell))}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table>\n<tr>{head}</tr>\n{body}\n</table>"
+    return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
 
 def visible(text: str) -> str:
@@ -151,6 +151,7 @@ h1 {{ font-size: 1.4rem }}
 h2 {{ font-size: 1.1rem; overflow-wrap: anywhere }}
 h1, h2, p, table, .legend, [data-tooltip]:hover::after {{ font-family: system-ui, "DejaVu Sans", sans-serif;
   line-height: 1.4 }}
+.wide {{ overflow-x: auto }}
 table {{ border-collapse: collapse; font-size: .95rem }}
 th, td {{ padding: .15rem .8rem .15rem 0; text-align: right; vertical-align: top }}
 th:first-child, td:first-child {{ text-align: left }}
