@@ -46,8 +46,7 @@ def export(
 ) -> None:
     """Export a model, to use it where grimmgen is not installed.
 
-    The page is a checkpoint, too: generate and eval read it with --run FILE. The same options and the same random
-    seed give the same text in both.
+    The page is a checkpoint, too (--run FILE): the same options and random seed give the same text in both.
 
     Example: grimmgen export --html teller.html
     """

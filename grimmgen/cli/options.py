@@ -81,7 +81,7 @@ RunOrFile = Annotated[
     str | None,
     option(
         "--run",
-        help="A run, or the path of a checkpoint file.",
+        help="A run, or the path of a checkpoint or an exported page.",
         show_default="the latest run",
         autocompletion=complete_runs,
     ),

@@ -7,6 +7,8 @@ const form = element("form"), story = element("story"), writeButton = element("w
 
 // Upper bounds of the levels of surprise but the last, in bits per character.
 const LEVELS = [0.5, 1, 2, 3, 4, 6];
+// Tokens of the shortest story whose speed is shown.
+const SHORTEST_TIMED = 200;
 const LARGEST_SEED = 2n ** 63n - 1n;
 
 let tokens = [];  // of the story: {text, bits}; bits are null for the prompt
@@ -40,7 +42,8 @@ const RECEIVE = {
     finish();
     if (ending === "end") story.classList.add("ended");
     const why = { end: "The end", length: "Length reached", stopped: "Stopped" }[ending];
-    const speed = seconds > 0 ? `, ${numbers.format(Math.round(count / seconds))} tokens a second` : "";
+    // Of a short story it would be the time that the first steps take.
+    const speed = count >= SHORTEST_TIMED ? `, ${numbers.format(Math.round(count / seconds))} tokens a second` : "";
     const unseen = unknown.length ? `. The model has never seen ${unknown.map((c) => `“${c}”`).join(" ")}` : "";
     report(`${why}: ${numbers.format(written())} characters${speed}${unseen}.`);
   },
