@@ -47,7 +47,8 @@ OPTIONS = {
     "vocab": "--corpus --split --top --check --repair "
     + declared(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
-    "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device",
+    "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device "
+    + declared(Configuration, *READING),
     "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
     " --lines --no-lines --novelty " + declared(SamplingOptions),
     "help": "",
@@ -178,7 +179,7 @@ BAD_NAME = "use at most 64 letters, digits, dots, dashes and underscores, starti
             1,
             "cannot read gone.safetensors (No such file or directory): check the path",
         ),
-        ("eval /", 2, "/ is not a file: give the path of a text file"),
+        ("eval /dev/null", 2, "/dev/null is not a file: give the path of a text file"),
         ("eval gone.txt", 2, "there is no file gone.txt: give the path of a text file"),
         ("tell", 2, "No such command 'tell': see `grimmgen --help`"),
         ("runs tell", 2, "No such command 'tell': see `grimmgen runs --help`"),

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from grimmgen.cli import options
+from grimmgen.configuration import OPTIONS, READING, Configuration
 
 if TYPE_CHECKING:
     from grimmgen.evaluation.comparison import Comparison, Result
     from grimmgen.evaluation.scores import Difference, Score
-    from grimmgen.text.corpus import Document
+    from grimmgen.text.corpus import Corpus, Report
 
 _DISPENSABLE = ["<unk>", "characters", "n-grams"]
+# Documents that are shown by themselves; of more, only --json shows each.
+_MOST_ROWS = 60
 
 
+@options.accept(Configuration, *READING)
 def evaluate(
     context: typer.Context,
+    chosen: Mapping[str, Any],
     files: Annotated[
         list[Path] | None,
         options.argument(metavar="FILE", help="Texts to read; without any, stories of the run."),
@@ -94,23 +101,35 @@ def evaluate(
     from grimmgen.errors import UsageError
     from grimmgen.runs import registry
 
-    documents = _documents(files or [])
     views = {"--novelty": novelty, "--cells": cells, "--unit": unit is not None}
     views["--heatmap"] = heatmap or (html is not None and not cells and unit is None)
-    chosen = [name for name, wanted in views.items() if wanted]
-    view = chosen[0] if chosen else ""
+    wanted = [name for name, is_wanted in views.items() if is_wanted]
+    view = wanted[0] if wanted else ""
     names: list[str | None] = [*dict.fromkeys(run)] if run else [None]
     typed = options.typed(context)
-    if documents and "split" in typed and not novelty:
+    if files and "split" in typed and not novelty:
         raise UsageError("--split has no effect with FILEs", "leave out one of them")
     if view not in {"", "--cells"} and "device" in typed:
         raise UsageError(f"--device has no effect with {view}, which runs on the CPU", "leave it out")
-    if view and (len(names) > 1 or dynamic or baseline or len(chosen) > 1):
+    if view and (len(names) > 1 or dynamic or baseline or len(wanted) > 1):
         raise UsageError(f"{view} takes one run and no other measure", "leave out the other options")
-    if view in {"--heatmap", "--unit"} and not documents:
+    if view in {"--heatmap", "--unit"} and not files:
         raise UsageError(f"{view} needs a text", "give a FILE")
 
+    if chosen and not files:
+        flag = OPTIONS[next(iter(chosen))].flags[0]
+        raise UsageError(f"{flag} has no effect without a FILE", f"leave out {flag}, or give a FILE")
+
+    for file in files or []:
+        if not (file.is_file() or file.is_dir() or str(file) == "-" or glob.has_magic(str(file))):
+            what = f"{file} is not a file" if file.exists() else f"there is no file {file}"
+            raise UsageError(what, "give the path of a text file")
     models = [registry.load_model(name, corpus) for name in names]
+    notify = None if quiet or json else console.note
+    read = _read(files, replace(models[0].checkpoint.configuration, **chosen), notify) if files else None
+    documents = read.documents if read else []
+    if read:
+        options.show_report(read.report, notify)
     if novelty:
         from grimmgen.cli.novelty import show_novelty
 
@@ -133,7 +152,6 @@ def evaluate(
         from grimmgen.network.model import choose_device
 
         chosen_device = choose_device(device)
-        notify = None if quiet or json else console.note
         bars: dict[str, int] = {}
         with console.Bars(quiet or json or not dynamic) as progress:
 
@@ -145,37 +163,37 @@ def evaluate(
             comparison = evaluate_models(
                 models, documents, split, chosen_device, dynamic, baseline, notify, notify_done
             )
-        _show(comparison, None if files else split, json)
+        _show(comparison, None if files else split, json, read.report if read else None)
 
 
-def _documents(paths: Sequence[Path]) -> list[Document]:
-    from grimmgen.errors import UsageError
-    from grimmgen.text.corpus import Document
+def _read(paths: Sequence[Path], configuration: Configuration, notify: Callable[[str], None] | None) -> Corpus:
+    """The FILEs as documents, which are called as they were typed where a FILE is one."""
+    from grimmgen.text.corpus import ExtractedDocuments, open_corpus
 
-    for path in paths:
-        if not path.is_file():
-            what = f"{path} is not a file" if path.exists() else f"there is no file {path}"
-            raise UsageError(what, "give the path of a text file")
-    return [Document(str(path), path) for path in paths]
+    opened = open_corpus([*map(str, paths)], configuration, notify=notify)
+    if not isinstance(opened.documents, ExtractedDocuments):
+        return opened
+    typed = {str(path.absolute().resolve()): str(path) for path in paths if path.is_file()}
+    return replace(opened, documents=opened.documents.renamed(typed))
 
 
 # --- rendering -----------------------------------------------------------------------------------------------
 
 
-def _show(comparison: Comparison, split: options.Part | None, json: bool) -> None:
-    """Print a comparison on standard output; `split` is None if FILEs were read."""
+def _show(comparison: Comparison, split: options.Part | None, json: bool, read: Report | None) -> None:
+    """Print a comparison on standard output; `split` is None if FILEs were read, and `read` if none were."""
     from grimmgen.cli import console
 
     results = comparison.results
     if comparison.warning:
         console.warn(comparison.warning)
     if json:
-        console.document([_to_json(result, results[0].name, split) for result in results])
+        console.document([_to_json(result, results[0].name, split, read) for result in results])
     elif len(results) == 1:
         title = results[0].name if split is None else f"{results[0].name}, {split} stories"
         _show_documents(results[0], title)
     else:
-        if results[1].difference and len(results[0].static.documents) > 1:
+        if results[1].difference and 1 < len(results[0].static.documents) <= _MOST_ROWS:
             _show_documents_of_all(results)
         _show_ranking(results)
         for result in results:
@@ -189,10 +207,14 @@ def _show_documents(result: Result, title: str) -> None:
 
     dynamic = result.dynamic is not None
     columns = _columns(dynamic)
-    rows = [[scores[0].name, *_cells(result, scores, dynamic)] for scores in result.documents]
-    if len(rows) > 1:
+    documents = result.documents
+    shown = documents if len(documents) <= _MOST_ROWS else []
+    rows = [[scores[0].name, *_cells(result, scores, dynamic)] for scores in shown]
+    if len(documents) > 1:
         rows.append(["all", *_cells(result, result.total, dynamic)])
     console.table(["story", *columns], rows, title, right=columns, marked=len(rows) - 1, dispensable=_DISPENSABLE)
+    if not shown:
+        console.sentence(f"{len(documents):,} documents: --json has each")
 
 
 def _show_documents_of_all(results: Sequence[Result]) -> None:
@@ -235,8 +257,9 @@ def _cells(result: Result, scores: tuple[Score, Score | None], dynamic: bool) ->
     ]
 
 
-def _to_json(result: Result, best: str, split: options.Part | None) -> dict[str, Any]:
+def _to_json(result: Result, best: str, split: options.Part | None, read: Report | None) -> dict[str, Any]:
     value: dict[str, Any] = {"run": result.name, "split": split, **_figures(result, result.total)}
+    value["read"] = read and read.to_json()
     value["stories"] = [{"name": scores[0].name, **_figures(result, scores)} for scores in result.documents]
     if found := result.difference:
         value["difference"] = {

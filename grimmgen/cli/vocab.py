@@ -75,11 +75,11 @@ def vocab(
         _check(text, parts, configuration, json)
         return
     counted = count_tokens(parts, configuration)
-    options.show_report(text.report, notify)
     if json:
         console.document(_to_json(text, configuration, counted, top))
         return
     _print(text, configuration, counted, top)
+    options.show_report(text.report, notify)
     if not quiet:
         sources = [f" --corpus {shlex.quote(argument)}" for argument in corpus if corpus != options.DEFAULT_CORPUS]
         console.hint(f"grimmgen train{''.join(sources)}", "next")

@@ -145,7 +145,7 @@ def _evaluate(
     checkpoint = trained.checkpoint
     model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
     model.load_weights(checkpoint.weights)
-    encoded = static.encode_for_evaluation(((d.name, d.pieces()) for d in documents), checkpoint.vocabulary)
+    encoded = static.encode_documents_for_evaluation(documents, checkpoint.vocabulary)
     result = Result(trained.name, static.evaluate(model, encoded))
     if not dynamic:
         return result

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.network.model import LanguageModel
 from grimmgen.text import encoding
 from grimmgen.text.batches import evaluation_windows
+from grimmgen.text.corpus import Document, ExtractedDocuments
+from grimmgen.text.id_cache import DocumentLengths
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 
 # Batch rows and time steps of a window; they change only the last digits of the scores.
@@ -119,6 +122,41 @@ def encode_for_evaluation(
             encoded.append(document)
         if left is not None and (left := left - len(document.ids)) <= 0:
             break
+    if not encoded:
+        raise GrimmgenError("there is no text to evaluate", "give a file that is not empty")
+    return encoded
+
+
+def encode_documents_for_evaluation(
+    documents: Sequence[Document], vocabulary: Vocabulary, limit: int | None = None, exact: bool = False
+) -> list[EncodedDocument]:
+    """Encode documents, skipping empty ones; see `encode_for_evaluation`."""
+    if not (isinstance(documents, ExtractedDocuments) and documents.row_by_row):
+        texts = ((document.name, document.pieces()) for document in documents)
+        return encode_for_evaluation(texts, vocabulary, limit, exact)
+    ids, costs = list[NDArray[Any]](), [np.zeros(1)]
+    lengths, characters, size = DocumentLengths(), DocumentLengths(), 0
+    for block in encoding.encode_joined(documents, vocabulary, with_costs=True):
+        ids.append(block.ids.astype(vocabulary.id_type))
+        costs.append(block.costs)
+        lengths.add(len(block.ids), block.ends)
+        characters.add(block.size, block.characters)
+        size += len(block.ids)
+        if limit is not None and size >= limit:
+            break
+    joined, spelling = np.concatenate(ids), np.cumsum(np.concatenate(costs))
+    ends = np.cumsum(lengths.all())
+    # The document that reaches the limit is the last one.
+    count = len(ends) if limit is None else min(len(ends), int(np.searchsorted(ends, limit)) + 1)
+    bounds = np.concatenate([[0], ends[:count]])
+    if exact and limit is not None:
+        bounds = np.minimum(bounds, limit)
+    parts = zip(bounds[:-1].tolist(), bounds[1:].tolist(), characters.all().tolist(), strict=False)
+    encoded = [
+        EncodedDocument(documents[i].name, joined[begin:end], float(spelling[end] - spelling[begin]), size)
+        for i, (begin, end, size) in enumerate(parts)
+        if end > begin
+    ]
     if not encoded:
         raise GrimmgenError("there is no text to evaluate", "give a file that is not empty")
     return encoded

@@ -273,12 +273,22 @@ class ExtractedDocuments(Sequence[Document]):
         """Return the documents at these positions, ascending, [n]; each cut to a span, if one is given."""
         return ExtractedDocuments(self.text, self._names, self._chosen[positions], span or self._span)
 
+    def renamed(self, names: Mapping[str, str]) -> ExtractedDocuments:
+        """Return the same documents, with new names for some sources by their places."""
+        new = [names.get(source.place, name) for source, name in zip(self.text.sources, self._names, strict=True)]
+        return ExtractedDocuments(self.text, new, self._chosen, self._span)
+
     @property
     def size(self) -> int:
         """The approximate size of all of them in bytes."""
         begin, end = self._span
         lengths = np.diff(self.text.ends, prepend=-1) - 1
         return round((end - begin) * int(lengths[self._chosen].sum()))
+
+    @property
+    def row_by_row(self) -> bool:
+        """Whether they are parts of files, such as lines, which have no lasting names."""
+        return any(source.row_by_row for source in self.text.sources)
 
     def digest(self) -> str:
         """Return a hash of all of them, of their order and their span."""
@@ -456,9 +466,7 @@ class Corpus:
     @property
     def row_by_row(self) -> bool:
         """Whether documents are parts of files, such as lines, which have no lasting names."""
-        return isinstance(self.documents, ExtractedDocuments) and any(
-            source.row_by_row for source in self.documents.text.sources
-        )
+        return isinstance(self.documents, ExtractedDocuments) and self.documents.row_by_row
 
 
 def open_corpus(

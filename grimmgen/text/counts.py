@@ -66,26 +66,26 @@ class Statistics:
 def count_tokens(split: Split, configuration: Configuration) -> Statistics:
     """Build the vocabulary of the training set and count the tokens of each part."""
     c, parts = configuration, split.parts
-    everything = [document for part in PARTS for document in parts[part]]
-    vocabulary = complete = build_vocabulary(parts["train"], c)
+    vocabulary = complete = build_vocabulary([encoding.joined(parts["train"])], c)
     if isinstance(vocabulary, NgramVocabulary):
-        complete = NgramVocabulary.build(everything, vocabulary.ngram, 1, c.normalisation)
+        complete = NgramVocabulary.build(
+            [*map(encoding.joined, parts.values())], vocabulary.ngram, 1, c.normalisation
+        )
     words = vocabulary if isinstance(vocabulary, WordVocabulary) else None
     counts = {}
     everywhere = np.zeros(len(complete), np.bool_)
     for part in PARTS:
         characters = tokens = unknown = pretokens = spelt = 0
         seen = np.zeros(len(complete), np.bool_)
-        for document in parts[part]:
-            for codes in encoding.token_codes(document.pieces(), vocabulary):
-                ids = vocabulary.ids(codes)
-                characters += len(codes)
-                tokens += len(ids)
-                unknown += int(np.count_nonzero(ids == UNKNOWN))
-                seen[complete.ids(codes) if complete is not vocabulary else ids] = True
-                if words is not None:
-                    spelt_here, pretokens_here = words.spelt(codes)
-                    spelt, pretokens = spelt + spelt_here, pretokens + pretokens_here
+        blocks = encoding.encode_joined(parts[part], vocabulary)
+        others = encoding.encode_joined(parts[part], complete) if complete is not vocabulary else None
+        for block in blocks:
+            characters += block.size
+            tokens += len(block.ids)
+            unknown += int(np.count_nonzero(block.ids == UNKNOWN))
+            seen[block.ids if others is None else next(others).ids] = True
+        if words is not None:
+            spelt, pretokens = words.spelt(encoding.joined(parts[part]))
         seen[:2] = False
         everywhere |= seen
         counts[part] = PartStatistics(
@@ -98,5 +98,5 @@ def count_tokens(split: Split, configuration: Configuration) -> Statistics:
         )
     first = vocabulary.normalise(next(iter(parts["train"][0].pieces()), ""))[: _FIRST * vocabulary.longest_token]
     beginning = vocabulary.cut(first, vocabulary.encode(first))[:_FIRST]
-    documents = len({document.name for document in everything})
+    documents = sum(map(len, parts.values())) if split.by_story else max(map(len, parts.values()))
     return Statistics(vocabulary, counts, documents, int(np.count_nonzero(everywhere)), beginning)

@@ -61,9 +61,12 @@ def joined(documents: Sequence[Document]) -> JoinedText:
     return JoinedText(partial(marked_pieces, documents))
 
 
-def encode_joined(documents: Sequence[Document], vocabulary: Vocabulary, phase: int = 0) -> Iterator[Block]:
+def encode_joined(
+    documents: Sequence[Document], vocabulary: Vocabulary, phase: int = 0, with_costs: bool = False
+) -> Iterator[Block]:
     """Encode documents one after the other; see `Vocabulary.encode_joined`."""
-    return vocabulary.encode_joined(normalised_pieces(marked_pieces(documents), vocabulary.normalisation), phase)
+    pieces = normalised_pieces(marked_pieces(documents), vocabulary.normalisation)
+    return vocabulary.encode_joined(pieces, phase, with_costs)
 
 
 @dataclass(frozen=True)

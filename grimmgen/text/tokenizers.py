@@ -215,10 +215,13 @@ class WordVocabulary(PretokenVocabulary):
     def split(self, pretoken: str) -> list[str]:  # noqa: D102
         return [pretoken] if pretoken in self._words else [*pretoken]
 
-    def spelt(self, codes: CodePoints) -> tuple[int, int]:
-        """Return how many pre-tokens of complete tokens are spelt from characters, and how many there are."""
-        found = pretokens.split(pretokens.text_of(codes))
-        return sum(pretoken not in self._words for pretoken in found), len(found)
+    def spelt(self, text: Text) -> tuple[int, int]:
+        """Return how many pre-tokens of a text are spelt from characters, and how many there are."""
+        counted, dropped = pretokens.count_pretokens([text], self.normalisation)
+        spelt = sum(count for pretoken, count in counted.items() if pretoken not in self._words) + sum(
+            dropped.values()
+        )
+        return spelt, sum(counted.values()) + sum(dropped.values())
 
     def _ends(self, last: str) -> list[PromptEnd]:
         # A word that the prompt has begun; white space and the space of a word; or a word that is spelt.

@@ -13,10 +13,11 @@ import numpy as np
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
-from grimmgen.evaluation.static import EncodedDocument, encode_for_evaluation
+from grimmgen.evaluation.static import EncodedDocument, encode_documents_for_evaluation
 from grimmgen.text import encoding
 from grimmgen.text.batches import RaggedIds, window_count
-from grimmgen.text.split import Split
+from grimmgen.text.corpus import Document
+from grimmgen.text.split import PARTS, Split
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 from grimmgen.training.distributed import ProcessGroup
 
@@ -82,8 +83,11 @@ def prepare_text(
         UsageError: the text is too short, or differs between the processes.
     """
     encoded = encoding.encode_documents(split.parts["train"], configuration, notify)
-    if not any("".join(itertools.islice(document.pieces(), 1)) for document in split.parts["valid"]):
-        raise UsageError("the text is too short for a validation set", "give more text")
+    for part in PARTS[1:]:
+        # An empty test set would be found after the training.
+        if not any(map(_has_text, split.parts[part])):
+            name = "validation" if part == "valid" else part
+            raise UsageError(f"the text is too short for a {name} set", "give more text")
     validation = encode_validation(split, encoded.vocabulary)
     # Each document has an end besides its n-grams.
     predictions = int(encoded.documents.lengths[0].sum()) + len(encoded.documents)
@@ -101,6 +105,10 @@ def prepare_text(
     return text
 
 
+def _has_text(document: Document) -> bool:
+    return any(itertools.islice(document.pieces(), 1))
+
+
 def encode_validation(split: Split, vocabulary: Vocabulary, ngrams: int | None = None) -> list[EncodedDocument]:
     """Encode the validation set.
 
@@ -109,5 +117,5 @@ def encode_validation(split: Split, vocabulary: Vocabulary, ngrams: int | None =
         vocabulary: of the training set.
         ngrams: encode only that many n-grams; None is all, or the first ones of a large text.
     """
-    texts = ((document.name, document.pieces()) for document in split.parts["valid"])
-    return encode_for_evaluation(texts, vocabulary, ngrams or VALIDATION_NGRAMS, exact=ngrams is not None)
+    limit, exact = ngrams or VALIDATION_NGRAMS, ngrams is not None
+    return encode_documents_for_evaluation(split.parts["valid"], vocabulary, limit, exact)
