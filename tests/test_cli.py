@@ -338,7 +338,7 @@ def abc(tmp_path: Path) -> Path:
 def test_vocab_counts_a_corpus(abc: Path, run: Program) -> None:
     ran = run("vocab", "--corpus", str(abc), "--min-count", "9")
     assert ran.code == 0
-    assert ran.err == f"next: grimmgen train --corpus {abc}\n"
+    assert ran.err == f"1 document, 100 bytes from 1 file\nnext: grimmgen train --corpus {abc}\n"
     rows = [line.split() for line in ran.out.splitlines() if re.match(" (train|valid|test|all) ", line)]
     assert rows == [
         ["train", "1", "80", "40", "2.00", "1", "0.000%"],
@@ -355,7 +355,11 @@ def test_vocab_json(abc: Path, run: Program) -> None:
     ran = run("vocab", "--corpus", str(abc), "--ngram", "1", "--min-count", "40", "--top", "1", "--json")
     assert (ran.code, ran.err) == (0, "")
     length = {"characters_per_token": 1.0}
-    assert json.loads(ran.out) == {
+    printed = json.loads(ran.out)
+    assert [printed["read"][name] for name in ("documents", "bytes", "files", "skipped")] == [1, 100, 1, []]
+    [source] = printed.pop("read")["sources"]
+    assert (source["name"], source["place"], source["encoding"]) == (abc.name, str(abc), "utf-8")
+    assert printed == {
         "corpus": str(abc),
         "tokens": "char",
         "min_count": 40,

@@ -60,7 +60,7 @@ def test_command_resolves_the_run_once(
     expected = run(*command)
     loads: list[str | None] = []
 
-    def load_and_train_another(asked: str | None) -> TrainedModel:
+    def load_and_train_another(asked: str | None, _moved_to: list[str] | None) -> TrainedModel:
         loads.append(asked)
         model = load_model(asked)
         newer_run(trained)
