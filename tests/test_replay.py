@@ -161,7 +161,9 @@ def test_file_that_is_no_record_is_exit_3(content: bytes, part: str, replay: Pro
     assert failed(replay(), 3, part)
 
 
-@pytest.mark.parametrize("options", ["--seed king", "--top-k 3", "--stories 2 --novelty", "--random-seed 1"])
+@pytest.mark.parametrize(
+    "options", ["--seed king", "--top-k 3", "--stories 2 --novelty", "--random-seed 1", "PROMPT"]
+)
 def test_options_beside_a_record_are_refused(options: str, replay: Program, tmp_path: Path) -> None:
     (tmp_path / "record.json").write_bytes(b"{}")
     assert failed(replay(*options.split()), 2, f"{options.split()[0]}", "cannot be given with --replay")

@@ -85,9 +85,7 @@ def generate(
     if json and "lines" in options.typed(context):
         raise UsageError("--lines has no effect with --json", "leave out --lines")
     if replay is not None:
-        if fixed := sorted(options.typed(context) - _WITH_REPLAY):
-            names = ", ".join("--" + name.replace("_", "-") for name in fixed)
-            raise UsageError(f"{names} cannot be given with --replay", "leave it out: the record has all options")
+        options.refuse_beside(context, "--replay", _WITH_REPLAY, "leave it out: the record has all options")
         _replay(replay, run, lines, json, quiet)
         return
     defaults: dict[str, Any] = {"random_seed": fresh_random_seed()}

@@ -216,6 +216,24 @@ def typed(context: typer.Context) -> set[str]:
     return _set(context, "COMMANDLINE")
 
 
+def refuse_beside(context: typer.Context, flag: str, allowed: Collection[str], remedy: str) -> None:
+    """Refuse parameters on the command line that a flag replaces.
+
+    Args:
+        context: of the command.
+        flag: that was given.
+        allowed: the names of the parameters that may be given with it.
+        remedy: what to do, in one line.
+
+    Raises:
+        UsageError: there is one.
+    """
+    refused = sorted(typed(context) - set(allowed))
+    shown = {one.name: one.opts[0] if one.opts[0][0] == "-" else one.metavar for one in context.command.params}
+    if refused:
+        raise UsageError(f"{', '.join(str(shown[name]) for name in refused)} cannot be given with {flag}", remedy)
+
+
 def _set(context: typer.Context, *sources: str) -> set[str]:
     found = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in found.items() if source and source.name in sources}

@@ -73,12 +73,9 @@ def train(
     began = time.monotonic()
     typed = options.typed(context)
     corpus, typed = options.merge_files(sources, corpus, typed)
-    if resume and (fixed := sorted(typed - _WITH_RESUME)):
-        names = ", ".join("--" + name.replace("_", "-") for name in fixed)
-        raise UsageError(
-            f"{names} cannot be given with --resume",
-            "leave it out: a run keeps all options but --epochs, --budget, --device and the place of its --corpus",
-        )
+    if resume:
+        kept = "a run keeps all options but --epochs, --budget, --device and the place of its --corpus"
+        options.refuse_beside(context, "--resume", _WITH_RESUME, f"leave it out: {kept}")
     configuration = None if resume else configure(preset, chosen)
     if configuration is not None:
         options.check_effective(configuration, typed)
