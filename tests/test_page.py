@@ -25,7 +25,7 @@ from grimmgen.export.instructions import Program, Vector
 from grimmgen.network.backends.numpy import Stepper
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import weight_shapes
-from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.checkpoint import CHECKPOINT_OPENS, Checkpoint
 from grimmgen.runs.registry import Run, load_model
 from grimmgen.sampling.generator import Generation, TextGenerator
 from grimmgen.sampling.options import SamplingOptions
@@ -523,3 +523,24 @@ def test_export_refuses_what_it_cannot_do(trained: Run, run: Callable[..., Ran],
     assert run("export", "--html", str(tmp_path / "a.html"), "--run", "no-fox").code != 0
     assert list(tmp_path.glob("*.html")) == []
     assert trained.best_path.exists()
+
+
+def test_fault_25_a_mutated_page_is_refused_or_valid(tmp_path: Path) -> None:
+    path = export(tiny_checkpoint(), tmp_path)
+    whole = path.read_bytes()
+    generator = np.random.default_rng(25)
+    begin = whole.index(CHECKPOINT_OPENS)
+    refused = 0
+    for number in range(300):
+        page = bytearray(whole)
+        # Half of the mutations hit the model, most others the page around it, which reading ignores.
+        for place in generator.integers(begin if number % 2 else 0, len(page), 3).tolist():
+            page[place] = int(generator.integers(256))
+        if number % 5 == 0:
+            del page[int(generator.integers(len(page))) :]
+        path.write_bytes(page)
+        try:
+            Checkpoint.read(path)
+        except IntegrityError:
+            refused += 1
+    assert 60 < refused < 300
