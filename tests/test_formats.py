@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
 import json
 import lzma
 import sys
@@ -71,6 +72,27 @@ def test_encoding_option_overrides_the_guess(tmp_path: Path) -> None:
     assert "".join(read_text(one, Configuration(encoding="koi8-r"), reading)) == "жил был царь"
     assert reading.decoded
     assert (reading.decoded.encoding, reading.decoded.reason) == ("koi8-r", "--encoding")
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (TALE.encode(), [TALE]),
+        (gzip.compress(TALE.encode()), [TALE]),
+        (b"<!DOCTYPE html>\n<p>Once<p>upon", ["Once\n\nupon\n"]),
+        (b'{"text": "Once"}\n{"text": "upon"}\n', ["Once", "upon"]),
+        (b'{"text": "' + b"x" * 9999 + b'"}\n{"text": "upon"}\n', ["x" * 9999, "upon"]),
+        (b'{"Once" he said: "}"\n', ['{"Once" he said: "}"\n']),
+    ],
+    ids=["text", "gzip", "page", "JSON lines", "long lines", "no JSON"],
+)
+def test_standard_input_is_recognised(
+    monkeypatch: pytest.MonkeyPatch, content: bytes, expected: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    [one], _ = find_sources(["-"])
+    assert one.name == one.place == "standard input"
+    assert texts(one) == expected
 
 
 # --- pages and books -----------------------------------------------------------------------------------------

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype html|html)\b", re.IGNORECASE)
+# The beginning of an object, which is not ended by the line, or another line follows that begins with one.
+_JSON_LINE = re.compile(rb'(?:\xef\xbb\xbf)?\{ *"(?:[^"\\\n]|\\.)*" *:[^\n]*(?:\}\s*(?:\n\s*\{|$)|\Z)')
 # Bytes of a file's beginning that are enough to recognise it.
 HEAD = 4096
 
@@ -65,6 +70,23 @@ def describe(head: bytes) -> str | None:
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return next((name for mark, name in _ZIPPED if mark in head), "a zip archive")
     return None
+
+
+def suffix(head: bytes) -> str:
+    """Return the suffix that belongs to a file of the standard input, which has no name; `.txt` if it is text.
+
+    Args:
+        head: its first bytes.
+    """
+    kind = describe(head)
+    if kind in _PACKED:
+        return f".txt{_PACKED[kind]}"
+    known = {"a zip archive": ".zip", "an EPUB book": ".epub"}
+    if kind in known:
+        return known[kind]
+    if _PAGE.match(head):
+        return ".html"
+    return ".jsonl" if _JSON_LINE.match(head) else ".txt"
 
 
 def remedy(kind: str) -> str:

@@ -301,7 +301,8 @@ class _Search:
         self, source: Source, parts: tuple[str, ...], any_suffix: bool = False, required: bool = False
     ) -> None:
         """Add a file, which may be compressed, if it is text."""
-        suffix = PurePosixPath(archives.without_compression(parts[-1])).suffix.lower()
+        name = source.members[-1] if source.members else source.path.name
+        suffix = PurePosixPath(archives.without_compression(name)).suffix.lower()
         with archives.open_bytes(source.path, source.members) as file:
             head = file.read(file_kinds.HEAD)
         kind = file_kinds.describe(head)
@@ -339,13 +340,14 @@ def _spool() -> Path:
     files.make_directory(directory)
     if sys.stdin is None or sys.stdin.closed:
         raise UsageError("there is no standard input", "pipe text into the command, or give a file")
-    digest = hashlib.sha256()
+    digest, head = hashlib.sha256(), b""
     temporary = directory / f"{os.getpid()}.part"
     with files.atomic_writer(temporary) as file:
         while piece := sys.stdin.buffer.read(1 << 20):
+            head = head or piece[: file_kinds.HEAD]
             digest.update(piece)
             file.write(piece)
-    path = directory / f"{digest.hexdigest()[:32]}.txt"
+    path = directory / f"{digest.hexdigest()[:32]}{file_kinds.suffix(head)}"
     with files.wrap_os_errors(f"cannot write {path}"):
         temporary.replace(path)
     return path
