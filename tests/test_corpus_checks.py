@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from grimmgen.configuration import Configuration
 from grimmgen.evaluation import corpus_checks
 from grimmgen.evaluation.corpus_checks import check_corpus
+from grimmgen.text import corpus
 from grimmgen.text.corpus import Document
 from grimmgen.text.split import Split
 from tests.program import Ran
@@ -153,6 +154,14 @@ def test_few_held_out_documents_are_found(split: Callable[..., Split]) -> None:
     assert [(f.kind, f.what) for f in check_corpus(few, CONFIGURATION)] == [
         ("size", "5 valid stories: too few to compare runs")
     ]
+
+
+def test_large_document_is_checked_in_pieces(split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_LARGEST_FETCHED", 100)
+    assert check_corpus(split(), CONFIGURATION) == []
+    expected = check_corpus(split(train5=CHANGED), CONFIGURATION)
+    monkeypatch.setattr(corpus_checks, "_PIECE", 31)
+    assert check_corpus(split(train5=CHANGED), CONFIGURATION) == expected != []
 
 
 @settings(max_examples=60, deadline=None)

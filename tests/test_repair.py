@@ -11,14 +11,14 @@ import pytest
 from grimmgen.configuration import Configuration
 from grimmgen.text import repair
 from grimmgen.text.corpus import open_corpus
-from grimmgen.text.repair import find_defects, repaired
+from grimmgen.text.repair import compounds_of, find_defects, repaired
 from tests.program import Ran
 
 Program = Callable[..., Ran]
 
 
 def fixed(text: str) -> str:
-    return "".join(repaired([text], find_defects([text])))
+    return "".join(repaired([text], find_defects([text]), compounds_of([text])))
 
 
 def as_windows_1252(text: str) -> str:
@@ -75,7 +75,7 @@ def test_defects_are_repaired(text: str, right: str) -> None:
     assert not find_defects([right])
     for cut in range(1, len(text), 7):
         pieces = [text[at : at + cut] for at in range(0, len(text), cut)]
-        assert "".join(repaired(pieces, find_defects(pieces))) == right
+        assert "".join(repaired(pieces, find_defects(pieces), compounds_of(pieces))) == right
 
 
 def test_unknown_characters_are_reported_and_kept() -> None:

@@ -30,6 +30,8 @@ _SHINGLE = 24
 _MIN_SHINGLES = 8
 # Number of shingles kept, to bound the memory. Of a larger corpus, a sample is compared, chosen by hash.
 _MAX_SHINGLES = 1 << 22
+# Characters that are hashed at once: each takes some 30 bytes.
+_PIECE = 1 << 20
 # A passage in this many documents, or in most documents of a smaller corpus, is a header or a licence.
 _BOILERPLATE = 50
 _MAX_UNKNOWN = 0.02
@@ -203,11 +205,10 @@ def _near_duplicates(texts: Sequence[str]) -> tuple[list[tuple[int, int, float]]
     stride = max(1, -(-sum(map(len, texts)) // _MAX_SHINGLES))
     hashes, offsets, sizes = [], [], []
     for text in texts:
-        distinct, at = np.unique(_shingles(text), return_index=True)
-        chosen = distinct % np.uint64(stride) == 0
-        hashes.append(distinct[chosen])
-        offsets.append(at[chosen])
-        sizes.append(int(chosen.sum()))
+        distinct, at = _sampled_shingles(text, stride)
+        hashes.append(distinct)
+        offsets.append(at)
+        sizes.append(len(distinct))
     # All shingles, sorted by hash, then by text.
     shingles, owner = np.concatenate(hashes), np.repeat(np.arange(len(texts)), sizes)
     order = np.argsort(shingles, kind="stable")
@@ -237,6 +238,18 @@ def _near_duplicates(texts: Sequence[str]) -> tuple[list[tuple[int, int, float]]
         if smaller >= _MIN_SHINGLES and n / smaller >= NEAR:
             near.append((a, b, min(0.99, n / smaller)))
     return near, common
+
+
+def _sampled_shingles(text: str, stride: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """The distinct shingles of a text whose hash is a multiple of `stride`, and where each is first."""
+    chosen, offsets = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)]
+    for begin in range(0, len(text), _PIECE):
+        shingles = _shingles(text[begin : begin + _PIECE + _SHINGLE - 1])
+        at = np.flatnonzero(shingles % np.uint64(stride) == 0)
+        chosen.append(shingles[at])
+        offsets.append(at + begin)
+    distinct, first = np.unique(np.concatenate(chosen), return_index=True)
+    return distinct, np.concatenate(offsets)[first]
 
 
 def _shingles(text: str) -> NDArray[np.uint64]:

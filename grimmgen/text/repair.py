@@ -11,8 +11,9 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from grimmgen.configuration import Configuration
@@ -47,7 +48,7 @@ _ANY = re.compile(
     f"|[{_characters(0xF0, 0xF4)}]{_CONTINUATION}{{3}}"
 )
 _LIGATURE = re.compile(f"[{''.join(_LIGATURES)}]")
-_NOT_ASCII = re.compile("[^\x00-\x7f]")
+_LEAD = re.compile("[Â-ô]")
 # Share of the characters beyond ASCII that look like UTF-8 in Windows-1252, from which on all of these are restored. In
 # other texts, “à »” with a no-break space looks like it, too.
 _MOJIBAKE_SHARE = 0.6
@@ -65,10 +66,10 @@ _DIRECTIONS = frozenset("\u061c\u200e\u200f")
 _RIGHT_TO_LEFT = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _NEAR = 200
 _HYPHENATED = re.compile(r"(\w+)-[ \t]*\r?\n[ \t]*([^\W\d_]+)([^\s\w]*)[ \t]?")
+_LINE_END_HYPHEN = re.compile(r"-[ \t]*\r?\n[ \t]*([^\W\d_]+)")
 _COMPOUND = re.compile(r"\w+-\w+")
 # Lines that end with a hyphen inside a word, least number and share, in a text that was laid out in lines.
 _LEAST_HYPHENS, _HYPHEN_SHARE = 3, 0.02
-_MOST_COMPOUNDS = 100_000
 _LONGEST_LINE = 1 << 20
 # Code points below which no script needs joiners.
 _JOINED_SCRIPTS = 0x0590
@@ -84,7 +85,6 @@ class Defects:
         mojibake: wrongly decoded characters.
         everywhere: whether most of what is not ASCII is wrongly decoded.
         hyphens: words that are split between lines.
-        compounds: words with a hyphen inside a line, by which real hyphens are known.
     """
 
     characters: Counter[str] = field(default_factory=Counter)
@@ -92,7 +92,6 @@ class Defects:
     mojibake: int = 0
     everywhere: bool = False
     hyphens: int = 0
-    compounds: set[str] = field(default_factory=set)
 
     def __bool__(self) -> bool:
         return bool(self.characters or self.ligatures or self.mojibake or self.hyphens)
@@ -108,22 +107,23 @@ def find_defects(pieces: Iterable[str]) -> Defects:
     lines = others = certain = possible = covered = 0
     for text in _whole_lines(pieces):
         lines += text.count("\n")
-        if "-" in text:
-            found.hyphens += sum(match[2].islower() for match in _HYPHENATED.finditer(text))
-            if len(found.compounds) < _MOST_COMPOUNDS:
-                found.compounds.update(word.lower() for word in _COMPOUND.findall(text))
+        found.hyphens += sum(
+            match[1].islower() and text[match.start() - 1 : match.start()].isalpha()
+            for match in _LINE_END_HYPHEN.finditer(text)
+        )
         for match in _STRAYS.finditer(text):
             if _is_stray(text, match.start()):
                 found.characters[match[0]] += 1
         if text.isascii():
             continue
         found.ligatures.update(_LIGATURE.findall(text))
-        others += len(_NOT_ASCII.findall(text))
-        certain += len(_CERTAIN.findall(text))
-        for match in _ANY.finditer(text):
-            if _restored(match) != match[0]:
-                possible += 1
-                covered += len(match[0])
+        others += len(text) - len(text.encode("ascii", "ignore"))
+        if _LEAD.search(text):
+            certain += len(_CERTAIN.findall(text))
+            for match in _ANY.finditer(text):
+                if _restored(match) != match[0]:
+                    possible += 1
+                    covered += len(match[0])
     found.everywhere = covered > _MOJIBAKE_SHARE * others
     found.mojibake = possible if found.everywhere else certain
     if found.mojibake:
@@ -134,12 +134,18 @@ def find_defects(pieces: Iterable[str]) -> Defects:
     return found
 
 
-def repaired(pieces: Iterable[str], defects: Defects) -> Iterator[str]:
+def compounds_of(pieces: Iterable[str]) -> set[str]:
+    """Return the words of a text that have a hyphen inside a line, in lower case."""
+    return {word.lower() for text in _whole_lines(pieces) for word in _COMPOUND.findall(text)}
+
+
+def repaired(pieces: Iterable[str], defects: Defects, compounds: Collection[str] = ()) -> Iterator[str]:
     """Yield the text without its defects, piece by piece.
 
     Args:
         pieces: of the text, cut anywhere.
         defects: of `find_defects` for the same text.
+        compounds: words that keep their hyphen where it is at a line end, too.
     """
     for text in _whole_lines(pieces):
         if defects.mojibake:
@@ -149,7 +155,7 @@ def repaired(pieces: Iterable[str], defects: Defects) -> Iterator[str]:
         if defects.characters or defects.mojibake:
             text = _STRAYS.sub(_without_stray, text)
         if defects.hyphens:
-            text = _HYPHENATED.sub(_joiner(defects.compounds), text)
+            text = _HYPHENATED.sub(_joiner(compounds), text)
         yield text
 
 
@@ -198,8 +204,10 @@ def write_repaired(sources: Sequence[Source], options: Configuration, directory:
             )
         else:
             name = name if name.lower().endswith(_TEXT_SUFFIXES) else f"{name}.txt"
-            defects = find_defects(formats.read_text(source, options, Reading()))
-            content = repaired(formats.read_text(source, options, Reading()), defects)
+            read = partial(formats.read_text, source, options)
+            defects = find_defects(read(Reading()))
+            compounds = compounds_of(read(Reading())) if defects.hyphens else ()
+            content = repaired(read(Reading()), defects, compounds)
         path = directory / name
         files.make_directory(path.parent)
         with files.atomic_writer(path) as file:
@@ -223,7 +231,7 @@ def _is_stray(text: str, at: int) -> bool:
     return text[at] not in _JOINERS or all(ord(neighbour) < _JOINED_SCRIPTS for neighbour in neighbours)
 
 
-def _joiner(compounds: set[str]) -> Callable[[re.Match[str]], str]:
+def _joiner(compounds: Collection[str]) -> Callable[[re.Match[str]], str]:
     """The replacement of a word that is split between lines: joined, unless it has its hyphen elsewhere, too."""
 
     def join(match: re.Match[str]) -> str:
