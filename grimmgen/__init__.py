@@ -19,7 +19,16 @@ if TYPE_CHECKING:
     from grimmgen.api import evaluate, load, train
     from grimmgen.configuration import Configuration
     from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-    from grimmgen.runs.events import Evaluated, Finished, RateDecayed, Recovered, Saved, Started, Stepped
+    from grimmgen.runs.events import (
+        Evaluated,
+        Finished,
+        PlatformChanged,
+        RateDecayed,
+        Recovered,
+        Saved,
+        Started,
+        Stepped,
+    )
     from grimmgen.sampling.generator import TextGenerator
     from grimmgen.sampling.options import SamplingOptions
     from grimmgen.text.corpus import open_corpus
@@ -35,6 +44,7 @@ __all__ = [
     "Finished",
     "GrimmgenError",
     "IntegrityError",
+    "PlatformChanged",
     "RateDecayed",
     "Recovered",
     "SamplingOptions",
@@ -60,6 +70,7 @@ _HOMES = {
     "Finished": "runs.events",
     "GrimmgenError": "errors",
     "IntegrityError": "errors",
+    "PlatformChanged": "runs.events",
     "RateDecayed": "runs.events",
     "Recovered": "runs.events",
     "Saved": "runs.events",

@@ -544,8 +544,12 @@ class Configuration:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, value: object) -> Configuration:
+    def from_json(cls, value: object, written_by: str = "") -> Configuration:
         """The configuration that `to_json` wrote, here or in an earlier version, of which it keeps the behaviour.
+
+        Args:
+            value: of `to_json`.
+            written_by: the program that wrote it, for an error message.
 
         Raises:
             IntegrityError: an option is unknown, of the wrong type, or out of range.
@@ -559,8 +563,9 @@ class Configuration:
             value["tokens"] = f"ngram:{ngram}"
         for name, stored in value.items():
             if name not in OPTIONS:
+                source = f", written by {written_by}," if written_by else ""
                 raise IntegrityError(
-                    f"the configuration has an unknown option {str(name)[:80]!r}", "upgrade grimmgen"
+                    f"the configuration{source} has an unknown option {str(name)[:80]!r}", "upgrade grimmgen"
                 )
             if not OPTIONS[name].accepts(stored):
                 raise IntegrityError(f"the configuration's {name} has the wrong type", "train again")

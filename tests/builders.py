@@ -50,14 +50,14 @@ def random_tensors(shapes: Mapping[str, tuple[int, ...]], random_seed: int = 0) 
     return {n: draw.normal(0.0, 1 / math.sqrt(s[0] or 1), s).astype(np.float32) for n, s in shapes.items()}
 
 
-def tiny_checkpoint(training: bool = False, **options: Any) -> Checkpoint:
-    """Three units over the bigrams of TEXT; with `training` what a resume needs, too."""
+def tiny_checkpoint(training: bool = False, run: str = "quiet-fox", **options: Any) -> Checkpoint:
+    """Three units over the bigrams of TEXT, of a run; with `training` what a resume needs, too."""
     configuration = tiny_configuration(**options)
     vocabulary = tiny_vocabulary(configuration)
     return Checkpoint(
         configuration,
         vocabulary,
-        {"run": "quiet-fox", "corpus": "tales", "step": 7},
+        {"run": run, "corpus": "tales", "step": 7},
         random_tensors(weight_shapes(configuration, len(vocabulary))),
         {"step": 7} if training else None,
         random_tensors(training_shapes(configuration, len(vocabulary)), 1) if training else {},

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import OPTIONS, Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.network.backends.numpy import Stepper
 from grimmgen.network.shapes import weight_shapes
@@ -414,6 +414,70 @@ def test_the_file_before_each_change_is_read(path: Path) -> None:
     entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
     path.write_bytes(put_together(entries, own, body))
     assert same(Checkpoint.read(path).weights, tiny_checkpoint().weights)
+
+
+def permuted(_: Json, own: Json, __: bytearray) -> None:
+    # Two n-grams that are equally frequent, or the order would be wrong.
+    ngrams, counts = own["vocabulary"]["ngrams"], own["vocabulary"]["counts"]
+    i = next(i for i in range(1, len(counts)) if counts[i] == counts[i - 1])
+    counts[i - 1] += 1
+    ngrams[i - 1], ngrams[i] = ngrams[i], ngrams[i - 1]
+
+
+def other_count(_: Json, own: Json, __: bytearray) -> None:
+    own["vocabulary"]["counts"][0] += 1
+
+
+def other_weight(entries: Json, _: Json, body: bytearray) -> None:
+    begin, _ = entries["layers.0.bias"]["data_offsets"]
+    body[begin] ^= 1
+
+
+@pytest.mark.parametrize(
+    "damage", [permuted, other_count, other_weight, swapped("output.weight", "adam.exp_avg.output.weight")]
+)
+def test_vocabulary_and_weights_belong_together(path: Path, damage: Damage) -> None:
+    entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
+    damage(entries, own, body)
+    refused = refusal(path, put_together(entries, own, body))
+    assert refused.what.endswith("has another vocabulary or other weights than were saved")
+
+
+def test_a_checkpoint_without_the_hash_is_read(path: Path) -> None:  # fault 50
+    entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
+    del own["sha256"]
+    path.write_bytes(put_together(entries, own, body))
+    assert same(Checkpoint.read(path).weights, tiny_checkpoint().weights)
+
+
+@pytest.mark.parametrize("option", ["hiden", "x\n\x1b[2J"])
+@pytest.mark.parametrize("version", ["7.3.0", None, 7, "1.0\n\x1b[2J", "9" * 99])
+def test_an_unknown_option_is_named_with_the_version(path: Path, option: str, version: object) -> None:
+    # Fault 50
+    entries, own, body = taken_apart(written(tiny_checkpoint(), path))
+    own["configuration"][option] = 1
+    own["provenance"]["versions"] = {"grimmgen": version}
+    source = ", written by grimmgen 7.3.0," if version == "7.3.0" else ""
+    refused = refusal(path, put_together(entries, own, body))
+    assert refused.what.endswith(f"the configuration{source} has an unknown option {option!r}")
+    assert refused.remedy == "upgrade grimmgen"
+
+
+def test_a_newer_format_is_named_with_the_version(path: Path) -> None:
+    entries, own, body = taken_apart(written(tiny_checkpoint(), path))
+    own["provenance"]["versions"] = {"grimmgen": "7.3.0"}
+    refused = refusal(path, put_together(entries, own | {"format": 99}, body))
+    assert refused.what.endswith(", written by grimmgen 7.3.0, has format 99, which is newer than this grimmgen")
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_checkpoint_without_an_option_has_its_default(path: Path, name: str) -> None:  # fault 50
+    if name in {"hidden", "ngram", "min_count", "batch_size", "unroll"}:
+        return  # the network and the text of the checkpoint are not those of the defaults
+    entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
+    del own["configuration"][name]
+    path.write_bytes(put_together(entries, own, body))
+    assert getattr(Checkpoint.read(path).configuration, name) == OPTIONS[name].default
 
 
 @pytest.mark.parametrize("options", [{"hidden": 2**15}, {"hidden": 2**15, "layers": 64}, {"batch_size": 2**20}])

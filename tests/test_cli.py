@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import typer.main
 
-from grimmgen.cli import app
+from grimmgen.cli import app, console
 from grimmgen.cli.chart import draw
 from grimmgen.configuration import READING, Configuration, options_of
 from grimmgen.evaluation.baseline import KneserNey
@@ -659,3 +659,39 @@ def test_a_part_of_a_short_text_is_not_called_empty(tmp_path: Path, run: Program
     path = tmp_path / "short.txt"
     path.write_text("There was once a king.\nHe had a fox.\n\n", encoding="utf-8")
     assert "no text" not in run("vocab", "--corpus", str(path), "--check").out
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "width", "shown"),
+    [
+        (8.5, 2, 9, "8.50"),
+        (999.994, 2, 6, "999.99"),
+        (1234.5, 2, 6, "1234.5"),
+        (123456.7, 2, 6, "123457"),
+        (1234567.8, 2, 6, "1e+06"),
+        (1234567.8, 3, 9, "1234567.8"),
+        (999999999.9, 0, 9, "1e+09"),
+        (1.0142320547350045e304, 2, 9, "1e+304"),
+        (-1.5, 1, 9, "-1.5"),
+        (0, 2, 9, "0.00"),
+        (10**400, 2, 9, "–"),
+        (None, 2, 9, "–"),
+        ("8", 2, 9, "–"),
+    ],
+)
+def test_a_figure_is_never_wider_than_its_column(value: object, digits: int, width: int, shown: str) -> None:
+    assert console.figure(value, digits, width) == shown
+
+
+@pytest.mark.slow
+def test_figures_of_a_diverged_run_are_short(tales: Path, run: Program) -> None:
+    options = "--hidden 8 --batch-size 16 --min-count 9 --lr 1e4 --clip 1e12 --epochs 2"
+    ran = run("train", "--corpus", str(tales), "--run", "wild", *options.split())
+    assert ran.code == 0, ran.err
+    outputs = [ran, *(run(*command.split(), "--run", "wild") for command in ("eval", "eval --baseline"))]
+    outputs += [run("runs", "list"), run("runs", "show")]
+    for output in outputs:
+        assert output.code == 0
+        shown = re.sub(r"(?m)^(options|command) .*", "", output.out + output.err.replace("options:", "options "))
+        assert "1e+304" in shown
+        assert not re.search(r"\d{12}", shown)

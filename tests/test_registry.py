@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import errno
 import json
 import os
 import re
 import secrets
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +61,7 @@ def test_a_new_run_has_its_description(runs: Path) -> None:
     info = run.info()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", info.pop("created"))
     assert info == {
-        "format": 1,
+        "format": 2,
         "name": "first",
         "order": 1,
         "command": "grimmgen train",
@@ -250,8 +253,12 @@ def test_an_unreadable_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         (b'{"format": "1", "corpus": {}}', "is not the description of a run"),
         (b'{"format": 1}', "is not the description of a run"),
         (
-            b'{"format": 2, "corpus": {}}',
-            "run.json has format 2, which is newer than this grimmgen: upgrade grimmgen",
+            b'{"format": 3, "corpus": {}}',
+            "run.json has format 3, which is newer than this grimmgen: upgrade grimmgen",
+        ),
+        (
+            b'{"format": 3, "versions": {"grimmgen": "7.3.0"}}',
+            "run.json, written by grimmgen 7.3.0, has format 3, which is newer than this grimmgen: upgrade grimmgen",
         ),
     ],
 )
@@ -405,7 +412,7 @@ def test_the_log_is_cut_at_a_step_and_an_incomplete_line() -> None:
 def test_a_model_is_loaded_by_run_or_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = create("old"), create("new")
     for seed, path in enumerate((old.best_path, new.last_path, new.best_path, tmp_path / "copy.safetensors")):
-        tiny_checkpoint(random_seed=seed).write(path)
+        tiny_checkpoint(run=path.parent.name, random_seed=seed).write(path)
 
     def found(run_or_path: str | None) -> tuple[str, int]:
         model = registry.load_model(run_or_path)
@@ -432,7 +439,11 @@ def test_a_model_is_loaded_by_run_or_path(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("typed", "error", "message"),
     [
-        (None, GrimmgenError, "the run mine has no checkpoint yet: wait for its first evaluation"),
+        (
+            None,
+            GrimmgenError,
+            "the run mine has no checkpoint: train it with `grimmgen train --resume --run mine`",
+        ),
         ("other", UsageError, "there is no run other: the latest are: mine"),
         ("./gone", GrimmgenError, "cannot read gone (No such file or directory)"),
         ("gone.safetensors", GrimmgenError, "cannot read gone.safetensors (No such file or directory)"),
@@ -479,3 +490,156 @@ def test_the_next_change_removes_incomplete_runs(runs: Path, tmp_path: Path) -> 
     registry.make_latest(run, Configuration())
     assert below(runs) - {".removed-link"} == {"mine", "mine/run.json"}
     assert (tmp_path / "elsewhere").exists()
+
+
+# --- the latest run (fault 55) ----------------------------------------------------------------------------
+
+
+def saved(run: Run, **options: Any) -> Run:
+    """Save a checkpoint of a run as a training does."""
+    checkpoint = tiny_checkpoint(True, run.name, **options)
+    provenance = {**checkpoint.provenance, "run_sha256": registry.run_sha256(run.info())}
+    dataclasses.replace(checkpoint, provenance=provenance).write(run.last_path)
+    return run
+
+
+def test_a_run_without_a_checkpoint_is_never_the_latest() -> None:
+    good, begun = saved(create("good")), create("begun")
+    assert registry.find() == registry.find("latest") == registry.load_model().run == good
+    assert registry.newer_without_checkpoint(good) == begun
+    saved(begun)
+    assert registry.find() == registry.load_model().run == begun
+    assert registry.newer_without_checkpoint(begun) is None
+    registry.make_latest(good, Configuration())
+    assert registry.find() == good
+
+
+@pytest.mark.parametrize("path", ["best_path", "last_path", "previous_path"])
+def test_a_run_with_any_checkpoint_can_be_the_latest(path: str) -> None:
+    saved(create("good"))
+    newer = create("newer")
+    # Even if it is a dangling link: that is an error, and no reason to use another run in its place.
+    getattr(newer, path).symlink_to("gone")
+    assert registry.find() == newer
+
+
+def test_before_any_checkpoint_the_last_run_is_the_latest() -> None:
+    create("first")
+    last = create("last")
+    assert registry.find() == last
+    with pytest.raises(
+        GrimmgenError, match=r"the run last has no checkpoint: train it with .*--resume --run last`"
+    ):
+        registry.load_model()
+    with last.locked(), pytest.raises(GrimmgenError, match="last has no checkpoint yet: wait for its first eval"):
+        registry.load_model()
+
+
+def test_a_run_knows_the_process_that_trains_it() -> None:
+    run = create("mine")
+    assert run.trainer is None
+    with run.locked():
+        assert run.trainer == f"process {os.getpid()}"
+        assert create("other").trainer is None
+    assert run.trainer is None
+    # A killed process leaves its number, but not its lock.
+    (run.path.parent / ".locks" / "mine.pid").write_text("1")
+    assert run.trainer is None
+
+
+def test_a_lock_may_be_released_by_another_thread() -> None:
+    run, lock = create("mine"), contextlib.ExitStack()
+    lock.enter_context(run.locked())
+    thread = threading.Thread(target=lock.close)
+    thread.start()
+    thread.join()
+    with run.locked():
+        assert run.trainer
+
+
+# --- runs that ended without a checkpoint -----------------------------------------------------------------
+
+
+def test_a_run_that_ended_without_a_checkpoint_is_replaced(runs: Path) -> None:
+    failed = create("mine", Configuration(hidden=7))
+    failed.append_log({"event": "started"})
+    again = create("mine", Configuration(hidden=8))
+    assert again.configuration.hidden == 8
+    assert again.log() == []
+    assert below(runs) - {".removed"} == {"mine", "mine/run.json"} | {
+        name for name in below(runs) if name.startswith(".removed-")
+    }
+    create("other")
+    assert below(runs) == {"mine", "mine/run.json", "other", "other/run.json"}
+
+
+def test_a_run_in_training_or_with_a_checkpoint_is_kept() -> None:
+    run = create("mine")
+    # Its training is about to begin: there is no log yet.
+    with pytest.raises(UsageError, match="exists already"):
+        create("mine")
+    run.append_log({"event": "started"})
+    with run.locked(), pytest.raises(UsageError, match="exists already"):
+        create("mine")
+    for path in (run.best_path, run.last_path, run.previous_path):
+        path.touch()
+        with pytest.raises(UsageError, match="exists already"):
+            create("mine")
+        path.unlink()
+    assert run.log() == [{"event": "started"}]
+
+
+# --- checkpoints of other runs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+def test_a_checkpoint_of_another_run_is_refused(hashed: bool) -> None:
+    one, other = create("one"), create("other")
+    saved(other)
+    if not hashed:  # as in earlier versions
+        tiny_checkpoint(True, "other").write(other.last_path)
+        assert registry.load_model("other").run == other
+    one.best_path.write_bytes(other.last_path.read_bytes())
+    message = f"{one.best_path} is not a checkpoint of the run one, but of another one other"
+    for load in (lambda: registry.load_model("one"), registry.find("one").checkpoint):
+        with pytest.raises(IntegrityError, match=re.escape(message)):
+            load()
+    # As a file it is what it is.
+    assert registry.load_model(str(one.best_path)).run is None
+
+
+def test_a_run_of_the_same_name_is_another_run() -> None:
+    content = saved(create("mine")).last_path.read_bytes()
+    info = registry.find("mine").info()
+    registry.find("mine").remove()
+    again = create("mine")
+    (again.path / "run.json").write_text(json.dumps({**again.info(), "created": "2001-01-01T00:00:00+00:00"}))
+    again.last_path.write_bytes(content)
+    with pytest.raises(IntegrityError, match="not a checkpoint of the run mine, but of another one:"):
+        registry.load_model("mine")
+    (again.path / "run.json").write_text(json.dumps({**info, "order": 9, "configuration": {}}))
+    assert registry.load_model("mine").run == again, "what a resume changes is not part of the hash"
+
+
+def test_a_renamed_run_is_the_same_run(runs: Path) -> None:
+    saved(create("mine")).path.rename(runs / "renamed")
+    assert registry.load_model("renamed").name == "renamed"
+
+
+def test_a_loaded_model_keeps_the_stories_of_its_run(tmp_path: Path) -> None:
+    for corpus in ("old", "new"):
+        (tmp_path / corpus).mkdir()
+        for name in ("one", "two", "three"):
+            (tmp_path / corpus / f"{name}.txt").write_text(f"The {corpus} tale of {name}.")
+
+    def train(corpus: str) -> None:
+        text = open_corpus(str(tmp_path / corpus))
+        parts = dict(zip(("train", "valid", "test"), ((d,) for d in text.documents), strict=True))
+        saved(registry.create("mine", Configuration(), text, Split(parts), "", {}))  # type: ignore[arg-type]
+
+    train("old")
+    model = registry.load_model("mine")
+    registry.find("mine").remove()
+    train("new")
+    [document] = model.split().parts["train"]
+    assert "The old tale" in document.read()

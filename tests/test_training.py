@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import itertools
 import math
+import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,13 +21,14 @@ import torch
 
 from grimmgen.configuration import PRESETS, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.evaluation.scores import LARGEST_PERPLEXITY, bounded_perplexity
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel, State
-from grimmgen.network.train_step import StepResult
+from grimmgen.network.train_step import StepResult, TrainStep
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
-from grimmgen.runs.events import Evaluated, Event, Finished, RateDecayed, Saved, Started, Stepped
+from grimmgen.runs.events import Evaluated, Event, Finished, PlatformChanged, RateDecayed, Saved, Started, Stepped
 from grimmgen.text import encoding
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
@@ -706,3 +711,222 @@ def test_ranks_is_a_deprecated_name(corpus: Corpus) -> None:
     list(training.events())
     with pytest.warns(DeprecationWarning, match="use `group`"):
         Training.resume(training.run, ranks=group)
+
+
+# --- runs that fail, and runs that are resumed -------------------------------------------------------------
+
+
+def diverge_after(updates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loss be nan after so many updates of each training step."""
+    call, done = TrainStep.__call__, Counter[int]()
+
+    def step(self: TrainStep, *arguments: Any) -> StepResult:
+        result = call(self, *arguments)
+        done[id(self)] += 1
+        return result if done[id(self)] <= updates else result._replace(loss=math.nan)
+
+    monkeypatch.setattr(TrainStep, "__call__", step)
+
+
+def failed(training: Training) -> str:
+    with pytest.raises(GrimmgenError) as caught:
+        list(training.events())
+    return str(caught.value)
+
+
+def test_divergence_saves_the_best_weights(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, events = trained(corpus, Configuration(**TINY, epochs=2))
+    diverge_after(only(Evaluated, events)[-1].step, monkeypatch)
+    training = Training.begin(corpus, Configuration(**TINY, epochs=9))
+    said = re.fullmatch(
+        r"the loss or its gradient is not finite at update 7; the best weights, of epoch (\d), are saved:"
+        r" train a new run with --lr 0\.0001",
+        failed(training),
+    )
+    assert said
+    assert int(said[1]) == only(Finished, events)[0].best_epoch
+    model, expected = (registry.load_model(run.run.name).checkpoint for run in (training, whole))
+    assert all(np.array_equal(model.weights[name], expected.weights[name]) for name in expected.weights)
+    assert training.run.log()[-1] == {
+        "event": "failed",
+        "step": 6,
+        "error": "the loss or its gradient is not finite at update 7",
+    }
+
+
+def test_divergence_without_an_evaluation_says_that_nothing_is_saved(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, _ = trained(corpus)
+    diverge_after(1, monkeypatch)
+    bad = Training.begin(corpus, Configuration(**TINY, clip=1e12, learning_rate=1e6))
+    assert failed(bad) == (
+        "the loss or its gradient is not finite at update 2; no checkpoint was saved:"
+        " train a new run with --clip 5 --lr 0.001"
+    )
+    assert not bad.run.has_checkpoint
+    assert registry.load_model().run == good.run
+
+
+def test_a_perplexity_that_overflows_is_no_minimum(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = iter([math.inf, math.inf, 9.0, math.inf])
+    score = SimpleNamespace(
+        total=property(
+            lambda _: SimpleNamespace(perplexity=bounded_perplexity(next(results)), bits_per_character=1)
+        )
+    )
+    monkeypatch.setattr(training_module, "evaluate", lambda *_: type("Evaluation", (), {"total": score.total})())
+    training = Training.begin(corpus, Configuration(**TINY, epochs=4, decay_patience=2))
+    events = list(training.events())
+    assert [event.best for event in only(Evaluated, events)] == [False, False, True, False]
+    assert only(Evaluated, events)[0].perplexity == LARGEST_PERPLEXITY
+    [decayed] = only(RateDecayed, events)
+    assert (decayed.step, decayed.minimum) == (6, LARGEST_PERPLEXITY)
+    assert only(Finished, events)[0].best_epoch == 3
+
+
+def test_another_failure_saves_the_best_weights_too(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training.begin(corpus, Configuration(**TINY, epochs=9))
+    events = training.events()
+    assert any(isinstance(event, Evaluated) for event in events)
+
+    def interrupted(*_: Any) -> StepResult:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainStep, "__call__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(events)
+    assert training.run.checkpoint().provenance["epoch"] == 1
+    assert training.run.log()[-1]["error"] == "KeyboardInterrupt"
+
+
+@pytest.mark.parametrize("kept", [(), ("best.safetensors",)])
+def test_a_run_without_a_last_checkpoint_starts_again(corpus: Corpus, kept: tuple[str, ...]) -> None:
+    # As if it had been killed before its first save, or between those of the best and the last checkpoint.
+    whole, _ = trained(corpus)
+    killed, _ = trained(corpus)
+    for path in killed.run.path.glob("*.safetensors"):
+        if path.name not in kept:
+            path.unlink()
+    events = list(Training.resume(killed.run).events())
+    assert only(Started, events)[0].step == 0
+    assert contents(killed.run.last_path) == contents(whole.run.last_path)
+    assert contents(killed.run.best_path) == contents(whole.run.best_path)
+    assert without_times(killed.run.log()) == without_times(whole.run.log())
+
+
+def test_a_full_disk_names_the_command_that_continues(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training.begin(corpus, SMALL)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "fsync", full)
+        message = failed(training)
+    assert message.endswith(
+        f"free some space on the disk and continue with `grimmgen train --resume --run {training.run.name}`"
+    )
+    assert [event["event"] for event in training.run.log()][-1] == "failed"
+    assert only(Finished, list(Training.resume(training.run).events()))
+    assert [event["event"] for event in training.run.log()].count("failed") == 0
+
+
+def test_a_run_is_finished_only_when_it_is_saved(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    training = Training.begin(corpus, SMALL)
+    replace = Checkpoint.write
+
+    def killed(checkpoint: Checkpoint, path: Path) -> None:
+        if path == training.run.last_path:
+            raise SystemExit
+        replace(checkpoint, path)
+
+    monkeypatch.setattr(Checkpoint, "write", killed)
+    with pytest.raises(SystemExit):
+        list(training.events())
+    assert "finished" not in [event["event"] for event in training.run.log()]
+
+
+def test_a_resume_locks_the_run_before_it_reads(corpus: Corpus) -> None:
+    training, _ = trained(corpus)
+    first = Training.resume(training.run, epochs=6)
+    # A second one would have read the checkpoint of epoch 3 by now, and write over that of epoch 6.
+    with pytest.raises(GrimmgenError, match=f"the run {training.run.name} is in use by process"):
+        Training.resume(training.run)
+    list(first.events())
+    second = Training.resume(training.run)
+    assert second._configuration.epochs == 6
+    list(second.events())
+    assert Progress.from_json(Checkpoint.read(training.run.last_path).progress).epoch == 6
+
+
+def test_the_lock_is_released_with_the_training(corpus: Corpus) -> None:
+    training, _ = trained(corpus)
+    resumed = Training.resume(training.run)
+    assert training.run.trainer
+    del resumed
+    assert training.run.trainer is None
+    training.run.last_path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(IntegrityError):
+            Training.resume(training.run)
+    assert training.run.trainer is None
+
+
+def test_the_events_of_a_training_are_iterated_once(corpus: Corpus) -> None:
+    training, _ = trained(corpus)
+    before = training.run.last_path.read_bytes()
+    with pytest.raises(GrimmgenError, match="has ended: resume the run"):
+        next(training.events())
+    assert training.run.last_path.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "last.safetensors", "previous.safetensors"])
+def test_a_resume_refuses_checkpoints_of_another_run(corpus: Corpus, name: str) -> None:
+    one, other = trained(corpus)[0].run, trained(corpus)[0].run
+    for path in (one.last_path, one.previous_path):
+        path.unlink(missing_ok=True)
+    (one.path / name).write_bytes(other.last_path.read_bytes())
+    if name == "best.safetensors":
+        list(Training.resume(one).events())  # it is not read, and written anew
+        assert one.checkpoint().provenance["run"] == one.name
+        return
+    with pytest.raises(IntegrityError, match=f"{name} is not a checkpoint of the run {one.name}"):
+        Training.resume(one)
+
+
+def test_a_resume_on_another_platform_is_an_event(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = trained(corpus)
+    moved = Training.begin(corpus, SMALL)
+    moved.stop()
+    list(moved.events())
+    assert only(PlatformChanged, list(Training.resume(moved.run).events())) == []
+
+    monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    resumed = Training.resume(moved.run, epochs=4)
+    started, changed, *_ = resumed.events()
+    assert isinstance(started, Started)
+    assert isinstance(changed, PlatformChanged)
+    assert changed.step == started.step > 0
+    assert changed.before.keys() == changed.after.keys() >= {"threads"}
+    assert (changed.before["threads"], changed.after["threads"]) == (threads, threads + 1)
+    if changed.before.get("backend"):
+        assert changed.after["backend"] == "PyTorch"
+    names = [event["event"] for event in moved.run.log()]
+    assert names == [*[e["event"] for e in whole.run.log()[:-1]], "platform changed", "evaluated", "finished"]
+    # Resumed on the same platform, the event of the resume before is kept.
+    assert only(PlatformChanged, list(Training.resume(moved.run, epochs=5).events())) == []
+    assert "platform changed" in [event["event"] for event in moved.run.log()]
+
+
+@pytest.mark.parametrize("stored", [None, 7, [], {"threads": None}, {"threads": [3]}, {"new": 3}, {}])
+def test_an_unknown_platform_is_no_change(corpus: Corpus, stored: object) -> None:
+    training, _ = trained(corpus)
+    last = Checkpoint.read(training.run.last_path)
+    provenance = {**last.provenance, "platform": stored}
+    if stored is None:  # as in earlier versions
+        del provenance["platform"]
+    dataclasses.replace(last, provenance=provenance).write(training.run.last_path)
+    assert only(PlatformChanged, list(Training.resume(training.run, epochs=4).events())) == []

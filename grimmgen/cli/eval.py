@@ -125,6 +125,8 @@ def evaluate(
             what = f"{file} is not a file" if file.exists() else f"there is no file {file}"
             raise UsageError(what, "give the path of a text file")
     models = [registry.load_model(name, corpus) for name in names]
+    if names in ([None], ["latest"]):
+        options.report_skipped(models[0].run, quiet)
     notify = None if quiet or json else console.note
     read = _read(files, replace(models[0].checkpoint.configuration, **chosen), notify) if files else None
     documents = read.documents if read else []
@@ -223,7 +225,7 @@ def _show_documents_of_all(results: Sequence[Result]) -> None:
 
     names = [result.name for result in results]
     scores = zip(*([*result.static.documents, result.static.total] for result in results), strict=True)
-    rows = [[row[0].name, *(f"{score.bits_per_character:.4f}" for score in row)] for row in scores]
+    rows = [[row[0].name, *(console.figure(score.bits_per_character, 4) for score in row)] for row in scores]
     rows[-1][0] = "all"
     console.table(["story", *names], rows, "bits per character", right=names, marked=len(rows) - 1)
 
@@ -246,11 +248,13 @@ def _columns(dynamic: bool) -> list[str]:
 
 def _cells(result: Result, scores: tuple[Score, Score | None], dynamic: bool) -> list[str]:
     """The figures of one row, in the order of `_columns`."""
+    from grimmgen.cli import console
+
     static, adapted = scores
     return [
-        f"{static.perplexity:.3f}" if result.ngrams else "–",
-        f"{static.bits_per_character:.4f}",
-        *([f"{adapted.bits_per_character:.4f}" if adapted else "–"] if dynamic else []),
+        console.figure(static.perplexity if result.ngrams else None, 3),
+        console.figure(static.bits_per_character, 4),
+        *([console.figure(adapted.bits_per_character if adapted else None, 4)] if dynamic else []),
         f"{static.predictions:,}" if result.ngrams else "–",
         f"{static.characters:,}",
         f"{static.unknown:,}",
@@ -289,10 +293,12 @@ def _figures(result: Result, scores: tuple[Score, Score | None]) -> dict[str, fl
 
 
 def _sentence(best: str, other: str, found: Difference) -> str:
+    from grimmgen.cli import console
     from grimmgen.evaluation.scores import MIN_DOCUMENTS
 
-    start = f"{best} needs {found.mean:.4f} bits per character less than {other}"
+    mean, low, high = (console.figure(value, 4) for value in (found.mean, found.low, found.high))
+    start = f"{best} needs {mean} bits per character less than {other}"
     if found.significant is None:
         return f"{start}; too few stories to test significance (at least {MIN_DOCUMENTS})"
     verdict = "significant at 95 %" if found.significant else "not significant at 95 %"
-    return f"{start} (95 % interval {found.low:.4f} to {found.high:.4f}): {verdict}"
+    return f"{start} (95 % interval {low} to {high}): {verdict}"

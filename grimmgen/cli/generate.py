@@ -99,6 +99,8 @@ def generate(
         raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
     prompt = _prompt(seed if text is None else text, seed_file)
     generator = TextGenerator.load(run, corpus)
+    if run in {None, "latest"}:
+        options.report_skipped(generator.model.run, quiet)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):
         console.warn(warning)
     report = None

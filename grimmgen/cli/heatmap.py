@@ -98,7 +98,7 @@ def pieces(tokens: Sequence[TokenSurprisal]) -> list[Piece]:
 
 def summary(tokens: Sequence[TokenSurprisal]) -> str:
     """Bits per character of the whole text, in words."""
-    return f"{_bits_per_character(tokens):.3f} {_UNIT}"
+    return f"{console.figure(_bits_per_character(tokens), 3)} {_UNIT}"
 
 
 def _print(title: str, tokens: Sequence[TokenSurprisal]) -> None:
@@ -144,7 +144,7 @@ def _page(run: str, texts: Sequence[tuple[str, Sequence[TokenSurprisal]]]) -> st
 
 def _tooltip(token: TokenSurprisal) -> str:
     expected = " · ".join(f"{page.quoted(text)} {p:.0%}" for text, p in token.expected)
-    return f"{page.quoted(token.text or '<end>')}: {token.bits:.1f} bits; expected: {expected}"
+    return f"{page.quoted(token.text or '<end>')}: {console.figure(token.bits, 1)} bits; expected: {expected}"
 
 
 def _bits_per_character(tokens: Sequence[TokenSurprisal]) -> float:

@@ -34,7 +34,6 @@ class NoveltyReport:
         from grimmgen.evaluation.novelty import training_index
 
         self._index = training_index(model)
-        assert model.run is not None
         self._configuration = model.checkpoint.configuration
         self._documents = model.split().parts[part]
         self.part = part

@@ -16,6 +16,7 @@ from grimmgen.errors import UsageError
 from grimmgen.network.cells import cells
 
 if TYPE_CHECKING:
+    from grimmgen.runs.registry import Run
     from grimmgen.text.corpus import Report
 
 Part = Literal["train", "valid", "test"]
@@ -209,6 +210,15 @@ def merge_files(files: list[str] | None, corpus: list[str], typed: set[str]) -> 
     if "corpus" in typed:
         raise UsageError("FILE and --corpus exclude each other", "give all by --corpus")
     return files, {*typed, "corpus"} - {"sources"}
+
+
+def report_skipped(run: Run | None, quiet: bool) -> None:
+    """Say that the latest run with a checkpoint was taken, if another one was begun after it."""
+    from grimmgen.cli import console
+    from grimmgen.runs import registry
+
+    if run is not None and not quiet and (newer := registry.newer_without_checkpoint(run)) is not None:
+        console.note(f"using the run {run.name}: {newer.name}, which is newer, has no checkpoint")
 
 
 def typed(context: typer.Context) -> set[str]:

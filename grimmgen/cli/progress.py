@@ -13,6 +13,7 @@ from grimmgen.runs.events import (
     Evaluated,
     Event,
     Finished,
+    PlatformChanged,
     RateDecayed,
     Recovered,
     Saved,
@@ -20,7 +21,7 @@ from grimmgen.runs.events import (
     Stepped,
     event_to_json,
 )
-from grimmgen.runs.registry import Run, TrainedModel
+from grimmgen.runs.registry import Run
 from grimmgen.runs.tensorboard import TensorBoardLog
 from grimmgen.text.graphemes import cluster_boundary
 
@@ -115,6 +116,11 @@ class _View:
                 console.warn(f"{event.error}: resuming from the checkpoint before, of update {event.step}")
             case Started():
                 self._start(event)
+            case PlatformChanged():
+                changes = (f"{name} {value} → {event.after[name]}" for name, value in event.before.items())
+                console.warn(
+                    f"from update {event.step} on not bit-equal to a run that never stopped: {', '.join(changes)}"
+                )
             case Stepped():
                 self._step(event)
             case Evaluated():
@@ -122,7 +128,8 @@ class _View:
             case RateDecayed():
                 bars.line(
                     f"learning rate {event.old_rate:g} → {event.new_rate:g}: validation perplexity"
-                    f" {event.perplexity:.2f}, not below {event.minimum:.2f} for {event.evaluations} evaluations",
+                    f" {console.figure(event.perplexity, 2)}, not below {console.figure(event.minimum, 2)}"
+                    f" for {event.evaluations} evaluations",
                     "yellow",
                 )
             case Saved():
@@ -170,7 +177,7 @@ class _View:
         if configuration.budget is not None:
             progress = max(progress, event.seconds / configuration.budget)
         left = f"{console.seconds(event.seconds / max(progress, 1e-9) - event.seconds)} left"
-        perplexity = f"ppl {event.perplexity:.2f}"
+        perplexity = f"ppl {console.figure(event.perplexity, 2)}"
         done = int(event.seconds) if self._timed else event.epoch - 1
         self._bars.update(self._epoch_bar, done, f"{perplexity}{self._best}", perplexity)
         speed = f"{event.speed / 1000:.0f}k tokens/s"
@@ -180,17 +187,19 @@ class _View:
         """Print an evaluation; where there are bars, only the best so far."""
         bars = self._bars
         if event.best:
-            self._best = f"  best {event.perplexity:.2f} ★"
+            self._best = f"  best {console.figure(event.perplexity, 2)} ★"
         elif bars.live:
             return
         # At most 39 characters on a narrow terminal.
         train, valid = ("train", "valid") if bars.narrow else ("training", "validation")
+        width = 6 if bars.narrow else 9
+        training, validation = (console.figure(p, 2, width) for p in (event.training_perplexity, event.perplexity))
         line = (
-            f"epoch {event.epoch:3d}  {train} {event.training_perplexity:6.2f}"
-            f"  {valid} {event.perplexity:6.2f}{' ★' if event.best else ''}"
+            f"epoch {event.epoch:3d}  {train} {training:>6}  {valid} {validation:>6}{' ★' if event.best else ''}"
         )
         if not bars.narrow:
-            line += f"  {event.bits_per_character:.3f} bits/char  {console.seconds(event.seconds)}"
+            bits = console.figure(event.bits_per_character, 3)
+            line += f"  {bits} bits/char  {console.seconds(event.seconds)}"
         bars.line(line)
 
 
@@ -198,15 +207,16 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     """Print how training ended; unless it was interrupted, with a sample of generated text."""
     best = finished.best_perplexity
     interrupted = finished.reason == "interrupted"
+    if best is not None:
+        validation = f"perplexity {console.figure(best, 2)}, at epoch {finished.best_epoch}"
+    elif any(event.get("event") == "evaluated" for event in run.log()):
+        validation = "diverged: perplexity too large to measure"
+    else:
+        validation = _UNEVALUATED[finished.reason]
     facts: list[tuple[str, object]] = [
         ("ended", _REASONS[finished.reason]),
         ("epochs", f"{finished.epoch} ({_updates(finished.step)} in {console.seconds(finished.seconds)})"),
-        (
-            "validation",
-            _UNEVALUATED[finished.reason]
-            if best is None
-            else f"perplexity {best:.2f}, at epoch {finished.best_epoch}",
-        ),
+        ("validation", validation),
         ("run", run.name),
         ("path", run.path),
     ]
@@ -216,7 +226,7 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
         return
     from grimmgen.sampling.generator import TextGenerator
 
-    text = TextGenerator(TrainedModel(run.name, run.checkpoint(), run)).generate(length=240, random_seed=1)
+    text = TextGenerator(run.load()).generate(length=240, random_seed=1)
     words = text.split()
     console.out()
     console.out(f"Sample: {' '.join(words)} …")

@@ -54,8 +54,8 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
             r.get("cell", "?"),
             r.get("units", "?"),
             r.get("epochs", "?"),
-            _figure(r.get("perplexity"), 2),
-            _figure(r.get("bits_per_character"), 3),
+            console.figure(r.get("perplexity"), 2),
+            console.figure(r.get("bits_per_character"), 3),
             _age(r.get("created")),
             console.size(r["bytes"]),
             _state(r),
@@ -81,16 +81,16 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
     from grimmgen.runs import curves, registry
 
     run = registry.find(name)
-    info, log = run.info(), run.log()
+    info, log, summary = run.info(), run.log(), _summary(run)
     if json:
-        console.document({**_summary(run), "path": run.path, "info": info, "log": log})
+        console.document({**summary, "path": run.path, "info": info, "log": log})
         return
     try:
         departures = options.as_typed(run.configuration)
         facts = [
             ("run", run.name),
             ("place", run.path),
-            ("state", _state(_summary(run))),
+            ("state", ": ".join(filter(None, (_state(summary), summary.get("error"))))),
             ("created", info["created"]),
             ("command", info["command"]),
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
@@ -102,9 +102,9 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             [
                 event["epoch"],
                 event["step"],
-                _figure(event["training_perplexity"], 2),
-                _figure(event["perplexity"], 2),
-                _figure(event["bits_per_character"], 3),
+                console.figure(event["training_perplexity"], 2),
+                console.figure(event["perplexity"], 2),
+                console.figure(event["bits_per_character"], 3),
                 f"{event['rate']:.3g}",
                 console.seconds(event["seconds"]),
             ]
@@ -214,13 +214,17 @@ def _summary(run: Run) -> dict[str, Any]:
     """Summarise a run; an unreadable one has the state `unreadable`."""
     from grimmgen.errors import GrimmgenError
 
-    summary: dict[str, Any] = {"name": run.name, "bytes": run.size()}
+    summary: dict[str, Any] = {"name": run.name, "bytes": run.size(), "saved": run.has_checkpoint}
     try:
         info, log = run.info(), run.log()
         configuration = info["configuration"]
         scores = [e for e in log if e.get("event") == "evaluated"]
         best = min(scores, key=lambda e: float(e["perplexity"])) if scores else {}
         finished = [e["reason"] for e in log if e.get("event") == "finished"]
+        failed = [str(e["error"]) for e in log[-1:] if e.get("event") == "failed"]
+        state = finished[-1] if finished else "failed" if failed else "unfinished"
+        if failed:
+            summary["error"] = failed[0]
         return summary | {
             "corpus": info["corpus"]["name"],
             "cell": configuration["cell"],
@@ -229,7 +233,7 @@ def _summary(run: Run) -> dict[str, Any]:
             "perplexity": best.get("perplexity"),
             "bits_per_character": best.get("bits_per_character"),
             "created": info["created"],
-            "state": finished[-1] if finished else "unfinished",
+            "state": "training" if run.trainer else state,
         }
     except (GrimmgenError, KeyError, TypeError, ValueError, IndexError, OverflowError):
         return summary | {"state": "unreadable"}
@@ -238,12 +242,8 @@ def _summary(run: Run) -> dict[str, Any]:
 def _state(summary: Mapping[str, Any]) -> str:
     """Return the state of a run for people; in JSON it is the reason of `Finished`."""
     state = str(summary["state"])
-    return {"epochs": "finished", "budget": "time is up"}.get(state, state)
-
-
-def _figure(value: object, digits: int) -> str:
-    # A damaged log may have huge numbers.
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) and abs(value) < 1e15 else "–"
+    state = {"epochs": "finished", "budget": "time is up"}.get(state, state)
+    return state if summary["saved"] or state == "unreadable" else f"{state}, nothing saved"
 
 
 def _age(created: object) -> str:

@@ -101,6 +101,8 @@ def train(
         notify = None if quiet or json else console.note
         if configuration is None:
             found = registry.Run(Path(group.broadcast(lambda: str(registry.find(run).path))))
+            if run in {None, "latest"} and group.first:
+                options.report_skipped(found, quiet)
             limits = chosen.get("epochs"), chosen.get("budget")
             moved_to = corpus if "corpus" in typed else ()
             training = Training.resume(found, device, *limits, group, notify, moved_to=moved_to)

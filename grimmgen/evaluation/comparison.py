@@ -158,7 +158,6 @@ def _evaluate(
 
 
 def _evaluate_baseline(trained: TrainedModel, documents: Sequence[Document]) -> Result:
-    assert trained.run is not None
     configuration = trained.checkpoint.configuration
     fold = partial(normalise, options=configuration.normalisation)
     model = KneserNey([fold(document.read()) for document in trained.split().parts["train"]])

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+# A larger one would overflow. It is that of a model that has diverged.
+LARGEST_PERPLEXITY = math.exp(700.0)
 # With fewer documents, bootstrap intervals are too narrow.
 MIN_DOCUMENTS = 6
 _RESAMPLES = 10_000
@@ -37,8 +39,7 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Perplexity per token."""
-        # Limited, because the loss of a diverged model can overflow the exponential.
-        return math.exp(min(700.0, self.nats / self.predictions))
+        return bounded_perplexity(self.nats / self.predictions)
 
     @property
     def bits(self) -> float:
@@ -91,6 +92,11 @@ class Difference:
     def significant(self) -> bool | None:
         """Whether the 95 % interval excludes zero; None if there is no interval."""
         return None if self.low is None or self.high is None else not self.low <= 0.0 <= self.high
+
+
+def bounded_perplexity(loss: float) -> float:
+    """Return the perplexity of a mean loss in nats, at most LARGEST_PERPLEXITY."""
+    return math.exp(loss) if loss < math.log(LARGEST_PERPLEXITY) else LARGEST_PERPLEXITY
 
 
 def compare(one: Evaluation, other: Evaluation, random_seed: int = 0) -> Difference:

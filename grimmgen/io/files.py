@@ -24,6 +24,9 @@ from typing import Any, BinaryIO, NoReturn
 
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 
+# What a remedy says where the same command may succeed; a caller that knows a better one replaces it.
+AGAIN = "run the command again"
+
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?P<pid>\d+)\.[0-9a-f]{8}\.tmp")
 _NON_BLOCKING = getattr(os, "O_NONBLOCK", 0)
 # Errors of file systems without hard links.
@@ -224,7 +227,8 @@ def locked(
     import filelock
 
     holder = path.with_name(path.name + ".pid")
-    lock = filelock.FileLock(path, timeout=0)
+    # Whoever holds it may hand it to another thread.
+    lock = filelock.FileLock(path, timeout=0, thread_local=False)
     deadline = time.monotonic() + timeout
     notified = False
     with wrap_os_errors(f"cannot lock {path}"):
@@ -251,6 +255,23 @@ def locked(
         lock.release()
 
 
+def lock_holder(path: Path) -> str | None:
+    """Return the process that holds the lock on `path`, as in `process 123`; None if it is free."""
+    holder = path.with_name(path.name + ".pid")
+    # Where nobody has left a process id, no lock is taken just to look.
+    if not holder.exists():
+        return None
+    import filelock
+
+    try:
+        with filelock.FileLock(path, timeout=0):
+            return None
+    except filelock.Timeout:
+        return _holder(holder)
+    except OSError:
+        return None
+
+
 @contextlib.contextmanager
 def wrap_os_errors(what: str, missing_ok: bool = False) -> Iterator[None]:
     """Turn an OSError into a GrimmgenError of one line, with the path and the remedy.
@@ -269,13 +290,13 @@ def wrap_os_errors(what: str, missing_ok: bool = False) -> Iterator[None]:
 
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space on the disk and run the command again",
-    errno.EDQUOT: "free some of your quota and run the command again",
-    errno.EFBIG: "raise the file size limit (ulimit -f) and run the command again",
+    errno.ENOSPC: f"free some space on the disk and {AGAIN}",
+    errno.EDQUOT: f"free some of your quota and {AGAIN}",
+    errno.EFBIG: f"raise the file size limit (ulimit -f) and {AGAIN}",
     errno.EROFS: "the file system is read-only; set GRIMMGEN_HOME to a writable directory",
     errno.EACCES: "check the permissions, or set GRIMMGEN_HOME to a directory of yours",
     errno.EPERM: "check the permissions, or set GRIMMGEN_HOME to a directory of yours",
-    errno.EIO: "the disk reports an error; check it and run the command again",
+    errno.EIO: f"the disk reports an error; check it and {AGAIN}",
 }
 
 

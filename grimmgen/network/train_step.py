@@ -152,7 +152,9 @@ class TrainStep:
         record: record or capture the step for windows of the configuration's shape, where that is possible.
 
     Attributes:
-        description: what computes the step, in words: `native AVX2, 2 threads`, `Triton, CUDA graph`.
+        backend: what computes the step: `native AVX2`, `Triton`, `PyTorch`.
+        precision: of the matrix products.
+        description: both in words, with the number of threads: `native AVX2, 2 threads`, `Triton, CUDA graph`.
 
     Raises:
         torch.OutOfMemoryError: the network and its windows do not fit on the device.
@@ -184,6 +186,7 @@ class TrainStep:
             from grimmgen.network.backends.cuda.graph import capture
 
             self._graph, note = capture(model, optimiser, self._backend, shape)
+        self.backend, self.precision = self._backend.name, precision
         self.description = self._backend.description + note
 
     def __call__(self, window: Window, state: State, learning_rate: float, random_seed: int) -> StepResult:

@@ -4,16 +4,19 @@ Its metadata has the format version, the configuration, the vocabulary and the p
 trusted: the header is checked against its own configuration before memory of its size is allocated, and nothing in
 a file is executed. Knows NumPy arrays, and neither PyTorch nor the registry.
 
-Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 has one for each state of the cell.
+Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 has one for each state of the cell, and
+a hash of the vocabulary and the weights, since an id means nothing without the vocabulary it was trained with.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +50,7 @@ _LARGEST_HEADER = 16 << 20
 _LARGEST_WEIGHT = 1e12
 # Of the optimiser's moments, which include squares of gradients.
 _LARGEST_MOMENT = 1e30
+_VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,39}")
 _REMEDY = "copy it again, or take another checkpoint"
 
 Tensors = dict[str, NDArray[np.float32]]
@@ -96,10 +100,12 @@ class Checkpoint:
         Raises:
             GrimmgenError: the vocabulary is too large.
         """
+        vocabulary = self.vocabulary.to_json()
         header = {
             "format": FORMAT,
+            "sha256": _hash(vocabulary, self.weights),
             "configuration": self.configuration.to_json(),
-            "vocabulary": self.vocabulary.to_json(),
+            "vocabulary": vocabulary,
             "provenance": dict(self.provenance),
             "progress": None if self.progress is None else dict(self.progress),
         }
@@ -147,6 +153,8 @@ class Checkpoint:
             if not 2 <= length <= min(size, _LARGEST_HEADER):
                 raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY)
             raw = file.read(length)
+            if len(raw) < length:
+                raise IntegrityError(f"{path} is incomplete", _REMEDY)
             header = _Header.parse(path, raw)
             # Before memory is allocated: a header of two kilobytes may describe terabytes.
             if size != 8 + length + header.size:
@@ -165,11 +173,14 @@ class Checkpoint:
                 raise IntegrityError(f"{path} has numbers in {name} that are not finite or too large", _REMEDY)
         V = len(header.vocabulary)
         training = {} if header.progress is None else training_shapes(header.configuration, V)
+        weights = {name: tensors[name] for name in weight_shapes(header.configuration, V)}
+        if header.sha256 is not None and header.sha256 != _hash(header.stored_vocabulary, weights):
+            raise IntegrityError(f"{path} has another vocabulary or other weights than were saved", _REMEDY)
         return cls(
             header.configuration,
             header.vocabulary,
             header.provenance,
-            {name: tensors[name] for name in weight_shapes(header.configuration, V)},
+            weights,
             header.progress,
             {name: tensors[name] for name in training},
             files.sha256(content),
@@ -198,6 +209,16 @@ def training_shapes(
     return {**shapes, **{f"state.{name}": state for name in names}}
 
 
+def written_by(versions: object) -> str:
+    """Name the program that wrote a file, from the untrusted versions in it; empty if they do not say.
+
+    >>> written_by({"grimmgen": "0.2.0", "python": "3.11"})
+    'grimmgen 0.2.0'
+    """
+    version = versions.get("grimmgen") if isinstance(versions, dict) else None
+    return f"grimmgen {version}" if isinstance(version, str) and _VERSION.fullmatch(version) else ""
+
+
 @dataclass(frozen=True)
 class _Header:
     configuration: Configuration
@@ -205,6 +226,8 @@ class _Header:
     provenance: Mapping[str, Any]
     progress: Mapping[str, Any] | None
     size: int  # bytes of the tensors
+    sha256: object  # None in files of earlier versions
+    stored_vocabulary: object  # the JSON value that was hashed
 
     @classmethod
     def parse(cls, path: Path, raw: bytes) -> _Header:
@@ -216,12 +239,16 @@ class _Header:
             raise IntegrityError(f"{path} is not a grimmgen checkpoint", _REMEDY) from None
         if type(version) is not int or version < 1:
             raise IntegrityError(f"{path} has no format version", _REMEDY)
+        provenance, progress = own.get("provenance"), own.get("progress")
+        writer = written_by(provenance.get("versions")) if isinstance(provenance, dict) else ""
         if version > FORMAT:
+            source = f", written by {writer}," if writer else ""
             raise IntegrityError(
-                f"{path} has format {_brief(str(version))}, which is newer than this grimmgen", "upgrade grimmgen"
+                f"{path}{source} has format {_brief(str(version))}, which is newer than this grimmgen",
+                "upgrade grimmgen",
             )
         try:
-            configuration = Configuration.from_json(own.get("configuration"))
+            configuration = Configuration.from_json(own.get("configuration"), writer)
             vocabulary = vocabulary_from_json(own.get("vocabulary"))
         except GrimmgenError as error:
             raise IntegrityError(f"{path}: {error.what}", error.remedy) from None
@@ -229,7 +256,6 @@ class _Header:
             parts = vocabulary if name in {"tokens", "min_count"} else vocabulary.normalisation
             if getattr(configuration, name) != getattr(parts, name):
                 raise IntegrityError(f"{path}: the vocabulary and the configuration differ in {name}", _REMEDY)
-        provenance, progress = own.get("provenance"), own.get("progress")
         if not isinstance(provenance, dict) or not isinstance(progress, dict | None):
             raise IntegrityError(f"{path} has no valid provenance and progress", _REMEDY)
         expected = weight_shapes(configuration, len(vocabulary))
@@ -248,7 +274,15 @@ class _Header:
                     raise IntegrityError(f"{path} has no tensor {name}", _REMEDY)
         if unexpected := sorted(set(entries) - set(expected)):
             raise IntegrityError(f"{path} has an unexpected tensor, {_brief(unexpected[0])}", _REMEDY)
-        return cls(configuration, vocabulary, provenance, progress, size)
+        return cls(configuration, vocabulary, provenance, progress, size, own.get("sha256"), own.get("vocabulary"))
+
+
+def _hash(vocabulary: object, weights: Tensors) -> str:
+    """Hash a vocabulary, as JSON, together with the weights that were trained with it."""
+    digest = hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode() + np.ascontiguousarray(weights[name], "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _halved(weight: NDArray[np.float32]) -> NDArray[Any]:

@@ -63,6 +63,22 @@ class Started:
 
 
 @dataclass(frozen=True)
+class PlatformChanged:
+    """The run is resumed on another platform: it will not be bit-equal to a run that never stopped.
+
+    Attributes:
+        step: updates so far.
+        before: the properties that differ, on which the last checkpoint was computed; see `platform` in
+            `grimmgen.training.session`.
+        after: the same properties from now on.
+    """
+
+    step: int
+    before: dict[str, str | int]
+    after: dict[str, str | int]
+
+
+@dataclass(frozen=True)
 class Stepped:
     """One update is complete.
 
@@ -170,20 +186,35 @@ class Finished:
     seconds: float
 
 
-Event = Recovered | Started | Stepped | Evaluated | RateDecayed | Saved | Finished
+@dataclass(frozen=True)
+class Failed:
+    """Training has failed. It is logged but not yielded: the exception that is raised says the same.
+
+    Attributes:
+        step: updates so far.
+        error: what went wrong.
+    """
+
+    step: int
+    error: str
+
+
+Event = Recovered | Started | PlatformChanged | Stepped | Evaluated | RateDecayed | Saved | Finished
 
 _NAMES = {
     Recovered: "recovered",
     Started: "started",
+    PlatformChanged: "platform changed",
     Stepped: "stepped",
     Evaluated: "evaluated",
     RateDecayed: "rate decayed",
     Saved: "saved",
     Finished: "finished",
+    Failed: "failed",
 }
 
 
-def event_to_json(event: Event) -> dict[str, Any]:
+def event_to_json(event: Event | Failed) -> dict[str, Any]:
     """Convert an event to a JSON object: its name under `event`, and its attributes."""
     value = dataclasses.asdict(event)
     return {"event": _NAMES[type(event)]} | {k: str(v) if isinstance(v, Path) else v for k, v in value.items()}

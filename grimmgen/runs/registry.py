@@ -1,10 +1,16 @@
 """The runs on disk: one directory each, with its checkpoints, its log and its description.
 
-    run.json                configuration, corpus, split, versions, command; the latest run has the largest `order`
+    run.json                configuration, corpus, split, versions, command; a later run has a larger `order`
     log.jsonl               one event per line
     best.safetensors        the weights with the lowest validation perplexity
     last.safetensors        everything that a bit-exact resume needs
     previous.safetensors    the last checkpoint but one, used if the last one is damaged
+
+A checkpoint has the hash of its run, and is refused in the directory of another one. The latest run is the last one
+that has a checkpoint.
+
+Formats of run.json: 1, and 2, which differs from it only in that grimmgen 0.1.0 refuses it by its number instead of
+by the options that it does not know.
 
 Knows files and names, and nothing of training. Imports no PyTorch.
 """
@@ -18,7 +24,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
-from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.checkpoint import Checkpoint, written_by
 
 if TYPE_CHECKING:
     # Neither listing runs nor generating text needs a corpus, and the HTTP library that comes with it.
@@ -37,7 +43,7 @@ LATEST = "latest"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Names that Windows reserves for devices, with any extension; and names that look like a file.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.(safetensors|html)", re.IGNORECASE)
-_FORMAT = 1
+_FORMAT = 2
 # In bytes: some 250,000 evaluations. An untrusted file may be sparse, and larger than the memory.
 _LARGEST_LOG = 64 << 20
 
@@ -101,8 +107,10 @@ class Run:
             raise IntegrityError(f"the run {self.name} has no run.json", self._remedy) from None
         match value:
             case {"format": int(newer)} if newer > _FORMAT:
+                writer = written_by(value.get("versions"))
+                source = f", written by {writer}," if writer else ""
                 raise IntegrityError(
-                    f"{path} has format {newer}, which is newer than this grimmgen", "upgrade grimmgen"
+                    f"{path}{source} has format {newer}, which is newer than this grimmgen", "upgrade grimmgen"
                 )
             case {"format": int(), "corpus": {"name": str(), "source": str() | list(), "split": dict()}}:
                 pass
@@ -113,7 +121,8 @@ class Run:
     @property
     def configuration(self) -> Configuration:
         """The options of the run, with the limits of its last resume."""
-        return Configuration.from_json(self.info().get("configuration"))
+        info = self.info()
+        return Configuration.from_json(info.get("configuration"), written_by(info.get("versions")))
 
     def split(self, moved_to: Sequence[str] = ()) -> Split:
         """Return the documents of each set. A document that has changed since raises an error when it is read.
@@ -125,23 +134,66 @@ class Run:
             GrimmgenError: the corpus does not exist any more.
             IntegrityError: run.json is damaged, or a document is missing.
         """
-        from grimmgen.text.split import reopen
+        return _split(self.info(), moved_to)
 
-        info = self.info()
-        return reopen(info["corpus"], Configuration.from_json(info.get("configuration")), moved_to)[1]
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether anything has been saved."""
+        # A dangling link counts: it is an error when it is read, and never a reason to take another run.
+        return any(map(os.path.lexists, (self.best_path, self.last_path, self.previous_path)))
 
-    def checkpoint(self) -> Checkpoint:
-        """Read the best checkpoint; before the first evaluation, the last one.
+    @property
+    def trainer(self) -> str | None:
+        """The process that trains the run, as in `process 123`; None if there is none."""
+        return files.lock_holder(self._lock_path)
+
+    def load(self, moved_to: Sequence[str] = ()) -> TrainedModel:
+        """Load the best checkpoint; before the first evaluation, the last one.
+
+        Args:
+            moved_to: where the corpus is now; empty if it is where it was.
 
         Raises:
             GrimmgenError: nothing has been saved yet.
-            IntegrityError: the checkpoint is damaged.
+            IntegrityError: the checkpoint is damaged or belongs to another run, or run.json is damaged.
         """
+        info = self.info()
         for path in (self.best_path, self.last_path):
             # A dangling link is an error: the last checkpoint must not replace the best one silently.
             if os.path.lexists(path):
-                return Checkpoint.read(path)
-        raise GrimmgenError(f"the run {self.name} has no checkpoint yet", "wait for its first evaluation")
+                return TrainedModel(self.name, self.read_own(path, info), self, info, tuple(moved_to))
+        if self.trainer:
+            raise GrimmgenError(f"the run {self.name} has no checkpoint yet", "wait for its first evaluation")
+        raise GrimmgenError(
+            f"the run {self.name} has no checkpoint", f"train it with `grimmgen train --resume --run {self.name}`"
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """Read the checkpoint that `load` loads; raises the same errors."""
+        return self.load().checkpoint
+
+    def read_own(self, path: Path, info: Mapping[str, Any]) -> Checkpoint:
+        """Read a checkpoint in this directory that has to be one of this run.
+
+        Args:
+            path: of the checkpoint.
+            info: the content of run.json.
+
+        Raises:
+            GrimmgenError: it cannot be read.
+            IntegrityError: it is damaged, or belongs to another run.
+        """
+        checkpoint = Checkpoint.read(path)
+        name, recorded = (checkpoint.provenance.get(key) for key in ("run", "run_sha256"))
+        # Earlier versions recorded the name only.
+        same = recorded == run_sha256(info) if recorded is not None else name in (None, info.get("name"))
+        if not same:
+            other = f" {name}" if isinstance(name, str) and name != self.name and _NAME.fullmatch(name) else ""
+            raise IntegrityError(
+                f"{path} is not a checkpoint of the run {self.name}, but of another one{other}",
+                "copy the right one back, or give the path of this one to --run",
+            )
+        return checkpoint
 
     def log(self) -> list[dict[str, Any]]:
         """Read the logged events; incomplete lines, as after a crash, are left out.
@@ -175,10 +227,15 @@ class Run:
         with files.wrap_os_errors(f"cannot write {self.log_path}"), self.log_path.open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))
 
-    def cut_log(self, step: int) -> None:
-        """Remove the events after a step, which a resume logs again, and the event `finished`."""
-        kept = [event for event in self.log() if _integer(event.get("step")) <= step]
-        kept = [event for event in kept if event.get("event") != "finished"]
+    def cut_log(self, evaluated: int, step: int = -1) -> None:
+        """Remove what a resume logs again: the end, events after the last evaluation, and those after the last step.
+
+        Args:
+            evaluated: step of the last evaluation that the checkpoint includes.
+            step: the step of the checkpoint, to which changes of the platform are kept.
+        """
+        last = {"finished": -1, "failed": -1, "platform changed": step}
+        kept = [e for e in self.log() if _integer(e.get("step")) <= last.get(str(e.get("event")), evaluated)]
         text = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
         files.write_atomically(self.log_path, text.encode("utf-8", "surrogatepass"))
 
@@ -198,10 +255,8 @@ class Run:
         Raises:
             GrimmgenError: another process has locked it.
         """
-        # Not in the run's own directory: Windows cannot rename a directory with an open file.
-        locks = self.path.parent / ".locks"
-        files.make_directory(locks)
-        with files.locked(locks / self.name, f"the run {self.name}"):
+        files.make_directory(self._lock_path.parent)
+        with files.locked(self._lock_path, f"the run {self.name}"):
             files.sweep(self.path)
             yield
 
@@ -213,12 +268,31 @@ class Run:
         """
         with _changing(self.path.parent):
             with self.locked():
-                # Renamed first, so that no incomplete run is ever visible.
-                doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
-                with files.wrap_os_errors(f"cannot remove {self.path}"):
-                    self.path.rename(doomed)
+                doomed = self._hide()
             with files.wrap_os_errors(f"cannot remove {doomed}"):
                 shutil.rmtree(doomed)
+
+    def _hide(self) -> Path:
+        """Rename the directory, so that no incomplete run is ever visible, and return its path."""
+        doomed = self.path.with_name(f".removed-{secrets.token_hex(4)}")
+        with files.wrap_os_errors(f"cannot remove {self.path}"):
+            return self.path.rename(doomed)
+
+    def _hide_if_abandoned(self) -> bool:
+        """Hide a run whose training has ended without a checkpoint; returns whether it was one."""
+        # Without a log its training may be about to begin.
+        if self.path.is_symlink() or not self.log_path.is_file():
+            return False
+        try:
+            with self.locked():
+                return not self.has_checkpoint and bool(self._hide())
+        except GrimmgenError:
+            return False
+
+    @property
+    def _lock_path(self) -> Path:
+        # Not in the run's own directory: Windows cannot rename a directory with an open file.
+        return self.path.parent / ".locks" / self.name
 
     @property
     def _remedy(self) -> str:
@@ -233,7 +307,7 @@ def create(
     command: str,
     versions: Mapping[str, str],
 ) -> Run:
-    """Create a new run.
+    """Create a new run; one of the same name whose training has ended without a checkpoint is replaced.
 
     Args:
         name: of the run; None generates one.
@@ -252,7 +326,7 @@ def create(
     with _changing(directory):
         name = name or _generate_name(directory)
         run = Run(directory / name)
-        if run.path.exists() or run.path.is_symlink():
+        if (run.path.exists() or run.path.is_symlink()) and not run._hide_if_abandoned():
             raise UsageError(f"the run {name} exists already", "give another --run, or resume it with --resume")
         # Written under another name first, so that no run is ever visible without its run.json.
         draft = Run(directory / f".draft-{secrets.token_hex(4)}")
@@ -284,33 +358,54 @@ def create(
     return run
 
 
-def make_latest(run: Run, configuration: Configuration, source: str | Sequence[str] | None = None) -> None:
-    """Record that a run is resumed: it becomes the latest, with this configuration; its corpus may have moved."""
+def make_latest(
+    run: Run,
+    configuration: Configuration,
+    source: str | Sequence[str] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Record that a run is resumed: it becomes the latest, with this configuration and these versions.
+
+    Its corpus may have moved to `source`.
+    """
     directory = run.path.parent
     with _changing(directory):
-        value = {**run.info(), "order": _next_order(directory), "configuration": configuration.to_json()}
+        value = {**run.info(), "format": _FORMAT, "order": _next_order(directory)}
+        value |= {
+            "versions": dict(versions or value.get("versions", {})),
+            "configuration": configuration.to_json(),
+        }
         if source is not None:
             value["corpus"] = {**value["corpus"], "source": source}
         files.write_json(run.path / "run.json", value)
 
 
+def run_sha256(info: Mapping[str, Any]) -> str:
+    """Hash what never changes in a run.json: the name, the time of creation, the hash of the stories."""
+    parts = info.get("name"), info.get("created"), info["corpus"].get("sha256")
+    return files.sha256(json.dumps(parts).encode())
+
+
 def find(name: str | None = None) -> Run:
-    """Return the run of a name, or the latest run for None.
+    """Return the run of a name; for None the latest run, or the last one that was begun if none has a checkpoint.
 
     Raises:
         GrimmgenError: there is no run at all.
         UsageError: there is no run of that name.
     """
-    runs = all_runs()
     if name is None or name == LATEST:
+        runs = all_runs()
         if not runs:
             raise GrimmgenError("there is no run yet", "train one with `grimmgen train`")
-        return runs[-1]
+        return next((run for run in reversed(runs) if run.has_checkpoint), runs[-1])
     check_name(name)
     run = Run(paths.runs_directory() / name)
-    if run.path.is_symlink():
+    with files.wrap_os_errors(f"cannot read {run.path}"):
+        link, exists = run.path.is_symlink(), run.path.is_dir()
+    if link:
         raise UsageError(f"the run {name} is a link", "give the run that it points to")
-    if not run.path.is_dir():
+    if not exists:
+        runs = all_runs()
         latest = ", ".join(r.name for r in runs[-5:])
         remedy = f"the latest are: {latest}" if runs else "train one with `grimmgen train`"
         raise UsageError(f"there is no run {name}", remedy)
@@ -325,18 +420,19 @@ class TrainedModel:
         name: of the run, or the path of the checkpoint as it was typed.
         checkpoint: weights and vocabulary.
         run: the run; None for a checkpoint file.
+        info: the content of its run.json when it was loaded; the run may be resumed, or removed, in the meantime.
         moved_to: where the corpus of the run is now; empty if it is where it was.
     """
 
     name: str
     checkpoint: Checkpoint
     run: Run | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
     moved_to: tuple[str, ...] = ()
 
     def split(self) -> Split:
         """Return the documents of each set of the run; see `Run.split`."""
-        assert self.run is not None
-        return self.run.split(self.moved_to)
+        return _split(self.info, self.moved_to)
 
 
 def load_model(run_or_path: str | None = None, moved_to: Sequence[str] | None = None) -> TrainedModel:
@@ -358,8 +454,13 @@ def load_model(run_or_path: str | None = None, moved_to: Sequence[str] | None = 
         except RuntimeError:
             raise UsageError(f"{run_or_path!r}: there is no such user", "check the path") from None
         return TrainedModel(run_or_path, Checkpoint.read(path))
-    run = find(run_or_path)
-    return TrainedModel(run.name, run.checkpoint(), run, tuple(moved_to or ()))
+    return find(run_or_path).load(moved_to or ())
+
+
+def newer_without_checkpoint(run: Run) -> Run | None:
+    """Return the last run that was begun, if it is not this one and has no checkpoint."""
+    last = all_runs()[-1:]
+    return next((other for other in last if other != run and not other.has_checkpoint), None)
 
 
 def all_runs() -> list[Run]:
@@ -397,6 +498,13 @@ def _changing(directory: Path) -> Iterator[None]:
         for stale in (*directory.glob(".draft-*"), *directory.glob(".removed-*")):
             shutil.rmtree(stale, ignore_errors=True)
         yield
+
+
+def _split(info: Mapping[str, Any], moved_to: Sequence[str]) -> Split:
+    from grimmgen.text.split import reopen
+
+    configuration = Configuration.from_json(info.get("configuration"), written_by(info.get("versions")))
+    return reopen(info["corpus"], configuration, moved_to)[1]
 
 
 def _order(run: Run) -> int:

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import OPTIONS, Configuration
 from grimmgen.errors import GrimmgenError
+from grimmgen.evaluation.scores import LARGEST_PERPLEXITY, bounded_perplexity
 from grimmgen.network.model import State
 from grimmgen.network.train_step import TrainStep
 from grimmgen.runs.events import Evaluated, Finished, RateDecayed, Reason, Stepped
@@ -34,6 +35,10 @@ from grimmgen.training.schedule import LOWEST_RATE, Plateau, cosine, progress_of
 _SHORT_EVALUATION, _LONG_EVALUATION = 1.0, 5.0
 # By this share of the budget, or by a second, a training may exceed it.
 _TOLERANCE = 0.02
+
+
+class DivergedError(GrimmgenError):
+    """The loss is not finite."""
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Progress:
     @property
     def training_perplexity(self) -> float:
         """Perplexity of the training set over the current epoch, with dropout."""
-        return math.exp(min(700.0, self.loss / max(1, self.predictions)))
+        return bounded_perplexity(self.loss / max(1, self.predictions))
 
     def to_json(self) -> dict[str, Any]:
         """Return a value that `from_json` reads."""
@@ -161,7 +166,8 @@ class TrainingLoop:
         before the evaluation, so that a training that is saved there and resumed repeats it.
 
         Raises:
-            GrimmgenError: the loss is not finite, or the device is out of memory; no weight was changed.
+            DivergedError: the loss is not finite; no weight was changed.
+            GrimmgenError: the device is out of memory; no weight was changed.
         """
         progress = self.progress
         self._began = self.clock() - self.startup_seconds - progress.seconds
@@ -232,10 +238,8 @@ class TrainingLoop:
         except torch.OutOfMemoryError as error:
             raise out_of_memory(progress.step) from error
         if not result.finite:
-            raise GrimmgenError(
-                f"the loss or its gradient is not finite at update {progress.step + 1};"
-                " the last checkpoint is unchanged",
-                f"train a new run with --lr {configuration.learning_rate / 10:g}",
+            raise DivergedError(
+                f"the loss or its gradient is not finite at update {progress.step + 1}", _milder(configuration)
             )
         self.state = result.state
         progress.step += 1
@@ -264,10 +268,16 @@ class TrainingLoop:
             return
         self._measured_evaluation = max(self._measured_evaluation, now - began)
         perplexity, bits_per_character = scores
-        best = perplexity < before.minimum
-        after = Plateau(before.rate, min(before.minimum, perplexity))
+        if not math.isfinite(bits_per_character):
+            raise DivergedError(
+                f"the validation loss is not finite after update {progress.step}", _milder(configuration)
+            )
+        # What is too large to be measured is no minimum, or a diverged model would be kept as the best one.
+        measured = perplexity if perplexity < LARGEST_PERPLEXITY else math.inf
+        best = measured < before.minimum
+        after = Plateau(before.rate, min(before.minimum, measured))
         if configuration.schedule == "plateau":
-            after = before.after(perplexity, configuration.decay_factor, configuration.decay_patience)
+            after = before.after(measured, configuration.decay_factor, configuration.decay_patience)
         epoch = progress.epoch + 1
         yield Evaluated(
             progress.step,
@@ -281,7 +291,8 @@ class TrainingLoop:
         )
         if after.rate != before.rate:
             patience = configuration.decay_patience
-            yield RateDecayed(progress.step, epoch, perplexity, before.minimum, patience, before.rate, after.rate)
+            minimum = min(before.minimum, LARGEST_PERPLEXITY)
+            yield RateDecayed(progress.step, epoch, perplexity, minimum, patience, before.rate, after.rate)
         progress.schedule, progress.evaluated = after, progress.step
         if best:
             progress.best_epoch = epoch
@@ -342,6 +353,15 @@ class TrainingLoop:
         yield SaveDue()
         self._saved = self.clock()
         self._last_save_seconds = max(self._last_save_seconds, self._saved - began)
+
+
+def _milder(configuration: Configuration) -> str:
+    """Return the options of a new run after one with this configuration has diverged."""
+    # A rate far above the default would be lowered in vain many times.
+    rate = min(configuration.learning_rate / 10, OPTIONS["learning_rate"].default)
+    clip = OPTIONS["clip"].default
+    clipped = f"--clip {clip:g} " if configuration.clip > clip else ""
+    return f"train a new run with {clipped}--lr {max(rate, OPTIONS['learning_rate'].low or 0.0):g}"
 
 
 def out_of_memory(step: int) -> GrimmgenError:

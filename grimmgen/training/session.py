@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import shlex
 import sys
@@ -34,11 +35,13 @@ from grimmgen.network.optimiser import AdamW
 from grimmgen.network.shapes import parameter_count
 from grimmgen.network.train_step import TrainStep
 from grimmgen.runs import registry
-from grimmgen.runs.checkpoint import Checkpoint, state_names
+from grimmgen.runs.checkpoint import Checkpoint, state_names, written_by
 from grimmgen.runs.events import (
     Evaluated,
     Event,
+    Failed,
     Finished,
+    PlatformChanged,
     RateDecayed,
     Recovered,
     Saved,
@@ -53,7 +56,7 @@ from grimmgen.text.encoding import IN_MEMORY
 from grimmgen.text.split import Split, reopen, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
-from grimmgen.training.loop import Progress, SaveDue, TrainingLoop, out_of_memory
+from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop, out_of_memory
 from grimmgen.training.schedule import Plateau
 from grimmgen.training.text import TrainingText, encode_validation, prepare_text
 from grimmgen.training.validation import Validation
@@ -98,9 +101,13 @@ class Training:
         self._resumed = False
         self._text: TrainingText | None = None
         self._uncounted = 0.0  # seconds
-        # Of a resume, in the first process only: where it starts, and what is wrong with the last checkpoint.
+        # Of a resume, in the first process only: where it starts, if anything was saved, and what is wrong with the
+        # last checkpoint.
         self._checkpoint: Checkpoint | None = None
         self._damage: GrimmgenError | None = None
+        # Holds the lock of the run. If `events` is never called, it is released with this object.
+        self._lock: contextlib.ExitStack | None = None
+        self._began = False
 
     @classmethod
     def begin(
@@ -162,6 +169,8 @@ class Training:
     ) -> Training:
         """Resume a run from its last checkpoint, or from the previous one if the last one is damaged.
 
+        A run without a checkpoint starts from its beginning again. The run is locked from now until `events` ends.
+
         Args:
             run: of the registry.
             device: `auto`, `cpu` or `cuda`.
@@ -173,21 +182,28 @@ class Training:
             ranks: deprecated name of `group`.
 
         Raises:
-            GrimmgenError: there is no checkpoint yet.
-            IntegrityError: the checkpoints or the corpus are damaged or have changed.
+            GrimmgenError: another process trains the run.
+            IntegrityError: the checkpoints or the corpus are damaged or have changed, or are those of another run.
         """
         group = _renamed(group, ranks)
-        info = group.broadcast(run.info)
-        configuration = Configuration.from_json(info.get("configuration"))
-        group.rows(configuration.batch_size)
-        limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
-        configuration = dataclasses.replace(configuration, **{k: v for k, v in limits.items() if v is not None})
-        opening = time.monotonic()
-        corpus, split = reopen(info["corpus"], configuration, moved_to, notify)
-        training = cls(run, configuration, corpus, split, device, group, notify)
-        training._resumed, training._uncounted = True, _uncounted_since(opening, split)
-        if group.first:
-            training._checkpoint, training._damage = _read_last(run)
+        with contextlib.ExitStack() as lock:
+            # Before anything is read: what another process saves until then would be overwritten.
+            if group.first:
+                lock.enter_context(run.locked())
+            info = group.broadcast(run.info)
+            configuration = Configuration.from_json(info.get("configuration"), written_by(info.get("versions")))
+            group.rows(configuration.batch_size)
+            limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
+            configuration = dataclasses.replace(
+                configuration, **{k: v for k, v in limits.items() if v is not None}
+            )
+            opening = time.monotonic()
+            corpus, split = reopen(info["corpus"], configuration, moved_to, notify)
+            training = cls(run, configuration, corpus, split, device, group, notify)
+            training._resumed, training._uncounted = True, _uncounted_since(opening, split)
+            if group.first:
+                training._checkpoint, training._damage = _read_last(run, info)
+            training._lock = lock.pop_all()
         return training
 
     def stop(self) -> None:
@@ -197,18 +213,35 @@ class Training:
     def events(self) -> Iterator[Event]:
         """Train, and yield what happens. A caller that stops iterating leaves a run that can be resumed.
 
+        It can be called once.
+
         Raises:
-            GrimmgenError: another process trains this run, the disk is full, the loss is not finite…; the last
-                checkpoint is unchanged.
+            GrimmgenError: another process trains this run, the disk is full, the loss is not finite…; checkpoints
+                on the disk are unchanged, and the best weights so far are saved.
         """
-        with self.run.locked() if self._group.first else contextlib.nullcontext():
-            if self._checkpoint is not None:
-                registry.make_latest(self.run, self._configuration, self._corpus.source)
-                if self._damage is not None:
+        if self._began:
+            raise GrimmgenError(
+                f"this training of the run {self.run.name} has ended", "resume the run with `Training.resume`"
+            )
+        self._began = True
+        if self._lock is None:
+            self._lock = contextlib.ExitStack()
+            if self._group.first:
+                self._lock.enter_context(self.run.locked())
+        with self._lock:
+            try:
+                if self._resumed and self._group.first:
+                    registry.make_latest(self.run, self._configuration, self._corpus.source, versions())
+                if self._checkpoint is not None and self._damage is not None:
                     # Before the next save, which would keep the damaged checkpoint as the previous one.
                     files.link_or_copy(self.run.previous_path, self.run.last_path)
                     yield Recovered(Progress.from_json(self._checkpoint.progress).step, self._damage.what)
-            yield from self._train()
+                yield from self._train()
+            except GrimmgenError as error:
+                # The same command would find that the run exists.
+                again = f"continue with `{self._group.command} train --resume --run {self.run.name}`"
+                error.remedy = error.remedy.replace(files.AGAIN, again)
+                raise
 
     def _train(self) -> Iterator[Event]:
         configuration, group, device = self._configuration, self._group, self._device
@@ -267,18 +300,41 @@ class Training:
             validation.seconds,
             time.monotonic() - began - uncounted,
         )
-        provenance = {"run": self.run.name, "corpus": self._corpus.name, "beginnings": text.beginnings}
+        provenance: dict[str, Any] = {
+            "run": self.run.name,
+            "run_sha256": group.broadcast(lambda: registry.run_sha256(self.run.info())),
+            "corpus": self._corpus.name,
+            "beginnings": text.beginnings,
+            "platform": _platform(step, device, group.size),
+        }
         recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
         started = self._started_event(text, progress.step, step.description)
-        if not self._resumed:
+        if group.first and self._checkpoint is not None:
+            # The checkpoint may have been saved before the evaluation at its step.
+            self.run.cut_log(progress.evaluated, progress.step)
+        elif group.first and self._resumed:
+            self.run.cut_log(-1)
+        if self._checkpoint is None:
             recorder.log(started)
-        elif group.first:
-            # Cut at the last evaluation: the checkpoint may have been saved before the evaluation at its step.
-            self.run.cut_log(progress.evaluated)
-        recorder.unsaved = not self._resumed
+        recorder.unsaved = self._checkpoint is None
         self.running = True
         yield started
+        if (change := self._platform_change(provenance["platform"], progress.step)) is not None:
+            recorder.log(change)
+            yield change
         yield from recorder.events()
+
+    def _platform_change(self, now: Mapping[str, str | int], step: int) -> PlatformChanged | None:
+        """Compare the platform with that of the checkpoint."""
+
+        def changed() -> dict[str, str | int]:
+            # Checkpoints of earlier versions have none.
+            stored = self._checkpoint.provenance.get("platform") if self._checkpoint is not None else None
+            known = stored.items() if isinstance(stored, dict) else ()
+            return {n: v for n, v in known if isinstance(v, str | int) and v != now.get(n, v)}
+
+        before = self._group.broadcast(changed)
+        return PlatformChanged(step, before, {name: now[name] for name in before}) if before else None
 
     def _restore_or_init(
         self, model: LanguageModel, optimiser: AdamW, vocabulary: Vocabulary
@@ -360,9 +416,11 @@ class _Recorder:
                         if isinstance(event, Evaluated) and event.best:
                             self.keep_best(event)
                     case Finished():
+                        saved = self.save()
+                        # After the save: a run is called finished only if its last checkpoint is that of the end.
                         if event.reason != "interrupted":
                             self.log(event)
-                        yield self.save()
+                        yield saved
                         yield event
                         return
                     case Stepped():
@@ -375,8 +433,25 @@ class _Recorder:
             if self.unsaved and self.group.size == 1:
                 self.save()
             raise
+        except BaseException as error:
+            self.fail(error)
+            raise
 
-    def log(self, event: Started | Evaluated | RateDecayed | Finished) -> None:
+    def fail(self, error: BaseException) -> None:
+        """Save the best weights so far and log the failure, as far as the disk allows; complete the error."""
+        kept = "the last checkpoint is unchanged" if self.run.has_checkpoint else "no checkpoint was saved"
+        if (best := self.best) is not None:
+            with contextlib.suppress(GrimmgenError):
+                best.write(self.run.best_path)
+                kept = f"the best weights, of epoch {best.provenance['epoch']}, are saved"
+                self.best = None
+        what = error.what if isinstance(error, GrimmgenError) else error.__class__.__name__
+        with contextlib.suppress(GrimmgenError):
+            self.log(Failed(self.loop.progress.step, what))
+        if isinstance(error, DivergedError) or (isinstance(error, GrimmgenError) and best is not self.best):
+            error.what += f"; {kept}"
+
+    def log(self, event: Started | PlatformChanged | Evaluated | RateDecayed | Finished | Failed) -> None:
         """Log an event. The log of a run is the same whether or not it was interrupted."""
         if self.group.first:
             self.run.append_log(event_to_json(event))
@@ -445,24 +520,22 @@ def _moments(optimiser: AdamW) -> dict[str, torch.Tensor]:
     return {f"adam.{kind}.{name}": m for kind, moments in kinds.items() for name, m in moments.items()}
 
 
-def _read_last(run: Run) -> tuple[Checkpoint, GrimmgenError | None]:
-    """The last checkpoint of a run; or the previous one, and what is wrong with the last one."""
+def _read_last(run: Run, info: Mapping[str, Any]) -> tuple[Checkpoint | None, GrimmgenError | None]:
+    """The last checkpoint of a run; or the previous one, and what is wrong with the last one; or None."""
     try:
-        return _resumable(run.last_path), None
+        return _resumable(run, run.last_path, info), None
     except GrimmgenError as error:
         if run.previous_path.exists():
-            return _resumable(run.previous_path), error
-        if run.last_path.exists():
+            return _resumable(run, run.previous_path, info), error
+        if os.path.lexists(run.last_path):
             raise
-        raise GrimmgenError(
-            f"the run {run.name} has no checkpoint to resume from",
-            f"remove it with `grimmgen runs rm {run.name}` and train a new run",
-        ) from None
+        # It ended before its first save, or between those of its best and its last checkpoint.
+        return None, None
 
 
-def _resumable(path: Path) -> Checkpoint:
+def _resumable(run: Run, path: Path, info: Mapping[str, Any]) -> Checkpoint:
     """Read a checkpoint that has the progress of the training."""
-    checkpoint = Checkpoint.read(path)
+    checkpoint = run.read_own(path, info)
     try:
         Progress.from_json(checkpoint.progress)
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
@@ -487,6 +560,21 @@ def versions() -> dict[str, str]:
         "numpy": np.__version__,
         "python": platform.python_version(),
     }
+
+
+def _platform(step: TrainStep, device: torch.device, processes: int) -> dict[str, str | int]:
+    """What the last bits of a result depend on besides the configuration and the text."""
+    properties: dict[str, str | int] = {
+        "backend": step.backend,
+        "precision": step.precision,
+        "processes": processes,
+    }
+    if device.type == "cpu":
+        properties["processor"] = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+        properties["threads"] = torch.get_num_threads()
+    else:
+        properties["processor"] = torch.cuda.get_device_name(device)
+    return properties | {"PyTorch": torch.__version__, "grimmgen": version("grimmgen")}
 
 
 def command_line() -> str:

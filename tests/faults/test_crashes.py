@@ -74,21 +74,14 @@ def runs_are_complete(home: Path) -> None:
 
 
 def recovery(victim: Victim, train: list[str]) -> Callable[[Path], None]:
-    """Do what a user would: resume the run, or train a new one if nothing was saved."""
+    """Do what a user would: resume the run, or give the same command again if nothing was saved."""
 
     def recover(home: Path) -> None:
         run = Run(home / "data" / "runs" / "sly-owl")
-        if run.last_path.exists() or run.previous_path.exists():
-            commands = [RESUME]
-        elif run.path.exists():
-            refused = victim.run(home, *RESUME)
-            assert refused.err.startswith("error: the run sly-owl has no checkpoint to resume from: remove it")
-            commands = [["runs", "rm", "--yes", "sly-owl"], train]
-        else:
-            commands = [train]
-        for command in commands:
-            ended = victim.run(home, *command)
-            assert (ended.code, "error" in ended.err) == (0, False), ended.err
+        # A run that was killed before its training began can only be resumed, which starts it.
+        began = run.path.exists() and not run.log_path.exists()
+        ended = victim.run(home, *(RESUME if run.has_checkpoint or began else train))
+        assert (ended.code, "error" in ended.err) == (0, False), ended.err
 
     return recover
 

@@ -275,7 +275,7 @@ def test_fault_36_a_training_run_is_locked(tales: Path, run: Program) -> None:
 
 @pytest.mark.slow
 def test_fault_31_readers_see_complete_checkpoints_only(home: Path, trained: Run) -> None:
-    written = {hidden: tiny_checkpoint(True, hidden=hidden) for hidden in (3, 9)}
+    written = {hidden: tiny_checkpoint(True, "sly-fox", hidden=hidden) for hidden in (3, 9)}
     seen, failures, done = list[int](), list[BaseException](), threading.Event()
 
     def read() -> None:

@@ -67,8 +67,11 @@ class ReferenceBackend:
         precision: of the matrix products: in `bf16` both factors are rounded to bfloat16 and sums are float32.
 
     Attributes:
-        description: what computes, in words.
+        name: what computes.
+        description: the same with the precision, and why no kernels do.
     """
+
+    name = "PyTorch"
 
     def __init__(self, precision: Products = "fp32", reason: str = "") -> None:
         self.precision = precision

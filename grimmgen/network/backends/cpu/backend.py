@@ -52,11 +52,13 @@ class CPUBackend:
             less memory, but it can run only once.
 
     Attributes:
-        description: what computes, in words.
+        name: what computes.
+        description: the same with the precision and the number of threads.
     """
 
     def __init__(self, instructions: InstructionSet, overwrite: bool = True) -> None:
         self.instructions = instructions
+        self.name = f"native {_TITLES[instructions.name.removesuffix('bf16')]}"
         self.precision: Products = "bf16" if instructions.word == 2 else "fp32"
         self._overwrite = overwrite
         self._kernels = instructions.kernels
@@ -65,9 +67,8 @@ class CPUBackend:
     @property
     def description(self) -> str:  # noqa: D102 - see the class
         threads = program.thread_count()
-        name = _TITLES[self.instructions.name.removesuffix("bf16")]
         rounded = " bf16" if self.precision == "bf16" else ""
-        return f"native {name}{rounded}, {threads} thread{'s' if threads != 1 else ''}"
+        return f"{self.name}{rounded}, {threads} thread{'s' if threads != 1 else ''}"
 
     @contextlib.contextmanager
     def recording(self) -> Iterator[Program]:

@@ -55,12 +55,15 @@ class CUDABackend(ReferenceBackend):
         precision: of the matrix products: in `bf16` both factors are rounded to bfloat16 and sums are float32.
 
     Attributes:
-        description: what computes, in words.
+        name: what computes.
+        description: the same with the precision.
     """
+
+    name = "Triton"
 
     def __init__(self, precision: Products = "fp32") -> None:
         super().__init__(precision)
-        self.description = "Triton bf16" if precision == "bf16" else "Triton"
+        self.description = f"{self.name} bf16" if precision == "bf16" else self.name
         self._product_type = torch.bfloat16 if precision == "bf16" else torch.float32
 
     def matmul(self, a: Tensor, b: Tensor) -> Tensor:  # noqa: D102 - see the reference backend
