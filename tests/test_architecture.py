@@ -291,7 +291,7 @@ def test_help_imports_neither_pytorch_nor_numpy() -> None:
 def test_commands_without_a_network_do_not_import_pytorch() -> None:
     corpus = open_corpus("sampler")
     run = registry.create("sly-fox", Configuration(), corpus, split_by_hash(corpus), "grimmgen train", {})
-    tiny_checkpoint().write(run.best_path)
+    tiny_checkpoint(run="sly-fox").write(run.best_path)
     with Server() as server:
         server.on("/001.txt", answer(b"There was once a king. " * 20))
         commands = [
@@ -315,7 +315,7 @@ def test_commands_without_a_network_do_not_import_pytorch() -> None:
 def test_generate_imports_only_what_it_uses() -> None:
     corpus = open_corpus("sampler")
     run = registry.create("sly-fox", Configuration(), corpus, split_by_hash(corpus), "grimmgen train", {})
-    tiny_checkpoint().write(run.best_path)
+    tiny_checkpoint(run="sly-fox").write(run.best_path)
     command = ["generate", "--length", "20"]
     assert imported([command], ["torch", "rich", "urllib3", "ssl", "filelock", "asyncio"]) == [f"{command} 0"]
 

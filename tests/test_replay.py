@@ -109,7 +109,7 @@ def test_what_else_differs_is_named(
 
 def test_checkpoint_that_was_trained_further_is_named(record: Recorder, replay: Program, trained: Run) -> None:
     record("--length", "200")
-    other = tiny_checkpoint(min_count=1)
+    other = tiny_checkpoint(run=trained.name, min_count=1)
     other.write(trained.best_path)
     assert failed(replay(), 3, "the checkpoint differs", "give the recorded checkpoint with --run")
 

@@ -754,7 +754,7 @@ def test_divergence_saves_the_best_weights(corpus: Corpus, monkeypatch: pytest.M
     }
 
 
-def test_divergence_without_an_evaluation_says_that_nothing_is_saved(
+def test_divergence_without_an_evaluation_saves_nothing(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good, _ = trained(corpus)
