@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from grimmgen.configuration import Configuration
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import Checkpoint, Tensors, training_shapes
+from grimmgen.runs.registry import Run, run_sha256
 from grimmgen.text.tokenizers import build_vocabulary
 from grimmgen.text.vocabulary import Vocabulary
 
@@ -48,6 +50,14 @@ def tiny_vocabulary(configuration: Configuration) -> Vocabulary:
 def random_tensors(shapes: Mapping[str, tuple[int, ...]], random_seed: int = 0) -> Tensors:
     draw = np.random.default_rng(random_seed)
     return {n: draw.normal(0.0, 1 / math.sqrt(s[0] or 1), s).astype(np.float32) for n, s in shapes.items()}
+
+
+def adopt_checkpoints(run: Run) -> None:
+    """Make the checkpoints in a run's directory, which may be those of another run, its own."""
+    for path in run.path.glob("*.safetensors"):
+        checkpoint = Checkpoint.read(path)
+        own = {"run": run.name, "run_sha256": run_sha256(run.info())}
+        dataclasses.replace(checkpoint, provenance={**checkpoint.provenance, **own}).write(path)
 
 
 def tiny_checkpoint(training: bool = False, run: str = "quiet-fox", **options: Any) -> Checkpoint:

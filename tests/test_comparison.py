@@ -15,6 +15,7 @@ from grimmgen.evaluation.comparison import evaluate_models
 from grimmgen.runs import registry
 from grimmgen.runs.registry import Run, TrainedModel, load_model
 from grimmgen.text.corpus import Document
+from tests.builders import adopt_checkpoints
 from tests.program import Ran
 
 CPU = torch.device("cpu")
@@ -29,6 +30,7 @@ def newer_run(trained: Run) -> Run:
     parts = info["corpus"]["split"]["parts"]
     parts["train"], parts["valid"], parts["test"] = parts["valid"], parts["test"], parts["train"]
     (newer.path / "run.json").write_text(json.dumps(info))
+    adopt_checkpoints(newer)
     assert registry.find().name == newer.name
     return newer
 

@@ -21,7 +21,7 @@ import torch
 
 from grimmgen.configuration import PRESETS, Configuration, DropoutMode
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.evaluation.scores import LARGEST_PERPLEXITY, bounded_perplexity
+from grimmgen.evaluation.scores import LARGEST_PERPLEXITY
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel, State
@@ -37,7 +37,7 @@ from grimmgen.text.split import split_by_hash
 from grimmgen.training import loop as loop_module
 from grimmgen.training import session as training_module
 from grimmgen.training import text as text_module
-from grimmgen.training.loop import Progress, SaveDue, TrainingLoop
+from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop
 from grimmgen.training.schedule import Plateau, cosine, progress_of
 from grimmgen.training.session import Training
 
@@ -754,9 +754,7 @@ def test_divergence_saves_the_best_weights(corpus: Corpus, monkeypatch: pytest.M
     }
 
 
-def test_divergence_without_an_evaluation_saves_nothing(
-    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_divergence_without_an_evaluation_saves_nothing(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     good, _ = trained(corpus)
     diverge_after(1, monkeypatch)
     bad = Training.begin(corpus, Configuration(**TINY, clip=1e12, learning_rate=1e6))
@@ -768,21 +766,25 @@ def test_divergence_without_an_evaluation_saves_nothing(
     assert registry.load_model().run == good.run
 
 
-def test_a_perplexity_that_overflows_is_no_minimum(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    results = iter([math.inf, math.inf, 9.0, math.inf])
-    score = SimpleNamespace(
-        total=property(
-            lambda _: SimpleNamespace(perplexity=bounded_perplexity(next(results)), bits_per_character=1)
-        )
-    )
-    monkeypatch.setattr(training_module, "evaluate", lambda *_: type("Evaluation", (), {"total": score.total})())
-    training = Training.begin(corpus, Configuration(**TINY, epochs=4, decay_patience=2))
-    events = list(training.events())
-    assert [event.best for event in only(Evaluated, events)] == [False, False, True, False]
-    assert only(Evaluated, events)[0].perplexity == LARGEST_PERPLEXITY
-    [decayed] = only(RateDecayed, events)
-    assert (decayed.step, decayed.minimum) == (6, LARGEST_PERPLEXITY)
-    assert only(Finished, events)[0].best_epoch == 3
+def test_a_perplexity_that_overflows_is_no_minimum() -> None:
+    results = iter([(LARGEST_PERPLEXITY, 2000.0), (9.0, 2.0)])
+    loop = dataclasses.replace(fake_loop(FakeStep()), evaluate=lambda: next(results))
+    events = [event for event in loop.events() if isinstance(event, Evaluated | RateDecayed | Finished)]
+    diverged, decayed, evaluated, finished = events
+    assert isinstance(diverged, Evaluated)
+    assert isinstance(decayed, RateDecayed)
+    assert isinstance(evaluated, Evaluated)
+    assert isinstance(finished, Finished)
+    assert (diverged.perplexity, diverged.best, evaluated.best) == (LARGEST_PERPLEXITY, False, True)
+    assert decayed.minimum == LARGEST_PERPLEXITY, "not infinite, which JSON does not know"
+    assert (finished.best_perplexity, finished.best_epoch) == (9.0, 2)
+
+
+@pytest.mark.parametrize("loss", [math.inf, math.nan])
+def test_a_validation_loss_that_is_not_finite_ends_training(loss: float) -> None:
+    loop = dataclasses.replace(fake_loop(FakeStep()), evaluate=lambda: (LARGEST_PERPLEXITY, loss))
+    with pytest.raises(DivergedError, match=r"the validation loss is not finite after update 3: .* --lr 0\.0001"):
+        list(loop.events())
 
 
 def test_another_failure_saves_the_best_weights_too(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,9 +129,9 @@ def test_fault_55_latest_is_resolved_once(
     assert expected.code == 0
     load = Run.load
 
-    def load_and_begin(found: Run) -> TrainedModel:
+    def load_and_begin(found: Run, *arguments: Any) -> TrainedModel:
         # Another training begins, and saves, just after the command has chosen its run.
-        model = load(found)
+        model = load(found, *arguments)
         other = begun("other")
         for path in trained.path.glob("*.safetensors"):
             shutil.copy(path, other.path)
