@@ -471,13 +471,15 @@ def test_a_newer_format_is_named_with_the_version(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_a_checkpoint_without_an_option_has_its_default(path: Path, name: str) -> None:  # fault 50
+def test_a_checkpoint_without_an_option_behaves_as_before(path: Path, name: str) -> None:  # fault 50
     if name in {"hidden", "ngram", "min_count", "batch_size", "unroll"}:
         return  # the network and the text of the checkpoint are not those of the defaults
     entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
     del own["configuration"][name]
     path.write_bytes(put_together(entries, own, body))
-    assert getattr(Checkpoint.read(path).configuration, name) == OPTIONS[name].default
+    # Earlier versions knew nothing of Project Gutenberg's boilerplate.
+    expected = True if name == "keep_boilerplate" else OPTIONS[name].default
+    assert getattr(Checkpoint.read(path).configuration, name) == expected
 
 
 @pytest.mark.parametrize("options", [{"hidden": 2**15}, {"hidden": 2**15, "layers": 64}, {"batch_size": 2**20}])

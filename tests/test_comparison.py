@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -62,9 +63,9 @@ def test_command_resolves_the_run_once(
     expected = run(*command)
     loads: list[str | None] = []
 
-    def load_and_train_another(asked: str | None, _moved_to: list[str] | None) -> TrainedModel:
+    def load_and_train_another(asked: str | None, *corpus: Any) -> TrainedModel:
         loads.append(asked)
-        model = load_model(asked)
+        model = load_model(asked, *corpus)
         newer_run(trained)
         return model
 
