@@ -247,7 +247,7 @@ def check_encoding(encoding: str) -> None:
         "".encode(encoding)
     except (LookupError, ValueError):
         raise UsageError(
-            f"--encoding {encoding[:40]!r} is not known", "give a name like utf-8, cp1252 or gb18030"
+            f"--encoding {encoding[:40]!r} is not known", "give a name like utf-8, windows-1252 or gb18030"
         ) from None
 
 
@@ -467,7 +467,7 @@ class Configuration:
     )
     encoding: str | None = option(
         None,
-        "Encoding of the text, as in utf-8, cp1252 or gb18030",
+        "Encoding of the text, as in utf-8, windows-1252 or gb18030",
         metavar="NAME",
         default_text="recognised in each file",
         range="a name",

@@ -190,6 +190,8 @@ def test_every_package_of_the_order_exists() -> None:
         ("filelock", "io.files"),
         ("platformdirs", "io.paths"),
         ("matplotlib", "runs.curves"),
+        ("lxml", "text.markup"),
+        ("charset_normalizer", "text.charsets"),
         ("onnx", "export.onnx"),
         ("tensorboard", "runs.tensorboard"),
         ("IPython", "notebook"),

@@ -203,6 +203,23 @@ def test_vocab_check_prints_one_line_for_each_finding(tales: Path, run: Callable
     assert {finding["kind"] for finding in found["findings"]} == {"size", "boilerplate"}
 
 
+@pytest.mark.parametrize(
+    ("content", "encoding"),
+    [
+        (b"don\x92t stop. " * 99, "windows-1252, recognised by its letters"),
+        ("жил был царь\n".encode("koi8-r") * 99, "koi8-r, recognised by its most frequent characters"),
+        ("жил был царь\n".encode("utf-16-be") * 99, "utf-16-be, recognised by its NULs"),
+    ],
+    ids=["Windows-1252", "KOI8-R", "UTF-16"],
+)
+def test_guessed_encoding_is_a_finding(
+    tmp_path: Path, run: Callable[..., Ran], content: bytes, encoding: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    out = run("vocab", "--check", "--corpus", str(tmp_path / "a.txt")).out
+    assert f"encoding    a.txt read as {encoding}: if that is wrong, give the --encoding\n" in out
+
+
 def test_vocab_check_uses_the_split(tmp_path: Path, run: Callable[..., Ran]) -> None:
     for number in range(20):
         (tmp_path / f"{number:02d}.txt").write_text(tale(number % 19))

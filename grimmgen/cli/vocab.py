@@ -165,7 +165,7 @@ def _check(corpus: Corpus, split: Split, configuration: Configuration, json: boo
     from grimmgen.cli import console
     from grimmgen.evaluation.corpus_checks import check_corpus
 
-    findings = check_corpus(split, configuration)
+    findings = check_corpus(split, configuration, corpus.report.sources)
     documents = len(corpus.documents)
     if json:
         found = [finding.to_json() for finding in findings]

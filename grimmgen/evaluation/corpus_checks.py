@@ -17,6 +17,7 @@ from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation.scores import MIN_DOCUMENTS
 from grimmgen.io import files
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.text.extraction import Extracted
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.repair import REPLACEMENT, find_defects, is_repairable
 from grimmgen.text.split import PARTS, Part, Split
@@ -59,14 +60,16 @@ class Finding:
         return {"kind": self.kind, "what": self.what, "remedy": self.remedy, "stories": self.documents}
 
 
-def check_corpus(split: Split, configuration: Configuration) -> list[Finding]:
+def check_corpus(split: Split, configuration: Configuration, sources: Sequence[Extracted] = ()) -> list[Finding]:
     """Check the documents of a split for problems in training.
 
     Args:
         split: of the corpus.
         configuration: the tokenization, and the model to be trained.
+        sources: the files of the corpus, with their encodings.
     """
     findings, texts = _read(split)
+    findings += _check_encodings(sources)
     findings += _check_characters(texts)
     findings += _check_duplicates(split, texts)
     findings += _check_size(split, texts, configuration)
@@ -100,6 +103,24 @@ def _read(split: Split) -> tuple[list[Finding], dict[Part, list[tuple[str, str]]
     if empty:
         findings.append(Finding("empty", f"{_listed(empty)}: no text", "remove", tuple(empty)))
     return findings, texts
+
+
+def _check_encodings(sources: Sequence[Extracted]) -> list[Finding]:
+    """Find files whose encoding was guessed."""
+    guessed: dict[tuple[str, str], list[str]] = {}
+    for source in sources:
+        if source.encoding is not None and source.encoding[1].startswith("by "):
+            guessed.setdefault(source.encoding, []).append(source.name)
+    return [
+        Finding(
+            "encoding",
+            f"{', '.join(names[:5])}{f' and {len(names) - 5} more' if len(names) > 5 else ''} read as {encoding},"
+            f" recognised {reason}",
+            "if that is wrong, give the --encoding",
+            tuple(names),
+        )
+        for (encoding, reason), names in guessed.items()
+    ]
 
 
 def _check_characters(texts: _Texts) -> list[Finding]:

@@ -6,11 +6,9 @@ an allowance; memory is limited by the size of the pieces, and by the largest di
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import functools
 import io
-import lzma
 import sys
 import zipfile
 import zlib
@@ -68,6 +66,21 @@ class _GzipDecompressor:
         return self._object.decompress(self._object.unconsumed_tail + data, max_length)
 
 
+# These are imported where they are used: some builds of Python do not have them.
+
+
+def _bzip2() -> _Decompressor:
+    import bz2
+
+    return bz2.BZ2Decompressor()
+
+
+def _xz() -> _Decompressor:
+    import lzma
+
+    return lzma.LZMADecompressor(memlimit=_XZ_MEMORY)
+
+
 def _zstd() -> _Decompressor:
     try:
         if sys.version_info >= (3, 14):
@@ -83,8 +96,8 @@ def _zstd() -> _Decompressor:
 
 _COMPRESSIONS: dict[str, Callable[[], _Decompressor]] = {
     ".gz": _GzipDecompressor,
-    ".bz2": bz2.BZ2Decompressor,
-    ".xz": lambda: lzma.LZMADecompressor(memlimit=_XZ_MEMORY),
+    ".bz2": _bzip2,
+    ".xz": _xz,
     ".zst": _zstd,
 }
 
