@@ -193,6 +193,18 @@ def make_directory(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
 
 
+def free_space(path: Path) -> int:
+    """Return the bytes that are free for this user on the disk of a path, which need not exist.
+
+    Raises:
+        GrimmgenError: the path cannot be read.
+    """
+    with wrap_os_errors(f"cannot read {path}"):
+        while not path.exists() and path.parent != path:
+            path = path.parent
+        return shutil.disk_usage(path).free
+
+
 def sweep(directory: Path) -> int:
     """Remove temporary files whose process has ended, and return their number.
 

@@ -28,7 +28,7 @@ import torch
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
-from grimmgen.io import files
+from grimmgen.io import files, paths
 from grimmgen.network import backends
 from grimmgen.network.model import LanguageModel, State, choose_device
 from grimmgen.network.optimiser import AdamW
@@ -57,6 +57,7 @@ from grimmgen.text.split import Split, reopen, split_by_hash
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop, out_of_memory
+from grimmgen.training.preflight import check_checkpoints
 from grimmgen.training.schedule import Plateau
 from grimmgen.training.text import TrainingText, encode_validation, prepare_text
 from grimmgen.training.validation import Validation
@@ -147,9 +148,13 @@ class Training:
             registry.check_name(run)
         # Before the run is created, so that an unusable text leaves nothing behind.
         text, uncounted = _prepare_text(configuration, split, place, group, notify)
-        path = group.broadcast(
-            lambda: str(registry.create(run, configuration, corpus, split, command, versions()).path)
-        )
+
+        def create() -> str:
+            provenance = {"run": run or "", "corpus": corpus.name, "beginnings": text.beginnings}
+            check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory())
+            return str(registry.create(run, configuration, corpus, split, command, versions()).path)
+
+        path = group.broadcast(create)
         training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify)
         training._text, training._uncounted = text, uncounted
         return training
@@ -307,6 +312,8 @@ class Training:
             "beginnings": text.beginnings,
             "platform": _platform(step, device, group.size),
         }
+        if self._resumed and group.first:
+            check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run)
         recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
         started = self._started_event(text, progress.step, step.description)
         if group.first and self._checkpoint is not None:

@@ -1,9 +1,10 @@
-"""A full disk, a missing home directory, a jumping clock (faults 12, 15, 17, 19)."""
+"""A full disk, a missing home directory, a jumping clock (faults 12, 15, 17, 19, 56)."""
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from grimmgen.io import files
+from grimmgen.runs import checkpoint, registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
 from grimmgen.text import corpus
-from tests.program import PROGRAM, Ran, grimmgen
+from tests.program import PROGRAM, Ran, grimmgen, shell
 from tests.server import Server, answer
 
 Program = Callable[..., Ran]
@@ -32,7 +35,9 @@ def disk(home: Path) -> Iterator[Path]:
     subprocess.run(["umount", home], check=True)
 
 
-def test_fault_15_a_full_disk_keeps_the_last_checkpoint(disk: Path, training: list[str], run: Program) -> None:
+def test_fault_15_a_full_disk_keeps_the_last_checkpoint(
+    disk: Path, training: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert run("train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1").code == 0
     owl = Run(disk / "data" / "runs" / "sly-owl")
     # A slow training has saved twice; replacing the previous checkpoint would free space.
@@ -40,7 +45,10 @@ def test_fault_15_a_full_disk_keeps_the_last_checkpoint(disk: Path, training: li
     before = owl.last_path.read_bytes()
     # Space for the log and the best weights, but not for the last checkpoint.
     (disk / "ballast").write_bytes(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - (36 << 10)))
-    ended = run("train", "--quiet", "--resume", "--epochs", "2")
+    with monkeypatch.context() as patch:
+        # Another program fills the disk after the check before the first update.
+        patch.setattr(files, "free_space", lambda _: 1 << 40)
+        ended = run("train", "--quiet", "--resume", "--epochs", "2")
     assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
     assert FULL in ended.err
     assert "last.safetensors" in ended.err
@@ -50,6 +58,60 @@ def test_fault_15_a_full_disk_keeps_the_last_checkpoint(disk: Path, training: li
     (disk / "ballast").unlink()
     assert run("train", "--quiet", "--resume").code == 0
     assert (Checkpoint.read(owl.last_path).progress or {})["epoch"] == 2
+
+
+def test_fault_56_too_little_disk_is_said_before_the_first_update(
+    disk: Path, training: list[str], run: Program
+) -> None:
+    owl = Run(disk / "data" / "runs" / "sly-owl")
+    train = ["train", "--run", "sly-owl", *training, "--epochs", "1"]
+    ballast = disk / "ballast"
+    ballast.write_bytes(bytes(180 << 10))
+    ended = run(*train)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1), ended.err
+    message = (
+        r"error: .* has 0\.\d MB of free space, and the checkpoints of this training take 0\.\d MB: free some, "
+    )
+    assert re.match(message, ended.err.splitlines()[-1])
+    assert not owl.path.exists()
+    # What is asked for suffices, and for a resume less is needed.
+    ballast.unlink()
+    assert run(*train, "--quiet").code == 0
+    before = {path.name: path.read_bytes() for path in owl.path.iterdir()}
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    ballast.write_bytes(bytes(free - (40 << 10)))
+    ended = run("train", "--quiet", "--resume", "--epochs", "2")
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "of free space" in ended.err
+    assert {n: c for n, c in before.items() if n.endswith("safetensors")} == {
+        path.name: path.read_bytes() for path in owl.path.glob("*.safetensors")
+    }
+    ballast.write_bytes(bytes(free - (120 << 10)))
+    assert run("train", "--quiet", "--resume", "--epochs", "2").code == 0
+
+
+def test_fault_56_a_file_size_limit_is_said_before_the_first_update(training: list[str]) -> None:
+    ran = shell(f"ulimit -f 20; grimmgen train --run sly-owl {' '.join(training)}")
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.splitlines()[-1].endswith("and a file may have 0.0 MB: raise the file size limit (ulimit -f)")
+    assert not registry.all_runs()
+
+
+def test_fault_56_a_vocabulary_too_large_is_said_before_a_run(
+    training: list[str], run: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "_LARGEST_HEADER", 2000)
+    ended = run("train", "--quiet", *training)
+    assert (ended.code, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "vocabulary is too large" in ended.err
+    assert not registry.all_runs()
+
+
+def test_fault_56_a_directory_in_place_of_a_checkpoint(trained: Run, run: Program) -> None:
+    trained.best_path.unlink()
+    trained.best_path.mkdir()
+    ended = run("train", "--quiet", "--resume", "--epochs", "3")
+    assert ended == (3, "", f"error: {trained.best_path} is a directory: remove it\n")
 
 
 def test_fault_15_a_fetch_after_a_full_disk_continues(disk: Path, run: Program) -> None:
