@@ -85,7 +85,9 @@ def main() -> None:
             texts.append(Path(directory) / f"{size}.txt")
             make(texts[-1], options.corpus, int(size[:-2]) * _UNITS[size[-2:]])
         if not options.json:
-            print("corpus        budget     wall  uncounted   exit    over  updates  evaluations  perplexity  load")
+            print(
+                "corpus        budget     wall  uncounted   exit    over  updates  evaluations  perplexity  load"
+            )
         for text in texts:
             for budget in options.budgets:
                 row = train(text, budget, options.options)

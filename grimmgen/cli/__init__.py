@@ -7,6 +7,7 @@ This module puts the commands together and turns every error into one line and a
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
 import sys
@@ -25,7 +26,10 @@ __all__ = ["app", "main"]
 
 _BUG = 70
 _INTERRUPTED = 130
-_OUT_OF_MEMORY = "out of memory: give less text, or a smaller network"
+# Below this limit of the address space in bytes, threads of the BLAS library are spared: each reserves some of it.
+_SMALL_ADDRESS_SPACE = 2 << 30
+# What the libraries of a command need at least; with less, PyTorch and BLAS abort the process instead of failing.
+_LEAST_ADDRESS_SPACE = {"train": 700e6, "eval": 700e6, "generate": 150e6, "vocab": 150e6, "export": 150e6}
 # The values that Typer reads as true in a variable.
 _TRUE = {"1", "true", "t", "yes", "y", "on"}
 _ISSUES = "https://github.com/grimmgen/grimmgen/issues"
@@ -99,10 +103,14 @@ def main() -> None:
 def _run(arguments: list[str]) -> int:
     """Run a command line; returns the exit code."""
     _prepare_streams()
+    if _address_space() < _SMALL_ADDRESS_SPACE:
+        # Before NumPy is loaded.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in arguments or os.environ.get("GRIMMGEN_DEBUG", "").lower() in _TRUE
     from grimmgen.cli import console
 
     try:
+        _check_address_space(arguments)
         code = _command()(arguments, prog_name="grimmgen", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
@@ -143,7 +151,11 @@ def _explain(error: Exception) -> tuple[int, str]:
         case GrimmgenError():
             return error.exit_code, str(error)
         case MemoryError():
-            return 1, _OUT_OF_MEMORY
+            return 1, _out_of_memory()
+        case ImportError() if "failed to map segment" in str(error) or "allocate memory" in str(error):
+            return 1, _out_of_memory()
+        case RuntimeError() if "can't start new thread" in str(error):
+            return 1, "no thread can be started: raise the limits of processes and memory (ulimit -u, ulimit -v)"
         case OSError():
             place = f" {error.filename}" if error.filename else ""
             return 1, f"system error{place} ({error.strerror or error}): check the path and the disk"
@@ -151,12 +163,34 @@ def _explain(error: Exception) -> tuple[int, str]:
             return 1, "the device is out of memory: give a smaller network, or --device cpu"
         case _ if "DefaultCPUAllocator" in str(error):
             # PyTorch's equivalent of MemoryError.
-            return 1, _OUT_OF_MEMORY
+            return 1, _out_of_memory()
         case _:
             return _BUG, (
                 f"internal error, {error.__class__.__name__}: {error}: please report it at {_ISSUES}"
                 " with the output of `grimmgen --debug`"
             )
+
+
+def _address_space() -> float:
+    """The limit of this process's address space in bytes."""
+    if sys.platform == "win32":
+        return math.inf
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return math.inf if limit == resource.RLIM_INFINITY else limit
+
+
+def _check_address_space(arguments: Sequence[str]) -> None:
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if _address_space() < _LEAST_ADDRESS_SPACE.get(command, 0) and not {"-h", "--help"} & {*arguments}:
+        raise MemoryError
+
+
+def _out_of_memory() -> str:
+    if (limit := _address_space()) < math.inf:
+        return f"the address space of {limit / 1e6:.0f} MB is too small: raise its limit (ulimit -v)"
+    return "out of memory: give less text, or a smaller network"
 
 
 def _command() -> Any:

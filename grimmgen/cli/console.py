@@ -367,7 +367,12 @@ class Bars:
         )
 
     def __enter__(self) -> Bars:
-        self._progress.start()
+        try:
+            self._progress.start()
+        except RuntimeError:
+            # No thread can be started to draw them.
+            self._progress.stop()
+            self.live, self._progress.disable = False, True
         return self
 
     def __exit__(

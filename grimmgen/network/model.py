@@ -24,6 +24,7 @@ from grimmgen.errors import UsageError
 from grimmgen.network.backends import choose_backend
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.network.threads import limit_threads
 from grimmgen.text.batches import Window
 
 if TYPE_CHECKING:
@@ -37,11 +38,14 @@ State: TypeAlias = tuple[Tensor, ...]
 def choose_device(name: str) -> torch.device:
     """The device of that name: `cpu`, `cuda`, `cuda:1`, or `auto`: a CUDA GPU if there is one, else the CPU.
 
+    The threads of the CPU are limited (`limit_threads`).
+
     Raises:
         UsageError: the name is not known, or there is no such device.
     """
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", name):
         raise UsageError(f"--device {name!r} is not known", "give auto, cpu, cuda or cuda:N")
+    limit_threads()
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu" and not torch.cuda.is_available():

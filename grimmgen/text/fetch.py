@@ -158,8 +158,14 @@ def _fetch_missing(
                         done.put((name, error))
 
         # Daemon threads, so that an interrupted program need not wait for a host that does not answer.
-        for _ in range(min(jobs, len(missing))):
-            threading.Thread(target=work, name="fetch", daemon=True).start()
+        for number in range(min(jobs, len(missing))):
+            try:
+                threading.Thread(target=work, name="fetch", daemon=True).start()
+            except RuntimeError as error:
+                # Fewer do.
+                if number == 0:
+                    raise GrimmgenError("cannot start a thread", "raise ulimit -u") from error
+                break
         try:
             for _ in missing:
                 name, content = done.get()

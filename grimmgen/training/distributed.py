@@ -23,6 +23,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar
 
 from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.network.threads import processors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +150,7 @@ class _Torchrun(ProcessGroup):
             )
         # torchrun sets this variable to 1 on any machine, unless it is set already.
         if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-            torch.set_num_threads(max(1, _cores() // local_size))
+            torch.set_num_threads(max(1, processors() // local_size))
         try:
             self._store, *_ = next(rendezvous("env://"))
             dist.init_process_group(
@@ -323,17 +324,13 @@ def process_group() -> Iterator[ProcessGroup]:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Exit this process; at once if it is one of several that an error interrupts while it communicates.
+    """Exit this process; at once if it has loaded PyTorch, since to unload it takes half a second.
 
     The threads of gloo hold tensors, and with them Python objects. Releasing these while the interpreter exits
     would abort the process with another exit code, and waiting for the threads may take as long as another process
     runs.
     """
-    if not _connecting:
-        sys.exit(code)
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
+    if "torch" not in sys.modules:
         sys.exit(code)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
@@ -371,10 +368,6 @@ def _number(name: str) -> int:
     if not value.isascii() or not value.isdigit() or len(value) > 9:
         raise UsageError(f"{name}={value[:20]!r} is not a number", "start with torchrun, or unset it")
     return int(value)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _brief(error: BaseException) -> str:

@@ -20,6 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from grimmgen.errors import GrimmgenError
 from grimmgen.network.backends.cpu.library import WORDS_OF_CALL, Kernel, constants, load, loaded
 
 # Below so many elements of an elementwise operation, waking a thread costs more than the work; within a program,
@@ -280,9 +281,12 @@ def _start_workers(threads: int) -> None:
             _workers = number
             try:
                 thread.start()
-            except RuntimeError:
+            except RuntimeError as error:
                 _workers = number - 1
-                raise
+                raise GrimmgenError(
+                    f"cannot start thread {number + 1} of {threads + 1}",
+                    "set OMP_NUM_THREADS=1, or raise ulimit -u",
+                ) from error
 
 
 def _after_fork() -> None:

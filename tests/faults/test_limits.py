@@ -1,0 +1,164 @@
+"""Limits of the machine: quotas, affinity, threads and address space (fault 53)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from grimmgen.cli import console
+from grimmgen.network import threads
+from grimmgen.network.threads import limit_threads, processors
+from tests.program import Ran, shell
+from tests.server import Server, answer
+
+Program = Callable[..., Ran]
+V2 = "0::/jobs/one\n"
+V1 = "4:memory:/jobs\n3:cpu,cpuacct:/jobs/one\n"
+
+
+def fake_groups(directory: Path, groups: str, files: dict[str, str], root: str = "/") -> Path:
+    """The files of a process in these control groups, whose own files are below `directory`."""
+    for kind, options in ("cgroup2", "rw"), ("cgroup", "rw,cpu,cpuacct"), ("cgroup", "rw,memory"):
+        with (directory / "mountinfo").open("a") as file:
+            mounted = directory / f"{kind}{options[-3:]}"
+            file.write(f"30 25 0:27 {root} {mounted} rw,relatime shared:9 - {kind} group {options}\n")
+    (directory / "cgroup").write_text(groups)
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "100000 100000\n"}, 1),
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "20000 100000\n"}, 1),
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "240000 100000\n"}, 2),
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "250000 100000\n"}, 3),
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "max 100000\n"}, 8),
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "9900000 100000\n"}, 8),
+        # The quota of a group above.
+        (V2, {"cgroup2rw/jobs/cpu.max": "200000 100000\n", "cgroup2rw/jobs/one/cpu.max": "max 100000\n"}, 2),
+        (V2, {"cgroup2rw/jobs/cpu.max": "200000 100000\n", "cgroup2rw/jobs/one/cpu.max": "100000 100000\n"}, 1),
+        (
+            V1,
+            {
+                "cgroupcct/jobs/one/cpu.cfs_quota_us": "300000\n",
+                "cgroupcct/jobs/one/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            V1,
+            {"cgroupcct/jobs/one/cpu.cfs_quota_us": "-1\n", "cgroupcct/jobs/one/cpu.cfs_period_us": "100000\n"},
+            8,
+        ),
+        # Rubbish, and nothing at all.
+        (V2, {"cgroup2rw/jobs/one/cpu.max": "what\n"}, 8),
+        (V2, {}, 8),
+    ],
+)
+def test_fault_53_threads_follow_a_quota(
+    groups: str, files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    assert processors(fake_groups(tmp_path, groups, files)) == expected
+
+
+def test_fault_53_a_container_sees_its_own_group_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
+    quota = {"cgroup2rw/cpu.max": "200000 100000\n"}
+    (tmp_path / "same").mkdir()
+    (tmp_path / "other").mkdir()
+    assert processors(fake_groups(tmp_path / "same", "0::/docker/a1\n", quota, "/docker/a1")) == 2
+    assert processors(fake_groups(tmp_path / "other", "0::/\n", quota)) == 2
+    assert processors(tmp_path) == 8
+
+
+def test_fault_53_pytorch_and_the_kernels_follow_a_quota(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setattr(threads, "processors", lambda: 2)
+    try:
+        for omp, expected in ("", 2), ("4", 4):
+            torch.set_num_threads(4)
+            monkeypatch.setenv("OMP_NUM_THREADS", omp)
+            limit_threads()
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def few_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Let no more threads than these run at the same time."""
+    start = threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if sum(one.is_alive() for one in begun) >= most:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    begun: list[threading.Thread] = []
+    monkeypatch.setattr(threading.Thread, "start", limited)
+
+
+@pytest.mark.parametrize(("most", "expected"), [(0, 1), (3, 1), (4, 2), (6, 3), (99, 4)])
+def test_fault_53_fewer_threads_serve(most: int, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    few_threads(monkeypatch, most)
+    try:
+        torch.set_num_threads(4)
+        limit_threads()
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_fault_53_a_fetch_serves_with_one_thread(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as server:
+        for number in range(1, 4):
+            server.on(f"/{number:03d}.txt", answer(f"There was once king number {number}. ".encode() * 9))
+        few_threads(monkeypatch, 1 + threading.active_count())
+        assert run("fetch", "--url", server.url, "--stories", "3").code == 0
+
+
+def test_fault_53_bars_need_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bars = console.Bars()
+    monkeypatch.setattr(bars._progress, "start", lambda: refuse(None))
+    with bars:
+        assert not bars.live
+        bars.update(bars.add("update", 9), 1, "", "")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there are no affinity masks")
+def test_fault_53_threads_follow_an_affinity_mask() -> None:
+    code = "from grimmgen.network.threads import processors; print(processors())"
+    cpu = min(os.sched_getaffinity(0))
+    ran = subprocess.run(["taskset", "-c", str(cpu), sys.executable, "-c", code], capture_output=True, check=True)
+    assert ran.stdout == b"1\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is enforced on Linux")
+@pytest.mark.parametrize("command", ["train --corpus sampler", "eval", "generate"])
+@pytest.mark.parametrize("kilobytes", [100_000, 500_000])
+def test_fault_53_a_small_address_space_is_one_line(command: str, kilobytes: int) -> None:
+    ran = shell(f"ulimit -v {kilobytes}; grimmgen {command}")
+    if kilobytes > 400_000 and command == "generate":
+        assert ran.err.startswith("error: there is no run yet")
+    else:
+        megabytes = kilobytes * 1024 // 10**6
+        line = f"error: the address space of {megabytes} MB is too small: raise its limit (ulimit -v)\n"
+        assert ran == (1, "", line)
