@@ -3,9 +3,10 @@
     python benchmarks/budget.py --corpus DIRECTORY
     python benchmarks/budget.py --corpus DIRECTORY --sizes 22MB --budgets 10s --options "--preset large"
 
-The texts are the tales in DIRECTORY as they are, and their lines, shuffled repeatedly, up to each size. Reading more
-than 64 MB does not count as training time: the time from the start to the first update, less what the program has
-counted by then. "exit" is the time from the last event to the end of the process, and "over" is what the command took beyond its budget and that time. Budgets run one after the other; a
+The texts are the tales in DIRECTORY as they are, and their lines, shuffled repeatedly, up to each size. "uncounted" is
+the time that does not count as training time: what passed before the first update, less what the program has counted
+by then (the interpreter's start, and reading more than 64 MB). "exit" is the time from the last event to the end of the
+process, and "over" what the command took beyond its budget and the uncounted time. Budgets run one after the other; a
 large text is encoded in the first one.
 """
 
@@ -96,9 +97,9 @@ def main() -> None:
                     continue
                 perplexity = "none" if row["perplexity"] is None else f"{row['perplexity']:.2f}"
                 print(
-                    f"{row['corpus']:12s} {row['budget']:7.0f} {row['wall']:8.2f} {row['uncounted']:10.2f} {row['exit']:6.2f}"
-                    f" {row['over']:+7.2f} {row['updates']:8d} {row['evaluations']:12d} {perplexity:>11s}"
-                    f" {row['load'] or 0:5.1f}",
+                    f"{row['corpus']:12s} {row['budget']:7.0f} {row['wall']:8.2f} {row['uncounted']:10.2f}"
+                    f" {row['exit']:6.2f} {row['over']:+7.2f} {row['updates']:8d} {row['evaluations']:12d}"
+                    f" {perplexity:>11s} {row['load'] or 0:5.1f}",
                     flush=True,
                 )
 

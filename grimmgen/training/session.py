@@ -147,7 +147,8 @@ class Training:
         if run is not None:
             registry.check_name(run)
         # Before the run is created, so that an unusable text leaves nothing behind.
-        text, uncounted = _prepare_text(configuration, split, place, group, notify)
+        opening = time.monotonic()
+        text = prepare_text(configuration, split, place, group, notify)
 
         def create() -> str:
             provenance = {"run": run or "", "corpus": corpus.name, "beginnings": text.beginnings}
@@ -156,7 +157,8 @@ class Training:
 
         path = group.broadcast(create)
         training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify)
-        training._text, training._uncounted = text, uncounted
+        # A new run stores the hashes of its text, for which it is read once more.
+        training._text, training._uncounted = text, _uncounted_since(opening, split)
         return training
 
     @classmethod
@@ -253,8 +255,9 @@ class Training:
         began = time.monotonic() if self.began is None else self.began
         text, uncounted = self._text, self._uncounted
         if text is None:
-            text, more = _prepare_text(configuration, self._split, device, group, self._notify)
-            uncounted += more
+            opening = time.monotonic()
+            text = prepare_text(configuration, self._split, device, group, self._notify)
+            uncounted += _uncounted_since(opening, self._split)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
         optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
         progress, state = self._restore_or_init(model, optimiser, text.vocabulary)
@@ -501,19 +504,6 @@ class _Recorder:
             **(scores or {}),
         }
         return Checkpoint(self.loop.configuration, self.vocabulary, provenance, self.model.weights())
-
-
-def _prepare_text(
-    configuration: Configuration,
-    split: Split,
-    device: torch.device,
-    group: ProcessGroup,
-    notify: Notify | None,
-) -> tuple[TrainingText, float]:
-    """Read the text; returns the seconds that this took, too, or 0 where they count as training time."""
-    began = time.monotonic()
-    text = prepare_text(configuration, split, device, group, notify)
-    return text, _uncounted_since(began, split)
 
 
 def _uncounted_since(began: float, split: Split) -> float:

@@ -21,15 +21,15 @@ from tests.server import Server, answer
 
 Program = Callable[..., Ran]
 V2 = "0::/jobs/one\n"
-V1 = "4:memory:/jobs\n3:cpu,cpuacct:/jobs/one\n"
+V1 = "4:memory:/jobs\n3:cpu,cpuacct:/one\n"
 
 
 def fake_groups(directory: Path, groups: str, files: dict[str, str], root: str = "/") -> Path:
     """The files of a process in these control groups, whose own files are below `directory`."""
-    for kind, options in ("cgroup2", "rw"), ("cgroup", "rw,cpu,cpuacct"), ("cgroup", "rw,memory"):
+    mounts = ("v2", "cgroup2", "rw"), ("v1", "cgroup", "rw,cpu,cpuacct"), ("v1m", "cgroup", "rw,memory")
+    for name, kind, options in mounts:
         with (directory / "mountinfo").open("a") as file:
-            mounted = directory / f"{kind}{options[-3:]}"
-            file.write(f"30 25 0:27 {root} {mounted} rw,relatime shared:9 - {kind} group {options}\n")
+            file.write(f"30 25 0:27 {root} {directory / name} rw,relatime shared:9 - {kind} group {options}\n")
     (directory / "cgroup").write_text(groups)
     for name, content in files.items():
         path = directory / name
@@ -41,30 +41,30 @@ def fake_groups(directory: Path, groups: str, files: dict[str, str], root: str =
 @pytest.mark.parametrize(
     ("groups", "files", "expected"),
     [
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "100000 100000\n"}, 1),
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "20000 100000\n"}, 1),
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "240000 100000\n"}, 2),
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "250000 100000\n"}, 3),
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "max 100000\n"}, 8),
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "9900000 100000\n"}, 8),
+        (V2, {"v2/jobs/one/cpu.max": "100000 100000\n"}, 1),
+        (V2, {"v2/jobs/one/cpu.max": "20000 100000\n"}, 1),
+        (V2, {"v2/jobs/one/cpu.max": "240000 100000\n"}, 2),
+        (V2, {"v2/jobs/one/cpu.max": "250000 100000\n"}, 3),
+        (V2, {"v2/jobs/one/cpu.max": "max 100000\n"}, 8),
+        (V2, {"v2/jobs/one/cpu.max": "9900000 100000\n"}, 8),
         # The quota of a group above.
-        (V2, {"cgroup2rw/jobs/cpu.max": "200000 100000\n", "cgroup2rw/jobs/one/cpu.max": "max 100000\n"}, 2),
-        (V2, {"cgroup2rw/jobs/cpu.max": "200000 100000\n", "cgroup2rw/jobs/one/cpu.max": "100000 100000\n"}, 1),
+        (V2, {"v2/jobs/cpu.max": "200000 100000\n", "v2/jobs/one/cpu.max": "max 100000\n"}, 2),
+        (V2, {"v2/jobs/cpu.max": "200000 100000\n", "v2/jobs/one/cpu.max": "100000 100000\n"}, 1),
         (
             V1,
             {
-                "cgroupcct/jobs/one/cpu.cfs_quota_us": "300000\n",
-                "cgroupcct/jobs/one/cpu.cfs_period_us": "100000\n",
+                "v1/one/cpu.cfs_quota_us": "300000\n",
+                "v1/one/cpu.cfs_period_us": "100000\n",
             },
             3,
         ),
         (
             V1,
-            {"cgroupcct/jobs/one/cpu.cfs_quota_us": "-1\n", "cgroupcct/jobs/one/cpu.cfs_period_us": "100000\n"},
+            {"v1/one/cpu.cfs_quota_us": "-1\n", "v1/one/cpu.cfs_period_us": "100000\n"},
             8,
         ),
         # Rubbish, and nothing at all.
-        (V2, {"cgroup2rw/jobs/one/cpu.max": "what\n"}, 8),
+        (V2, {"v2/jobs/one/cpu.max": "what\n"}, 8),
         (V2, {}, 8),
     ],
 )
@@ -77,7 +77,7 @@ def test_fault_53_threads_follow_a_quota(
 
 def test_fault_53_a_container_sees_its_own_group_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8), raising=False)
-    quota = {"cgroup2rw/cpu.max": "200000 100000\n"}
+    quota = {"v2/cpu.max": "200000 100000\n"}
     (tmp_path / "same").mkdir()
     (tmp_path / "other").mkdir()
     assert processors(fake_groups(tmp_path / "same", "0::/docker/a1\n", quota, "/docker/a1")) == 2
@@ -98,15 +98,17 @@ def test_fault_53_pytorch_and_the_kernels_follow_a_quota(monkeypatch: pytest.Mon
         torch.set_num_threads(before)
 
 
-def few_threads(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    """Let no more threads than these run at the same time."""
+def few_threads(monkeypatch: pytest.MonkeyPatch, most: int, name: str = "") -> None:
+    """Let no more threads than these run at the same time; with a name only those of this name count."""
     start = threading.Thread.start
 
     def limited(thread: threading.Thread) -> None:
+        if name and thread.name != name:
+            return start(thread)
         if sum(one.is_alive() for one in begun) >= most:
             raise RuntimeError("can't start new thread")
         begun.append(thread)
-        start(thread)
+        return start(thread)
 
     begun: list[threading.Thread] = []
     monkeypatch.setattr(threading.Thread, "start", limited)
@@ -128,7 +130,7 @@ def test_fault_53_a_fetch_serves_with_one_thread(run: Program, monkeypatch: pyte
     with Server() as server:
         for number in range(1, 4):
             server.on(f"/{number:03d}.txt", answer(f"There was once king number {number}. ".encode() * 9))
-        few_threads(monkeypatch, 1 + threading.active_count())
+        few_threads(monkeypatch, 1, "fetch")
         assert run("fetch", "--url", server.url, "--stories", "3").code == 0
 
 
