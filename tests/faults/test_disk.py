@@ -22,7 +22,7 @@ from tests.server import Server, answer
 
 Program = Callable[..., Ran]
 TALE = b"There was once a king whose disk was full. " * 9
-FULL = "(No space left on device): "
+FULL = "(No space left on device)"
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_fault_15_a_full_disk_keeps_the_last_checkpoint(
     assert (Checkpoint.read(owl.last_path).progress or {})["epoch"] == 2
 
 
-def test_fault_56_too_little_disk_is_said_before_the_first_update(
+def test_fault_56_too_little_disk_is_said_before_training(
     disk: Path, training: list[str], run: Program
 ) -> None:
     owl = Run(disk / "data" / "runs" / "sly-owl")
@@ -90,7 +90,7 @@ def test_fault_56_too_little_disk_is_said_before_the_first_update(
     assert run("train", "--quiet", "--resume", "--epochs", "2").code == 0
 
 
-def test_fault_56_a_file_size_limit_is_said_before_the_first_update(training: list[str]) -> None:
+def test_fault_56_a_file_size_limit_is_said_before_training(training: list[str]) -> None:
     ran = shell(f"ulimit -f 20; grimmgen train --run sly-owl {' '.join(training)}")
     assert (ran.code, ran.out) == (1, "")
     assert ran.err.splitlines()[-1].endswith("and a file may have 0.0 MB: raise the file size limit (ulimit -f)")
