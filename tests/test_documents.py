@@ -178,6 +178,34 @@ def test_empty_files_are_reported_and_do_not_count(tmp_path: Path) -> None:  # i
     assert all(document.read() for part in PARTS for document in split.parts[part])
 
 
+TALE = "".join(f"Tale {number} of the old king, who had {number} sons and no gold.\n" for number in range(40))
+
+
+@pytest.mark.parametrize(
+    "other", [TALE, f"Before it.\n{TALE}And after it there is more to be told of them all.\n"]
+)
+def test_leaks_between_cut_documents_are_reported(tmp_path: Path, run: Program, other: str) -> None:  # fault 6
+    (tmp_path / "a.txt").write_text(TALE)
+    (tmp_path / "b.txt").write_text(other)
+    checked = run("vocab", "--check", "--corpus", str(tmp_path))
+    [line] = [line for line in checked.out.splitlines() if line.startswith("leak")]
+    assert "a and b" in line
+    assert "cut into all parts" in line
+    ran = run(*TRAIN[:-1], "--corpus", str(tmp_path))
+    assert ran.code == 0
+    assert ran.err.count("cut into all parts: remove one") == 1
+
+
+def test_leaks_between_whole_documents_are_one_line(tmp_path: Path, run: Program) -> None:  # fault 6
+    for number in range(30):
+        (tmp_path / f"{number}.txt").write_text(TALE)
+    ran = run(*TRAIN[:-1], "--json", "--corpus", str(tmp_path))
+    assert ran.code == 0
+    [leak] = json.loads(ran.out.splitlines()[0])["leaks"]
+    assert leak["kind"] == "leak"
+    assert len(leak["stories"]) == 30
+
+
 # --- ids ---------------------------------------------------------------------------------------------------
 
 

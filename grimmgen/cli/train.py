@@ -82,6 +82,7 @@ def train(
 
     logs = None if log_to is None else _log_directory(log_to)
     from grimmgen.cli import console, progress
+    from grimmgen.evaluation.corpus_checks import find_leaks
     from grimmgen.io import files
     from grimmgen.runs import registry, tensorboard
     from grimmgen.text.corpus import open_corpus
@@ -115,8 +116,12 @@ def train(
             if text.report.size > IN_MEMORY:
                 began += time.monotonic() - opening
             training = Training.begin(text, configuration, parts, run, device, command_line(), group, notify)
-            read = text.report.to_json()
             options.show_report(text.report, notify)
+            leaks = find_leaks(training.split) if group.first and (json or notify) else []
+            read = {**text.report.to_json(), "leaks": [leak.to_json() for leak in leaks]}
+            if leaks and notify:
+                more = f" (and {len(leaks) - 1} more: see vocab --check)" if len(leaks) > 1 else ""
+                console.warn(f"{leaks[0].what}{more}: {leaks[0].remedy}")
 
         training.began = began
         bars = console.Bars(quiet or json)

@@ -17,6 +17,7 @@ from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation.scores import MIN_DOCUMENTS
 from grimmgen.io import files
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.text.corpus import size_of
 from grimmgen.text.extraction import Extracted
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.repair import REPLACEMENT, find_defects, is_repairable
@@ -28,6 +29,8 @@ from grimmgen.text.vocabulary import UNKNOWN
 # _SHINGLE characters. Unrelated tales share less than 0.01.
 NEAR = 0.3
 _SHINGLE = 24
+# Bytes of text up to which a training looks for leaks, which takes less than a second for each megabyte.
+LEAK_SEARCH = 4 << 20
 _MIN_SHINGLES = 8
 # Number of shingles kept, to bound the memory. Of a larger corpus, a sample is compared, chosen by hash.
 _MAX_SHINGLES = 1 << 22
@@ -74,6 +77,18 @@ def check_corpus(split: Split, configuration: Configuration, sources: Sequence[E
     findings += _check_duplicates(split, texts)
     findings += _check_size(split, texts, configuration)
     return findings
+
+
+def find_leaks(split: Split) -> list[Finding]:
+    """Find documents that are alike and in different parts, for a warning before training.
+
+    A text of more than LEAK_SEARCH bytes is not searched, nor are documents that are split by their content, as lines
+    are: equal ones are in one part.
+    """
+    if (split.sources is not None and split.by_story) or sum(map(size_of, split.parts.values())) > LEAK_SEARCH:
+        return []
+    texts = {part: [(d.name, d.read()) for d in documents] for part, documents in split.parts.items()}
+    return [finding for finding in _check_duplicates(split, texts) if finding.kind == "leak"]
 
 
 _Texts = Mapping[Part, Sequence[tuple[str, str]]]  # (name, text) pairs
@@ -175,10 +190,14 @@ def _character_name(character: str) -> str:
 
 def _check_duplicates(split: Split, texts: _Texts) -> list[Finding]:
     """Find duplicates, near-duplicates and passages that many documents share."""
+    parted = [(part, name, text) for part in PARTS for name, text in texts[part]]
     if not split.by_story:
-        # Every document is cut into the parts, so the parts have the same documents by design.
-        return []
-    documents = [(part, name, " ".join(text.lower().split())) for part in PARTS for name, text in texts[part]]
+        # Every document is cut into the parts: those that are alike are in different parts, whichever is named.
+        whole: dict[str, str] = {}
+        for _, name, text in parted:
+            whole[name] = whole.get(name, "") + text
+        parted = [("train", name, text) for name, text in whole.items()]
+    documents = [(part, name, " ".join(text.lower().split())) for part, name, text in parted]
     if len(documents) < 2:
         return []
     same: dict[str, list[int]] = {}
@@ -197,7 +216,11 @@ def _check_duplicates(split: Split, texts: _Texts) -> list[Finding]:
         parts = sorted({documents[number][0] for number in numbers}, key=PARTS.index)
         pair = len(names) == 2
         what = f"{' and '.join(names) if pair else _listed(names)} {relation}"
-        if len(parts) == 1:
+        if not split.by_story:
+            what = f"{what}, and {'both' if pair else 'all'} are cut into all parts"
+            remedy = f"remove {'one' if pair else 'all but one'}: memorised text gets better scores"
+            findings.append(Finding("leak", what, remedy, names))
+        elif len(parts) == 1:
             what = f"{what} ({'both' if pair else 'all'} {parts[0]})"
             remedy = f"remove {'one' if pair else 'all but one'} of them"
             findings.append(Finding("duplicate", what, remedy, names))

@@ -94,7 +94,7 @@ class Training:
         self.began: float | None = None
         self._configuration = configuration
         self._corpus = corpus
-        self._split = split
+        self.split = split
         self._device = group.place(choose_device(device))
         self._group = group
         self._notify = notify
@@ -256,8 +256,8 @@ class Training:
         text, uncounted = self._text, self._uncounted
         if text is None:
             opening = time.monotonic()
-            text = prepare_text(configuration, self._split, device, group, self._notify)
-            uncounted += _uncounted_since(opening, self._split)
+            text = prepare_text(configuration, self.split, device, group, self._notify)
+            uncounted += _uncounted_since(opening, self.split)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
         optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
         progress, state = self._restore_or_init(model, optimiser, text.vocabulary)
@@ -284,7 +284,7 @@ class Training:
         validation = Validation(
             model,
             text.validation,
-            lambda ngrams: encode_validation(self._split, text.vocabulary, ngrams),
+            lambda ngrams: encode_validation(self.split, text.vocabulary, ngrams),
             group,
             time.monotonic,
         )
@@ -375,14 +375,14 @@ class Training:
         return progress, state
 
     def _started_event(self, text: TrainingText, step: int, kernel: str) -> Started:
-        parts, size = self._split.parts, len(text.vocabulary)
+        parts, size = self.split.parts, len(text.vocabulary)
         return Started(
             self.run.name,
             self.run.path,
             self._configuration,
             self._corpus.name,
             (len(parts["train"]), len(parts["valid"]), len(parts["test"])),
-            self._split.by_story,
+            self.split.by_story,
             text.ngrams,
             size,
             text.vocabulary.unknown_share,
