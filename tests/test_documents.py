@@ -139,6 +139,7 @@ def test_parts_are_read_at_once_as_one_by_one(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "names.txt").write_text("\n".join(lines), encoding="utf-8")
     opened = open_corpus(str(tmp_path / "names.txt"), Configuration(documents="line"))
     for documents in [opened.documents, *split_by_hash(opened).parts.values()]:
+        assert list(corpora.texts_of(documents)) == [document.read() for document in documents]
         assert "".join(corpora.marked_pieces(documents)) == "".join(d.read() + "\0" for d in documents)
         assert isinstance(documents, ExtractedDocuments)
         assert documents.size == sum(document.size for document in documents)

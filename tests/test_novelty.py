@@ -255,7 +255,7 @@ def test_eval_novelty_finds_a_pasted_sentence(trained: Run, run: Callable[..., R
     assert (copy["story"], measured["characters"]) == (tale.name, 105)
     assert measured["copied"] == dict.fromkeys(("20", "40", "80"), copy["characters"] / 105)
     ran = run("eval", "--novelty", str(text))
-    assert (ran.code, ran.err) == (0, "")
+    assert (ran.code, ran.err) == (0, "1 document, 107 bytes from 1 file\n")
     assert copy["line"] > 1
     source = f"the story {tale.name}, line {copy['line']}, character {copy['place']}: “"
     assert f"{copy['characters']} characters at {copy['begin']}, from {source}" in ran.out

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from grimmgen.configuration import Normalisation
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
+from grimmgen.text.corpus import digest_of, texts_of
 from grimmgen.text.normalisation import normalise
 
 if TYPE_CHECKING:
@@ -285,8 +286,8 @@ def training_document_keys(model: TrainedModel) -> Iterator[bytes]:
         GrimmgenError: a training document cannot be read.
     """
     configuration = model.checkpoint.configuration
-    for document in _training_documents(model):
-        yield document_key(normalise(document.read(), configuration.normalisation))
+    for text in texts_of(_training_documents(model)):
+        yield document_key(normalise(text, configuration.normalisation))
 
 
 def document_key(text: str) -> bytes:
@@ -310,11 +311,11 @@ def copy_index(documents: Sequence[Document], normalisation: Normalisation) -> C
     Raises:
         GrimmgenError: a document cannot be read, or the cache cannot be written.
     """
-    contents = [[d.name, d.sha256 or d.digest(), list(d.span)] for d in documents]
-    key = json.dumps([_FORMAT, normalisation, contents])
+    key = json.dumps([_FORMAT, normalisation, digest_of(documents)])
     directory = paths.index_directory(files.sha256(key.encode())[:32])
     if (index := _open_index(directory)) is None:
-        _write_index(directory, ((d.name, normalise(d.read(), normalisation)) for d in documents))
+        texts = (normalise(text, normalisation) for text in texts_of(documents))
+        _write_index(directory, zip((document.name for document in documents), texts, strict=True))
         index = _open_index(directory)
         if index is None:
             raise IntegrityError(f"{directory} does not hold what was just written", "check the disk")

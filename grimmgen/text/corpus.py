@@ -291,9 +291,9 @@ class ExtractedDocuments(Sequence[Document]):
         return any(source.row_by_row for source in self.text.sources)
 
     def digest(self) -> str:
-        """Return a hash of all of them, of their order and their span."""
+        """Return a hash of all of them, of their names, their order and their span."""
         contents = [[source.sha256, source.documents] for source in self.text.sources]
-        value = hashlib.sha256(json.dumps([contents, self._span]).encode())
+        value = hashlib.sha256(json.dumps([contents, [*self._names], self._span]).encode())
         value.update(self._chosen.astype("<i8").tobytes())
         return value.hexdigest()
 
@@ -358,6 +358,17 @@ def marked_pieces(documents: Sequence[Document]) -> Iterator[str]:
     for document in documents:
         yield from document.pieces()
         yield END
+
+
+def texts_of(documents: Sequence[Document]) -> Iterator[str]:
+    """Yield the whole text of each document; see `marked_pieces`."""
+    begun = list[str]()
+    for piece in marked_pieces(documents):
+        first, *others = piece.split(END)
+        begun.append(first)
+        for other in others:
+            yield "".join(begun)
+            begun = [other]
 
 
 def size_of(documents: Sequence[Document]) -> int:

@@ -60,9 +60,7 @@ def test_fault_15_a_full_disk_keeps_the_last_checkpoint(
     assert (Checkpoint.read(owl.last_path).progress or {})["epoch"] == 2
 
 
-def test_fault_56_too_little_disk_is_said_before_training(
-    disk: Path, training: list[str], run: Program
-) -> None:
+def test_fault_56_too_little_disk_is_said_before_training(disk: Path, training: list[str], run: Program) -> None:
     owl = Run(disk / "data" / "runs" / "sly-owl")
     train = ["train", "--run", "sly-owl", *training, "--epochs", "1"]
     ballast = disk / "ballast"
