@@ -454,11 +454,10 @@ class _Recorder:
             with contextlib.suppress(GrimmgenError):
                 best.write(self.run.best_path)
                 kept = f"the best weights, of epoch {best.provenance['epoch']}, are saved"
-                self.best = None
         what = error.what if isinstance(error, GrimmgenError) else error.__class__.__name__
         with contextlib.suppress(GrimmgenError):
             self.log(Failed(self.loop.progress.step, what))
-        if isinstance(error, DivergedError) or (isinstance(error, GrimmgenError) and best is not self.best):
+        if isinstance(error, DivergedError):
             error.what += f"; {kept}"
 
     def log(self, event: Started | PlatformChanged | Evaluated | RateDecayed | Finished | Failed) -> None:
