@@ -191,7 +191,7 @@ class Run:
             other = f" {name}" if isinstance(name, str) and name != self.name and _NAME.fullmatch(name) else ""
             raise IntegrityError(
                 f"{path} is not a checkpoint of the run {self.name}, but of another one{other}",
-                "copy the right one back, or give the path of this one to --run",
+                "copy the right one back; generate and eval take this one by its path (--run)",
             )
         return checkpoint
 
