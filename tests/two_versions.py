@@ -43,7 +43,7 @@ RUNS = {
     " --dropout-mode locked --input-dropout 0.1 --weight-drop 0.1 --weight-decay 0.1 --schedule plateau"
     " --decay-factor 0.3 --decay-patience 1 --ngram 3 --min-count 30 --keep-case --newlines space --phases",
 }
-GENERATE = "--random-seed 7 --length 200 --max-copy 6 --json --quiet".split()
+GENERATE = "--random-seed 7 --length 200 --json --quiet".split()
 
 
 class Ran(NamedTuple):
@@ -99,7 +99,7 @@ class Campaign:
 
 
 def write_all(version: Version, home: Path, url: str, vast: Path) -> None:
-    """Let a version write every kind of file: runs, a fetched corpus with its manifest, ids and indices."""
+    """Let a version write every kind of file: runs, a fetched corpus with its manifest, encoded texts."""
     commands = [["fetch", "--quiet", "--url", url, "--stories", "9"]]
     commands += [
         ["train", "--quiet", "--run", name, *SMALL, "--corpus", "sampler", *more.split()]
@@ -117,7 +117,9 @@ def write_all(version: Version, home: Path, url: str, vast: Path) -> None:
 
 def outputs(version: Version, home: Path, run: str) -> dict[str, Any]:
     """What a version says about a run."""
-    commands = {"eval": ["eval", "--json", "--quiet"], "generate": ["generate", *GENERATE]}
+    # The validation set of the largest text would take minutes.
+    texts = [str(ROOT / "tests" / "data" / "story.txt")] if run == "vast" else []
+    commands = {"eval": ["eval", "--json", "--quiet", *texts], "generate": ["generate", *GENERATE]}
     found: dict[str, Any] = {}
     for name, command in commands.items():
         ran = version.run(home, *command, "--run", run)
@@ -155,7 +157,7 @@ def read_earlier(campaign: Campaign, old: Version, new: Version, home: Path) -> 
         for command in (["runs", "show", run], ["runs", "path", run]):
             ran = new.run(home, *command)
             campaign.check(" ".join(command[:2]), ran.code == 0, ran)
-        resumed = new.run(home, "train", "--resume", "--quiet", "--run", run, "--epochs", "3", "--budget", "60s")
+        resumed = new.run(home, "train", "--resume", "--quiet", "--run", run, "--epochs", "3", "--budget", "9s")
         campaign.check("resumed", resumed.code == 0, (run, resumed))
 
 
@@ -178,7 +180,7 @@ def read_later(campaign: Campaign, old: Version, home: Path) -> None:
 
 
 def share_caches(campaign: Campaign, one: Version, other: Version, home: Path, url: str, vast: Path) -> None:
-    """Let a version use the corpus, the ids and the indices that another one wrote."""
+    """Let a version use the corpus and the encoded texts that another one wrote."""
     runs = home / "data" / "runs"
     shutil.rmtree(runs)
     # Without the network: only a complete cache serves.
