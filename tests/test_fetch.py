@@ -26,7 +26,7 @@ from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
 from grimmgen.text import corpus, fetch
 from grimmgen.text.fetch import DocumentFailed, DocumentFetched, FetchEvent, FetchStarted
-from tests.program import grimmgen
+from tests.program import Ran, grimmgen
 from tests.server import Server, answer, dripping, endless, stalling
 
 ALL = range(1, 210)
@@ -184,6 +184,85 @@ def test_unusual_but_plausible_content_is_cached(server: Server, body: bytes) ->
     server.on("/001.txt", answer(body))
     assert failures(fetch_all(server, [1])) == {}
     assert read() == {"001": body}
+
+
+ERRORS = {
+    "JSON": b'{"error": {"code": 404, "message": "no such tale"}}' + b" " * 200,
+    "JSON list": b"[" + b"1, " * 99 + b"1]",
+    "status": b"404 Not Found\n\nThe requested resource was not found on this server.\n" + b"-" * 200,
+    "phrase": b"Error 503: the backend is down. Try again later.\n" + b"=" * 200,
+    "XML": b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>' + b" " * 200,
+    "limit": b"Too many requests from your address. " * 9,
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_error_message_is_never_cached(server: Server, kind: str) -> None:  # fault 5
+    server.on("/001.txt", answer(ERRORS[kind]))
+    error = failures(fetch_all(server, [1, 2]))["001"]
+    assert (type(error), ", not a story" in error.what) == (IntegrityError, True)
+    assert read() == tales([2])
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/json", "application/problem+json"])
+def test_page_of_another_type_is_never_cached(server: Server, kind: str) -> None:  # fault 5
+    server.on("/001.txt", answer(tale(1), Content_Type=kind))
+    server.on("/002.txt", answer(tale(2), Content_Type="text/plain"))
+    assert "not text" in failures(fetch_all(server, [1, 2]))["001"].what
+    assert read() == tales([2])
+
+
+def test_equal_texts_of_different_tales_are_refused(server: Server) -> None:  # fault 5
+    for path in paths([2, 3, 5]):
+        server.on(path, answer(b"There is nothing to see here at the moment. " * 9))
+    events = fetch_all(server, [1, 2, 3, 4])
+    assert set(failures(events)) == {"002", "003"}
+    assert "the same text as 00" in failures(events)["003"].what
+    assert read() == tales([1, 4])
+    # A single one cannot be told from a tale; a cached tale stays.
+    server.on("/006.txt", answer(tale(1)))
+    assert set(failures(fetch_all(server, [5, 6]))) == {"006"}
+    assert set(read()) == {"001", "004", "005"}
+
+
+def test_tales_of_two_addresses_are_never_mixed(server: Server, cache: Path) -> None:
+    fetch_all(server, [1, 2])
+    with Server() as other:
+        for number in (1, 2, 3):
+            other.on(f"/{number:03d}.txt", answer(tale(100 + number)))
+        with pytest.raises(UsageError, match="give --force to replace all of them"):
+            list(fetch.fetch([3], other.url))
+        assert other.requests == []
+        # A server without tales replaces none.
+        other.on("/009.txt", answer(b"", 404))
+        assert set(failures(fetch.fetch([9], other.url, force=True))) == {"009"}
+        assert read() == tales([1, 2])
+        list(fetch.fetch([2, 3], other.url, force=True))
+        assert read() == {"002": tale(102), "003": tale(103)}
+        assert not (cache / "001.txt").exists()
+        # Without an address, that of the cached tales.
+        assert failures(fetch.fetch([1])) == {}
+        assert read() == {f"00{number}": tale(100 + number) for number in (1, 2, 3)}
+
+
+def test_password_is_sent_and_never_shown(server: Server, cache: Path, run: Callable[..., Ran]) -> None:
+    url = server.url.replace("//", "//me:s3cret@")
+    server.on("/002.txt", answer(b"", 404))
+    server.on("/003.txt", answer(b"", 302, Location="http://me:s3cret@elsewhere.example/003.txt"))
+    for options in ["--json"], [], ["--force"]:
+        ran = run("fetch", "--url", url, "--stories", "1-3", *options)
+        assert ran.code == 1
+        assert "s3cret" not in ran.out + ran.err
+    assert b"s3cret" not in (cache / "manifest.json").read_bytes()
+    # Nor is what an earlier version has kept.
+    manifest = json.loads((cache / "manifest.json").read_text())
+    manifest["stories"]["001"]["url"] = f"{url}001.txt"
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    assert run("fetch", "--url", server.url, "--stories", "1,4").code == 0
+    assert b"s3cret" not in (cache / "manifest.json").read_bytes()
+    for bad in ("ftp://me:s3cret@a/", "http://me:s3cret@a:x/", "http://a/?token=s3cret", "http://me:s3cret@/"):
+        refused = run("fetch", "--url", bad)
+        assert (refused.code, "s3cret" in refused.err) == (2, False)
 
 
 def test_endless_document_does_not_block_the_others(server: Server) -> None:

@@ -16,7 +16,10 @@ def fetch(
         str, options.option(help="Number of stories, all (209), or numbers and ranges like 1-20,35.")
     ] = "100",
     url: Annotated[
-        str | None, options.option(help="Directory URL of 001.txt and so on.", show_default="the CMU page")
+        str | None,
+        options.option(
+            help="Directory URL of 001.txt and so on.", show_default="of the cached tales, else the CMU page"
+        ),
     ] = None,
     jobs: Annotated[int, options.option(help="Number of simultaneous downloads.")] = 8,
     force: Annotated[bool, options.option("--force", help="Download again what is in the cache.")] = False,
@@ -37,9 +40,7 @@ def fetch(
     with console.Bars(quiet or json) as bars:
         bar = 0
         notify = None if quiet or json else console.note
-        for event in fetching.fetch(
-            fetching.story_numbers(stories), url or fetching.CMU, jobs=jobs, force=force, notify=notify
-        ):
+        for event in fetching.fetch(fetching.story_numbers(stories), url, jobs=jobs, force=force, notify=notify):
             match event:
                 case fetching.FetchStarted():
                     requested, missing, directory = event.requested, event.missing, event.directory
@@ -49,6 +50,9 @@ def fetch(
                     received += event.size
                 case fetching.DocumentFailed():
                     failed.append(event)
+                    if event.name in fetched:
+                        # It had the same text as another one.
+                        fetched.remove(event.name)
                     if len(failed) <= _MAX_FAILURES_SHOWN:
                         bars.line(f"{event.name}: {event.error}", "red")
             size = console.size(received)

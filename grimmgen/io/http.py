@@ -7,10 +7,12 @@ that is too small truncates it, which cannot be detected.
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import http.client
 import io
 import random
+import re
 import ssl
 import threading
 import time
@@ -19,7 +21,7 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 
@@ -36,6 +38,8 @@ _LONGEST_URL = 500
 # Bytes of headers, chunk sizes and trailers that are accepted beside the body.
 _OVERHEAD = 1 << 20
 _TRANSIENT_STATUSES = {408, 425, 429, 500, 502, 503, 504}
+# Types of error pages; a text may have any other one, or none.
+_NO_TEXT = re.compile(r"text/(html|xml|css|javascript)|application/(.*\+)?(json|xml|xhtml)|(image|audio|video)/.*")
 _REMEDY = "check the connection and run the command again"
 
 
@@ -49,6 +53,7 @@ class Downloader:
         deadline: seconds for one attempt at one file, from the first byte sent to the last received. It is checked
             whenever bytes arrive, so that a stall may add one `read_timeout`.
         wait: sleeps for a number of seconds; by default it returns early when the downloader is stopped.
+        credentials: `user:password`, sent with each request (HTTP basic authentication).
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Downloader:
         read_timeout: float = 15.0,
         deadline: float = 60.0,
         wait: Callable[[float], object] | None = None,
+        credentials: str | None = None,
     ) -> None:
         self._limit = size_limit
         self._deadline = deadline
@@ -65,12 +71,16 @@ class Downloader:
         # Servers that could not be connected to in all attempts at one file: they get one attempt at the others.
         self._unreachable = set[str]()
         self._wait = wait or self._stopped.wait
+        headers = {"Accept-Encoding": "identity", "User-Agent": "grimmgen (folk tales for a language model)"}
+        if credentials is not None:
+            # A redirect to another server is refused, so that no other one receives them.
+            headers["Authorization"] = f"Basic {base64.b64encode(credentials.encode()).decode()}"
         self._pool = urllib3.PoolManager(
             maxsize=jobs,
             block=True,
             retries=False,
             timeout=urllib3.Timeout(connect=10.0, read=read_timeout),
-            headers={"Accept-Encoding": "identity", "User-Agent": "grimmgen (folk tales for a language model)"},
+            headers=headers,
         )
         self._pool.pool_classes_by_scheme = {"http": _Pool, "https": _SecurePool}
 
@@ -182,6 +192,9 @@ class Downloader:
             )
         if response.status != 200:
             raise GrimmgenError(f"{url}: the server answers {response.status}", "check the --url and the numbers")
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        if _NO_TEXT.fullmatch(kind):
+            raise IntegrityError(f"{url}: the server sends {kind}, not text", "check the --url")
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise IntegrityError(
                 f"{url}: the server sends a compressed body that was not requested", "check the --url"
@@ -206,6 +219,23 @@ class Downloader:
 
     def _too_long(self, url: str) -> IntegrityError:
         return IntegrityError(f"{url}: the body is over {self._limit >> 20} MB", "check the --url")
+
+
+def split_credentials(url: str) -> tuple[str, str | None]:
+    """Separate `user:password` from a URL, so that it never appears in a message or a file.
+
+    >>> split_credentials("https://me:secret@example.org/tales/")
+    ('https://example.org/tales/', 'me:secret')
+    >>> split_credentials("https://example.org/tales/")
+    ('https://example.org/tales/', None)
+    """
+    scheme, separator, rest = url.partition("//")
+    # The part up to the path; an @ in the path is none of it.
+    authority = re.split(r"[/?#\\]", rest, maxsplit=1)[0]
+    credentials, at, _ = authority.rpartition("@")
+    if not at:
+        return url, None
+    return f"{scheme}{separator}{rest[len(credentials) + 1 :]}", unquote(credentials)
 
 
 class _TransientError(Exception):
@@ -283,7 +313,10 @@ def _redirected(url: str, location: str) -> str:
     except ValueError:
         raise GrimmgenError(f"{url}: redirected to {location!r}, which is not a URL", "check the --url") from None
     if not same or old.hostname != new.hostname or not location:
-        raise GrimmgenError(f"{url}: redirected to {target!r}, another server", "give it as --url if you trust it")
+        shown, credentials = split_credentials(target)
+        # The server may send a password back; a host's name in this place is worth seeing.
+        shown = shown if credentials and ":" in credentials else target
+        raise GrimmgenError(f"{url}: redirected to {shown!r}, another server", "give it as --url if you trust it")
     return target
 
 

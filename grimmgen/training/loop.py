@@ -33,6 +33,8 @@ from grimmgen.training.schedule import LOWEST_RATE, Plateau, cosine, progress_of
 
 # In seconds: an evaluation up to the first is not interrupted, one above the second is preceded by a save.
 _SHORT_EVALUATION, _LONG_EVALUATION = 1.0, 5.0
+# An evaluation takes at most so many times as long as it is expected to, before one is measured.
+_UNMEASURED = 1.5
 # By this share of the budget, or by a second, a training may exceed it.
 _TOLERANCE = 0.02
 
@@ -314,7 +316,7 @@ class TrainingLoop:
 
     def _limit_reached(self) -> Reason | None:
         progress, configuration = self.progress, self.configuration
-        evaluation = self._measured_evaluation or self.evaluation_seconds
+        evaluation = self._measured_evaluation or _UNMEASURED * self.evaluation_seconds
         long, reserve = evaluation > _LONG_EVALUATION, progress.reserve
         if self._update_seconds:
             reserve = self._update_seconds + long * self._last_save_seconds + evaluation + self._end_seconds()

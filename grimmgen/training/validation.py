@@ -14,7 +14,7 @@ from grimmgen.network.model import LanguageModel
 from grimmgen.training.distributed import ProcessGroup
 
 # Of a budget, the largest share that an evaluation may take.
-_SHARE = 1 / 8
+_SHARE = 1 / 12
 # The fewest n-grams that are evaluated, and the batch rows that a part of the validation set is cut into.
 _FEWEST, _ROWS = 1 << 10, 64
 
@@ -23,7 +23,7 @@ class Validation:
     """Evaluates a model on the validation set, or on as much of it as a budget allows.
 
     An evaluation of the whole set may take longer than a budget. Then its first n-grams are evaluated, as many as
-    take an eighth of the budget at most, and the same ones each time, so that the scores of a run are comparable.
+    take a twelfth of the budget at most, and the same ones each time, so that the scores of a run are comparable.
 
     Args:
         model: on any device.

@@ -30,7 +30,7 @@ def main() -> None:
         vars(sys.modules["grimmgen.training.session"])["SAVE_SECONDS"] = 0.0
     # Short timeouts for servers that stall.
     if downloads := sys.modules.get("grimmgen.io.http"):
-        downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 1.0, 2.0, _no_wait)
+        downloads.Downloader.__init__.__defaults__ = (8, 4 << 20, 1.0, 2.0, _no_wait, None)
         vars(downloads)["ATTEMPTS"] = rounds(2, 5)
     for line in sys.stdin:
         _run(json.loads(line))
