@@ -4,6 +4,9 @@
     python benchmarks/quality.py --split split.json --budget 11m --seeds 0 1 2 --dynamic strong nn.LSTM PPMd
     python benchmarks/quality.py --split split.json --epochs 60 --part valid tutorial tutorial,phases=true
 
+    python benchmarks/quality.py --corpus names.txt --documents line --newlines keep --budget 30s --clock cpu \
+        --threads 1 quick,tokens=char quick,tokens=bigram quick,tokens=word quick,tokens=bpe:300
+
 A contender is a preset, optionally followed by options of `grimmgen.configuration.Configuration`, separated by
 commas; or one of the other models: `nn.LSTM`, a plain script (512 hidden units, an embedding of 256 tied to the
 output, dropout 0.5, Adam with a cosine schedule) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's
@@ -11,7 +14,8 @@ autocast; `PPMd` (`pip install pyppmd`), a classical compressor, primed with the
 story separately.
 
 All are trained on the same training set and evaluated on the same whole stories: those of the validation set
-(`--part valid`) while options are being chosen, those of the test set afterwards. `--out FILE` appends a line of
+(`--part valid`) while options are being chosen, those of the test set afterwards. `--clock cpu` counts the processor's
+time instead of the clock's, for a machine that has other work, too. `--out FILE` appends a line of
 JSON for each run; `--table FILE…` prints the table of such files and runs nothing. The tables in
 benchmarks/README.md come from this script.
 """
@@ -33,7 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.configuration import PRESETS, Configuration, Newlines, Normalisation, duration
+from grimmgen.configuration import Configuration, Newlines, Normalisation, duration, preset_options
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
@@ -56,6 +60,7 @@ class Task:
     split: Split
     part: Part
     newlines: Newlines
+    documents: str
     seed: int
     seconds: float | None
     epochs: int | None
@@ -84,6 +89,7 @@ class Result:
         updates: of training.
         seconds: of training.
         computed: description of the backend.
+        corpus: what was trained on.
     """
 
     contender: str
@@ -99,6 +105,7 @@ class Result:
     updates: int | None = None
     seconds: float | None = None
     computed: str = ""
+    corpus: str = "grimm"
 
 
 Figures = dict[str, Any]
@@ -107,17 +114,19 @@ Figures = dict[str, Any]
 def ours(name: str, task: Task) -> Figures:
     """Train a preset with `grimmgen`, and evaluate the checkpoint that `grimmgen eval` would use."""
     preset, *changes = name.split(",")
-    options: dict[str, Any] = {**PRESETS[preset], "random_seed": task.seed, "newlines": task.newlines}
-    if task.epochs is not None:
-        options["epochs"] = task.epochs
-    if task.seconds is not None:
-        options |= {"budget": task.seconds, "epochs": 1 << 20}
+    options: dict[str, Any] = {}
     for change in changes:
         option, _, value = change.partition("=")
         try:
             options[option] = json.loads(value)
         except json.JSONDecodeError:
             options[option] = value
+    options = {**preset_options(preset, options), "random_seed": task.seed, "newlines": task.newlines}
+    options["documents"] = task.documents
+    if task.epochs is not None:
+        options["epochs"] = task.epochs
+    if task.seconds is not None:
+        options |= {"budget": task.seconds, "epochs": 1 << 20}
     training = Training.begin(task.corpus, Configuration(**options), task.split)
     events = training.events()
     started = next(event for event in events if isinstance(event, Started))
@@ -251,20 +260,22 @@ def table(results: Sequence[Result]) -> str:
         limit = result.limit + (
             f", {result.threads} thread{'s' * (result.threads > 1)}" if result.limit.endswith(" s") else ""
         )
-        groups.setdefault((result.contender, limit, result.newlines, result.part), []).append(result)
-    rows = sorted(groups.items(), key=lambda item: (item[0][1:], _mean(item[1], "bits_per_character")))
+        groups.setdefault((result.corpus, result.contender, limit, result.newlines, result.part), []).append(
+            result
+        )
+    rows = sorted(groups.items(), key=lambda item: (item[0][0], item[0][2:], _mean(item[1], "bits_per_character")))
     lines = [
-        "| contender | training | newlines | stories | bits/character | dynamic | perplexity | epochs | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| corpus | contender | training | newlines | stories | bits/character | dynamic | perplexity | epochs | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (contender, limit, newlines, part), runs in rows:
+    for (corpus, contender, limit, newlines, part), runs in rows:
         cells = [
             _spread(runs, "bits_per_character", 4),
             _spread(runs, "dynamic", 4),
             _spread(runs, "perplexity", 2),
         ]
         cells += [_spread(runs, "epochs", 0, deviation=False), str(len(runs))]
-        lines.append(f"| `{contender}` | {limit} | {newlines} | {part} | {' | '.join(cells)} |")
+        lines.append(f"| {corpus} | `{contender}` | {limit} | {newlines} | {part} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -289,6 +300,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("contenders", nargs="*", default=["tutorial", "strong", "nn.LSTM", "PPMd"])
     parser.add_argument("--corpus", default="grimm")
+    parser.add_argument("--documents", default="file", help="where a document ends, as for `grimmgen train`")
     parser.add_argument("--split", type=Path)
     limit = parser.add_mutually_exclusive_group()
     limit.add_argument("--budget", type=duration, help="time limit of training, as in 11m")
@@ -298,6 +310,7 @@ def main() -> None:
     parser.add_argument("--newlines", choices=["keep", "space"], default="space")
     parser.add_argument("--dynamic", action="store_true", help="also evaluate the presets dynamically")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="what --budget counts")
     parser.add_argument("--out", type=Path, help="append a line of JSON for each run to this file")
     parser.add_argument("--table", type=Path, nargs="+", metavar="FILE", help="print the table of these files")
     options = parser.parse_args()
@@ -305,21 +318,41 @@ def main() -> None:
         print(table(read_record(options.table)))
         return
     torch.set_num_threads(options.threads)
-    corpus = open_corpus(options.corpus)
+    if options.clock == "cpu":
+        time.monotonic = time.process_time  # which training asks for the time
+    corpus = open_corpus(options.corpus, Configuration(documents=options.documents))
     split = split_by_file(corpus, options.split) if options.split else split_by_hash(corpus)
     limit_text = "its own"
     if options.budget or options.epochs:
-        limit_text = f"{options.budget:g} s" if options.budget else f"{options.epochs} epochs"
+        unit = "s" if options.clock == "wall" else "CPU s"
+        limit_text = f"{options.budget:g} {unit}" if options.budget else f"{options.epochs} epochs"
     results = []
     for seed in options.seeds:
         task = Task(
-            corpus, split, options.part, options.newlines, seed, options.budget, options.epochs, options.dynamic
+            corpus,
+            split,
+            options.part,
+            options.newlines,
+            options.documents,
+            seed,
+            options.budget,
+            options.epochs,
+            options.dynamic,
         )
         for name in options.contenders:
             if name == "PPMd" and seed != options.seeds[0]:
                 continue  # it does not depend on the seed
             figures = RIVALS.get(name, ours)(name, task)
-            result = Result(name, options.part, limit_text, options.newlines, seed, options.threads, **figures)
+            result = Result(
+                name,
+                options.part,
+                limit_text,
+                options.newlines,
+                seed,
+                options.threads,
+                corpus=corpus.name,
+                **figures,
+            )
             results.append(result)
             print(json.dumps(asdict(result)), file=sys.stderr, flush=True)
             if options.out:
