@@ -265,7 +265,8 @@ def table(results: Sequence[Result]) -> str:
         )
     rows = sorted(groups.items(), key=lambda item: (item[0][0], item[0][2:], _mean(item[1], "bits_per_character")))
     lines = [
-        "| corpus | contender | training | newlines | stories | bits/character | dynamic | perplexity | epochs | seeds |",
+        "| corpus | contender | training | newlines | stories | bits/character | dynamic | perplexity | epochs |"
+        " seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (corpus, contender, limit, newlines, part), runs in rows:

@@ -408,7 +408,7 @@ def test_eval_shows_each_story_and_the_total(run: Program) -> None:
     assert ran.err == "reading 3 texts with sly-fox\n"
     title, *lines = [line for line in ran.out.splitlines() if line.strip()]
     assert title.strip() == "sly-fox, test stories"
-    assert lines[0].split() == ["story", "perplexity", "bits/char", "n-grams", "characters", "<unk>"]
+    assert lines[0].split() == ["story", "perplexity", "bits/char", "tokens", "characters", "<unk>"]
     assert [line.split()[0] for line in lines[2:]] == ["25", "28", "29", "all"]
     assert run("eval", "--split", "test", "--quiet") == (0, ran.out, "")
 

@@ -309,7 +309,7 @@ def test_a_full_disk_is_a_one_line_error(form: str) -> None:
         ("--length", "0", "out of range: give 1 to 1000000000"),
         ("--length", "-1", "out of range: give 1 to 1000000000"),
         ("--top-k", "-1", "out of range: give "),
-        ("--top-k", "9999", "more than the 76 n-grams of the vocabulary"),
+        ("--top-k", "9999", "more than the 76 tokens of the vocabulary"),
         ("--temperature", "nan", "out of range: give 0 to 1000000"),  # fault 42
         ("--temperature", "-1", "out of range: give 0 to 1000000"),
         ("--stories", "0", "out of range: give 1 to 1024"),

@@ -161,7 +161,7 @@ def test_a_thousand_one_line_documents_train(tmp_path: Path, run: Program) -> No
         ),
         (
             "the " * 15,
-            "--batch-size 64 is more than the 27 n-grams of the training set: ",
+            "--batch-size 64 is more than the 27 tokens of the training set: ",
         ),
         ("ab" * 400 + "\n", "the text is too short for a validation set: give more text"),
     ],

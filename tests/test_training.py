@@ -497,7 +497,7 @@ def test_a_run_is_locked_while_it_is_trained(corpus: Corpus) -> None:  # fault 3
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"batch_size": 10**5}, r"--batch-size 100000 is more than the \d+ n-grams"),  # fault 38
+        ({"batch_size": 10**5}, r"--batch-size 100000 is more than the \d+ tokens"),  # fault 38
         ({"min_count": 10**6}, "no 2-gram occurs 1000000 times"),
     ],
 )

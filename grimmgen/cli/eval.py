@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from grimmgen.evaluation.scores import Difference, Score
     from grimmgen.text.corpus import Corpus, Report
 
-_DISPENSABLE = ["<unk>", "characters", "n-grams"]
+_DISPENSABLE = ["<unk>", "characters", "tokens"]
 # Documents that are shown by themselves; of more, only --json shows each.
 _MOST_ROWS = 60
 
@@ -61,7 +61,7 @@ def evaluate(
     ] = False,
     heatmap: Annotated[
         bool,
-        options.option("--heatmap", help="Instead, show the FILEs coloured by the surprisal of each n-gram."),
+        options.option("--heatmap", help="Instead, show the FILEs coloured by the surprisal of each token."),
     ] = False,
     cells: Annotated[
         bool,
@@ -83,7 +83,7 @@ def evaluate(
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure perplexity per n-gram and bits per character, for each story and in total.
+    """Measure perplexity per token and bits per character, for each story and in total.
 
     Several runs are compared on the same stories, with a 95 % bootstrap interval for the difference.
 
@@ -243,7 +243,7 @@ def _show_ranking(results: Sequence[Result]) -> None:
 
 
 def _columns(dynamic: bool) -> list[str]:
-    return ["perplexity", "bits/char", *(["dynamic"] if dynamic else []), "n-grams", "characters", "<unk>"]
+    return ["perplexity", "bits/char", *(["dynamic"] if dynamic else []), "tokens", "characters", "<unk>"]
 
 
 def _cells(result: Result, scores: tuple[Score, Score | None], dynamic: bool) -> list[str]:

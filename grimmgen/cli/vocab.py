@@ -82,7 +82,8 @@ def vocab(
     options.show_report(text.report, notify)
     if not quiet:
         sources = [f" --corpus {shlex.quote(argument)}" for argument in corpus if corpus != options.DEFAULT_CORPUS]
-        console.hint(f"grimmgen train{''.join(sources)}", "next")
+        departures = options.as_typed(configuration)
+        console.hint(f"grimmgen train{''.join(sources)} {departures}".rstrip(), "next")
 
 
 def _to_json(corpus: Corpus, configuration: Configuration, counted: Statistics, top: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Evaluate a model with fixed weights: perplexity per n-gram and bits per character.
+"""Evaluate a model with fixed weights: perplexity per token and bits per character.
 
 A document is read from its first n-gram to its `<end>`, starting from a zero state. A document of more than 65,536
 n-grams (a book; all tales are shorter) is cut into parts of equal length, which are read side by side, each from

@@ -133,7 +133,7 @@ def figure(curves: Sequence[Curve], over: Over = "steps") -> Figure:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("updates" if over == "steps" else "seconds of training")
-        axes.set_ylabel("perplexity per n-gram")
+        axes.set_ylabel("perplexity per token")
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", linewidth=0.4, alpha=0.5)
         for style, label in (((0, (4, 2)), "training"), ("-", "validation")):

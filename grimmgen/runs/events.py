@@ -109,7 +109,7 @@ class Evaluated:
         step: updates so far.
         epoch: current epoch, from 1.
         training_perplexity: perplexity of the training set over the epoch, with dropout.
-        perplexity: perplexity per n-gram of the validation set.
+        perplexity: perplexity per token of the validation set.
         bits_per_character: bits per character of the validation set.
         rate: current learning rate.
         best: whether the perplexity is a new minimum.

@@ -335,10 +335,9 @@ class BytePairVocabulary(PretokenVocabulary):
         ):
             raise inconsistent()
         for text in texts[len(alphabet) :]:
-            # Two tokens before it make it up.
-            if len(text) > byte_pairs.LONGEST or not any(
-                text[:at] in known and text[at:] in known for at in range(1, len(text))
-            ):
+            # Two tokens before it make it up, within a pre-token.
+            joined = any(text[:at] in known and text[at:] in known for at in range(1, len(text)))
+            if not joined or len(text) > byte_pairs.LONGEST or len(pretokens.split(text)) != 1:
                 raise inconsistent()
             known.add(text)
         return cls(normalisation, min_count, tuple(texts), tuple(counts), alphabet, size)

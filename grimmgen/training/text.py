@@ -93,7 +93,7 @@ def prepare_text(
     predictions = int(encoded.documents.lengths[0].sum()) + len(encoded.documents)
     if configuration.batch_size > predictions:
         raise UsageError(
-            f"--batch-size {configuration.batch_size} is more than the {predictions} n-grams of the training set",
+            f"--batch-size {configuration.batch_size} is more than the {predictions} tokens of the training set",
             "lower it, or give more text",
         )
     updates = window_count(encoded.documents, configuration.batch_size, configuration.unroll)

@@ -77,7 +77,7 @@ def test_fault_20_every_code_point_has_its_own_id() -> None:
         (b"", 2, "has no text"),
         (b"\n", 2, "has no text"),
         (b"the king", 2, "no 2-gram occurs 10 times"),
-        (b"ab" * 40, 2, "--batch-size 64 is more than the 33 n-grams of the training set"),
+        (b"ab" * 40, 2, "--batch-size 64 is more than the 33 tokens of the training set"),
     ],
     ids=["empty", "line end", "two words", "less than a batch"],
 )
