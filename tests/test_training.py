@@ -337,6 +337,34 @@ def test_a_short_budget_evaluates_a_part_of_the_set(corpus: Corpus, monkeypatch:
     assert ngrams == [1024, 0]  # at a millisecond each, in a twelfth of the time
 
 
+@pytest.mark.parametrize(("limit", "counted"), [(64 << 20, 40.0), (0, 10.0)])
+@pytest.mark.parametrize("from_start", [True, False])
+def test_reading_counts_only_for_a_small_text(
+    limit: int, counted: float, from_start: bool, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Start-up takes 10 s, reading 30 s.
+    now, loops = [0.0], list[TrainingLoop]()
+    read = training_module.prepare_text
+
+    def slow(*arguments: Any) -> Any:
+        now[0] += 30.0
+        return read(*arguments)
+
+    def make_loop(*arguments: Any) -> TrainingLoop:
+        loops.append(TrainingLoop(*arguments))
+        return loops[-1]
+
+    monkeypatch.setattr(training_module, "IN_MEMORY", limit)
+    monkeypatch.setattr(training_module, "prepare_text", slow)
+    monkeypatch.setattr(training_module, "TrainingLoop", make_loop)
+    monkeypatch.setattr(training_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    now[0] = 10.0
+    training = Training.begin(corpus, SMALL)
+    training.counted_from = 0.0 if from_start else None
+    next(training.events())
+    assert [loop.startup_seconds for loop in loops] == [counted if from_start else 0.0]
+
+
 def test_training_ends_when_the_rate_has_decayed(corpus: Corpus) -> None:
     # With such a low rate the perplexity improves only once: every second evaluation decays the rate.
     configuration = Configuration(

@@ -123,7 +123,7 @@ def train(
                 more = f" (and {len(leaks) - 1} more: see vocab --check)" if len(leaks) > 1 else ""
                 console.warn(f"{leaks[0].what}{more}: {leaks[0].remedy}")
 
-        training.began = began
+        training.counted_from = began
         bars = console.Bars(quiet or json)
         log = None
         if log_to is not None and group.first:

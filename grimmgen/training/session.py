@@ -75,8 +75,8 @@ class Training:
     Attributes:
         run: the run.
         running: whether updates have begun, so that there is something to save.
-        began: when the time of training began, by `time.monotonic`; None is when `events` is called. Reading a text
-            whose ids are kept in the cache does not count.
+        counted_from: when the time of training began, by `time.monotonic`; None is when `events` is called.
+            Reading a text whose ids are kept in the cache does not count.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class Training:
     ) -> None:
         self.run = run
         self.running = False
-        self.began: float | None = None
+        self.counted_from: float | None = None
         self._configuration = configuration
         self._corpus = corpus
         self.split = split
@@ -252,8 +252,9 @@ class Training:
 
     def _train(self) -> Iterator[Event]:
         configuration, group, device = self._configuration, self._group, self._device
-        began = time.monotonic() if self.began is None else self.began
-        text, uncounted = self._text, self._uncounted
+        counted_from, uncounted, text = self.counted_from, self._uncounted, self._text
+        if counted_from is None:
+            counted_from, uncounted = time.monotonic(), 0.0
         if text is None:
             opening = time.monotonic()
             text = prepare_text(configuration, self.split, device, group, self._notify)
@@ -306,7 +307,7 @@ class Training:
             SAVE_SECONDS,
             group.agree,
             validation.seconds,
-            time.monotonic() - began - uncounted,
+            time.monotonic() - counted_from - uncounted,
         )
         provenance: dict[str, Any] = {
             "run": self.run.name,

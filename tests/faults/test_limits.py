@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -124,6 +125,20 @@ def test_fault_53_fewer_threads_serve(most: int, expected: int, monkeypatch: pyt
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is enforced on Linux")
+def test_fault_53_a_training_has_no_room_for_threads() -> None:
+    # Each thread reserves a stack of a gigabyte.
+    ran = shell(
+        "ulimit -s 1048576 || exit 99; ulimit -v 3500000; unset OMP_NUM_THREADS;"
+        " grimmgen train --corpus sampler --hidden 8 --batch-size 16 --epochs 1"
+    )
+    if ran.code == 99:
+        pytest.skip("the limit of the stack cannot be raised")
+    assert ran.code == 0, ran.err
+    assert re.search(r", 1 thread\)|PyTorch", ran.err)
 
 
 def test_fault_53_a_fetch_serves_with_one_thread(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
