@@ -130,7 +130,8 @@ def evaluate(
     notify = None if quiet or json else console.note
     read = _read(files, replace(models[0].checkpoint.configuration, **chosen), notify) if files else None
     documents = read.documents if read else []
-    if read:
+    # A picture of the text shows by itself what was read.
+    if read and (read.report.peculiarities or view not in {"--heatmap", "--unit", "--cells"}):
         options.show_report(read.report, notify)
     if novelty:
         from grimmgen.cli.novelty import show_novelty

@@ -410,9 +410,13 @@ class Report:
 
     def __str__(self) -> str:
         """Say it in a line: `312 documents, 4.1 MB from 40 files; 2 skipped: a.pdf (not text), b.txt (empty)`."""
-        parts = [
-            f"{_counted(self.documents, 'document')}, {_megabytes(self.size)} from {_counted(self.files, 'file')}"
-        ]
+        what = f"{_counted(self.documents, 'document')}, {_megabytes(self.size)} from {_counted(self.files, 'file')}"
+        return "; ".join([what, *self.peculiarities])
+
+    @property
+    def peculiarities(self) -> list[str]:
+        """What was left out or had to be guessed, in words; empty if every file was read whole, and as it is."""
+        parts = []
         if self.skipped:
             skipped = _listed(f"{one.name} ({one.reason})" for one in self.skipped)
             parts.append(f"{len(self.skipped):,} skipped: {skipped}")
@@ -426,7 +430,7 @@ class Report:
             parts.append(f"rows left out: {_listed(bad)}")
         if licences := [s.name for s in self.sources if s.boilerplate]:
             parts.append(f"Project Gutenberg's licence left out: {_listed(licences)}")
-        return "; ".join(parts)
+        return parts
 
     @property
     def advice(self) -> str:
