@@ -348,6 +348,9 @@ BAD = {
     "--split": "gone.json",
     "--random-seed": "-1 9223372036854775808",
     "--device": "gpu cuda:99",
+    "--language": "de",
+    "--log-to": "wandb",
+    "--tokens": "words bpe:1 bpe:x ngram:0 ngram:9",
 }
 
 
@@ -411,7 +414,7 @@ def test_every_option_of_train_has_a_bad_value_here() -> None:
     from tests.test_cli import OPTIONS
 
     without = {"--resume", "--reset-state", "--no-reset-state", "--keep-case", "--phases", "--no-phases"}
-    without |= {"--tied", "--untied"}
+    without |= {"--tied", "--untied", "--keep-boilerplate"}
     assert set(BAD) | without == set(OPTIONS["train"].split())
 
 

@@ -174,6 +174,7 @@ def test_forked_process_has_threads_of_its_own() -> None:
 def run_python(code: str) -> subprocess.CompletedProcess[str]:
     prelude = f"""
 import threading, torch
+from grimmgen.errors import GrimmgenError
 from grimmgen.network.backends.cpu import library, program
 from grimmgen.network.backends.cpu.backend import CPUBackend
 backend = CPUBackend(library.instruction_sets()[{FIRST!r}])
@@ -200,12 +201,12 @@ def failing(self):
 threading.Thread.start = failing
 try:
     backend.dropout_mask((4, 2**18), 0.5, torch.tensor(1))
-except RuntimeError as error:
-    print(error, program._workers)
+except GrimmgenError as error:
+    print(error.what, program._workers)
 threading.Thread.start = start
 mask = backend.dropout_mask((4, 2**18), 0.5, torch.tensor(1))
 print(mask.unique().tolist(), program._workers)""")
-    assert done.stdout == "can't start new thread 0\n[0.0, 2.0] 3\n"
+    assert done.stdout == "cannot start thread 2 of 4 0\n[0.0, 2.0] 3\n"
 
 
 # --- recording ---------------------------------------------------------------------------------------------------

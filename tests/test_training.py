@@ -40,6 +40,7 @@ from grimmgen.training import text as text_module
 from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop
 from grimmgen.training.schedule import Plateau, cosine, progress_of
 from grimmgen.training.session import Training
+from grimmgen.training.text import prepare_text
 
 # Three updates per epoch.
 TINY: dict[str, Any] = {"hidden": 6, "batch_size": 9, "unroll": 25, "min_count": 1}
@@ -344,7 +345,7 @@ def test_reading_counts_only_for_a_small_text(
 ) -> None:
     # Start-up takes 10 s, reading 30 s.
     now, loops = [0.0], list[TrainingLoop]()
-    read = training_module.prepare_text
+    read = prepare_text
 
     def slow(*arguments: Any) -> Any:
         now[0] += 30.0

@@ -433,7 +433,7 @@ def figure(value: object, digits: int, width: int = 9) -> str:
     """Format a measurement with so many decimals, with fewer or an exponent if that is wider than `width`.
 
     >>> figure(8.5, 2), figure(123456.789, 3), figure(1.0142e304, 2), figure(None, 2)
-    ('8.50', '123456.8', '1e+304', '–')
+    ('8.50', '123456.79', '1e+304', '–')
     """
     # It may be anything, in a damaged log, and an integer too large for a float.
     if not isinstance(value, int | float) or (isinstance(value, int) and abs(value) > 10**300):

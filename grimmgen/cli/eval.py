@@ -128,6 +128,11 @@ def evaluate(
     if names in ([None], ["latest"]):
         options.report_skipped(models[0].run, quiet)
     notify = None if quiet or json else console.note
+    place = None
+    if view in {"", "--cells"}:
+        from grimmgen.network.model import choose_device
+
+        place = choose_device(device)  # before a text is read
     read = _read(files, replace(models[0].checkpoint.configuration, **chosen), notify) if files else None
     documents = read.documents if read else []
     # A picture of the text shows by itself what was read.
@@ -147,14 +152,13 @@ def evaluate(
         show_unit(models[0], Unit.parse(unit, models[0].checkpoint.configuration), documents, html, json, quiet)
     elif cells:
         from grimmgen.cli.cells import show_cells
-        from grimmgen.network.model import choose_device
 
-        show_cells(models[0], documents, split, choose_device(device), html, json, quiet)
+        assert place is not None
+        show_cells(models[0], documents, split, place, html, json, quiet)
     else:
         from grimmgen.evaluation.comparison import evaluate_models
-        from grimmgen.network.model import choose_device
 
-        chosen_device = choose_device(device)
+        assert place is not None
         bars: dict[str, int] = {}
         with console.Bars(quiet or json or not dynamic) as progress:
 
@@ -163,9 +167,7 @@ def evaluate(
                     bars[name] = progress.add("texts", count)
                 progress.update(bars[name], done, info="dynamic evaluation", short="")
 
-            comparison = evaluate_models(
-                models, documents, split, chosen_device, dynamic, baseline, notify, notify_done
-            )
+            comparison = evaluate_models(models, documents, split, place, dynamic, baseline, notify, notify_done)
         _show(comparison, None if files else split, json, read.report if read else None)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from grimmgen.training.session import Training
 
 # The parameters that may be given with --resume; the others are the run's own.
-_WITH_RESUME = {"run", "resume", "corpus", "epochs", "budget", "device", "log_to", "json", "quiet"}
+_WITH_RESUME = {"sources", "run", "resume", "corpus", "epochs", "budget", "device", "log_to", "json", "quiet"}
 _SHOW_CURSOR = b"\x1b[?25h"
 _SIGPIPE = 13  # on Windows, too, where there is no such signal
 _STOPPING = "finishing the update and saving; once more to stop at once"

@@ -410,7 +410,9 @@ class Report:
 
     def __str__(self) -> str:
         """Say it in a line: `312 documents, 4.1 MB from 40 files; 2 skipped: a.pdf (not text), b.txt (empty)`."""
-        what = f"{_counted(self.documents, 'document')}, {_megabytes(self.size)} from {_counted(self.files, 'file')}"
+        what = (
+            f"{_counted(self.documents, 'document')}, {_megabytes(self.size)} from {_counted(self.files, 'file')}"
+        )
         return "; ".join([what, *self.peculiarities])
 
     @property

@@ -15,7 +15,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
@@ -65,7 +65,7 @@ class Source:
     @property
     def place(self) -> str:
         """The whole path, for messages."""
-        return self.name if self.name == STANDARD_INPUT_NAME else "/".join([str(self.path), *self.members])
+        return self.name if self.name == STANDARD_INPUT_NAME else _joined([str(self.path), *self.members])
 
     def open(self) -> BinaryIO:
         """Open its bytes, decompressed; see `archives.open_bytes`.
@@ -134,6 +134,11 @@ def _reason(error: OSError) -> str:
     return error.strerror or error.__class__.__name__
 
 
+def _joined(parts: Iterable[str]) -> str:
+    """A name of these parts, in UTF-8 whatever encoding the locale has for file names."""
+    return os.fsencode("/".join(parts)).decode("utf-8", "surrogateescape")
+
+
 @dataclass(frozen=True)
 class _Found:
     """A source before it has its name.
@@ -169,7 +174,7 @@ class _Search:
                 full = self._found[number].full
                 names[number] = full[-len(names[number]) - 1 :]
                 groups.setdefault(names[number], []).append(number)
-        named = [replace(self._found[number].source, name="/".join(parts)) for number, parts in names.items()]
+        named = [replace(self._found[number].source, name=_joined(parts)) for number, parts in names.items()]
         return sorted(named, key=lambda source: source.name)
 
     def add_argument(self, argument: str) -> None:
@@ -215,7 +220,7 @@ class _Search:
         waiting, links = [(root, parts)], list[tuple[Path, tuple[str, ...]]]()
         while waiting or links:
             path, parts = waiting.pop() if waiting else links.pop(0)
-            name = "/".join(parts)
+            name = _joined(parts)
             try:
                 if path != root:
                     status = path.stat()
@@ -229,7 +234,7 @@ class _Search:
                 for entry in ordered:
                     below = (Path(entry.path), (*parts, entry.name))
                     if entry.name.startswith(".") or entry.name == "__MACOSX":
-                        self._skip("/".join(below[1]), "hidden")
+                        self._skip(_joined(below[1]), "hidden")
                     elif entry.is_symlink():
                         links.append(below)
                     elif entry.is_dir():
@@ -253,7 +258,7 @@ class _Search:
             any_suffix: whether it may have any suffix, if it is text.
             required: whether it is an error if it is not text; else it is skipped.
         """
-        name = "/".join(parts)
+        name = _joined(parts)
         try:
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):
@@ -280,7 +285,7 @@ class _Search:
         for info in archives.archive_members(path):
             inside = PurePosixPath(info.filename)
             below = (*parts, *inside.relative_to(inside.anchor).parts)
-            name = "/".join(below)
+            name = _joined(below)
             if inside.is_absolute() or ".." in inside.parts:
                 self._skip(name, "its path leads out of the archive")
             elif any(part.startswith(".") or part == "__MACOSX" for part in inside.parts):

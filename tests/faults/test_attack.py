@@ -160,8 +160,7 @@ def test_fault_15_output_link_is_kept(trained: Run, tmp_path: Path, run: Program
 
 def test_fault_21_too_large_text_for_a_heatmap_is_refused(trained: Run, tmp_path: Path, run: Program) -> None:
     path = tmp_path / "tale.txt"
-    path.touch()
-    os.truncate(path, heatmap.LARGEST + 1)
+    path.write_bytes(b"a " * (heatmap.LARGEST // 2 + 1))
     ran = run("eval", "--heatmap", str(path), "--run", trained.name)
     assert (ran.code, ran.out) == (2, "")
     assert ran.err.startswith(f"error: {path} is larger than 1 MB")
