@@ -338,7 +338,7 @@ def abc(tmp_path: Path) -> Path:
 def test_vocab_counts_a_corpus(abc: Path, run: Program) -> None:
     ran = run("vocab", "--corpus", str(abc), "--min-count", "9")
     assert ran.code == 0
-    assert ran.err == f"1 document, 100 bytes from 1 file\nnext: grimmgen train --corpus {abc}\n"
+    assert ran.err == f"1 document, 100 bytes from 1 file\nnext: grimmgen train --corpus {abc} --min-count 9\n"
     rows = [line.split() for line in ran.out.splitlines() if re.match(" (train|valid|test|all) ", line)]
     assert rows == [
         ["train", "1", "80", "40", "2.00", "1", "0.000%"],

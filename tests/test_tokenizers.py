@@ -369,7 +369,7 @@ def test_prompts_are_continued(tokens: str, prompt: str, method: dict[str, Any])
     assert texts == [model.generate(prompt, length=23, random_seed=seed, **method) for seed in (3, 4)]
 
 
-def test_readings_are_sampled_in_proportion_to_their_probabilities() -> None:
+def test_readings_are_sampled_in_proportion() -> None:
     model = model_of("bpe:40", scale=1.0)
     prompt, count = "the t", 600
     _, ends = model.vocabulary.read_prompt(prompt)
