@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grimmgen.errors import GrimmgenError
-from grimmgen.text import decoding
-from grimmgen.text.decoding import Decoded, decode, recognise
+from grimmgen.reading import decoding
+from grimmgen.reading.decoding import Decoded, decode, recognise
 
 TALES = {
     "French": "Il était une fois une petite fille que tout le monde aimait bien, surtout sa grand-mère.",

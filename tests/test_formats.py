@@ -16,9 +16,9 @@ import pytest
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
-from grimmgen.text import markup, tables
-from grimmgen.text.formats import Reading, is_table, read_records, read_text
-from grimmgen.text.sources import Source, find_sources
+from grimmgen.reading import markup, tables
+from grimmgen.reading.formats import Reading, is_table, read_records, read_text
+from grimmgen.reading.sources import Source, find_sources
 
 TALE = "Once upon a time there was a king.\nHe had three daughters.\n"
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from grimmgen.configuration import Configuration
-from grimmgen.text import repair
+from grimmgen.reading import repair
+from grimmgen.reading.repair import compounds_of, find_defects, repaired
 from grimmgen.text.corpus import open_corpus
-from grimmgen.text.repair import compounds_of, find_defects, repaired
 from tests.program import Ran
 
 Program = Callable[..., Ran]

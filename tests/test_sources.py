@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from grimmgen.errors import GrimmgenError, UsageError
-from grimmgen.text.sources import find_sources
+from grimmgen.reading.sources import find_sources
 
 
 def write(path: Path, content: bytes = b"Once upon a time.\n") -> Path:

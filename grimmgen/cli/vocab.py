@@ -183,9 +183,9 @@ def _repair(corpus: Sequence[str], configuration: Configuration, directory: Path
     """Write repaired copies of the texts."""
     from grimmgen.cli import console
     from grimmgen.errors import UsageError
+    from grimmgen.reading.repair import write_repaired
+    from grimmgen.reading.sources import find_sources
     from grimmgen.text.corpus import GRIMM, SAMPLER
-    from grimmgen.text.repair import write_repaired
-    from grimmgen.text.sources import find_sources
 
     if {GRIMM, SAMPLER}.intersection(corpus):
         raise UsageError("--repair is for texts of your own", "give their --corpus")

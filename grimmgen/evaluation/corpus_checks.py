@@ -17,10 +17,10 @@ from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation.scores import MIN_DOCUMENTS
 from grimmgen.io import files
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.reading.repair import REPLACEMENT, find_defects, is_repairable
 from grimmgen.text.corpus import size_of
 from grimmgen.text.extraction import Extracted
 from grimmgen.text.normalisation import normalise
-from grimmgen.text.repair import REPLACEMENT, find_defects, is_repairable
 from grimmgen.text.split import PARTS, Part, Split
 from grimmgen.text.tokenizers import build_vocabulary
 from grimmgen.text.vocabulary import UNKNOWN

@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files, paths
+from grimmgen.reading.sources import STANDARD_INPUT, STANDARD_INPUT_NAME, Skipped, Source, find_sources
 from grimmgen.text.documents import END
 from grimmgen.text.extraction import Extract, Extracted, extract
-from grimmgen.text.sources import STANDARD_INPUT, STANDARD_INPUT_NAME, Skipped, Source, find_sources
 
 GRIMM = "grimm"
 SAMPLER = "sampler"

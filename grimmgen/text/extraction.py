@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 from grimmgen.configuration import READING, Configuration
 from grimmgen.errors import IntegrityError
 from grimmgen.io import files, paths
-from grimmgen.text import documents, formats
-from grimmgen.text.formats import Reading
-from grimmgen.text.sources import Skipped, Source
+from grimmgen.reading import formats
+from grimmgen.reading.formats import Reading
+from grimmgen.reading.sources import Skipped, Source
+from grimmgen.text import documents
 
 FORMAT = 1
 # Bytes of text up to which it is kept in memory.

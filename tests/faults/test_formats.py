@@ -20,9 +20,9 @@ import pytest
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
-from grimmgen.text import archives, tables
-from grimmgen.text.formats import Reading, is_table, read_records, read_text
-from grimmgen.text.sources import find_sources
+from grimmgen.reading import archives, tables
+from grimmgen.reading.formats import Reading, is_table, read_records, read_text
+from grimmgen.reading.sources import find_sources
 from tests.test_formats import book, zstd
 
 
@@ -67,8 +67,8 @@ def test_fault_45_a_bomb_takes_little_memory(tmp_path: Path) -> None:
     code = """if True:
         import resource, sys
         from grimmgen.configuration import Configuration
-        from grimmgen.text.formats import Reading, read_text
-        from grimmgen.text.sources import find_sources
+        from grimmgen.reading.formats import Reading, read_text
+        from grimmgen.reading.sources import find_sources
         [one], _ = find_sources(sys.argv[1:])
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         length = sum(map(len, read_text(one, Configuration(), Reading())))
@@ -224,7 +224,7 @@ def test_fault_47_everything_is_read_once_or_reported(tmp_path: Path) -> None:
 _AS_NOBODY = """if True:
     import os, sys
     from grimmgen.errors import GrimmgenError
-    from grimmgen.text.sources import find_sources
+    from grimmgen.reading.sources import find_sources
     if os.getuid() == 0:
         os.setgid(65534)
         os.setuid(65534)

@@ -22,7 +22,7 @@ from typing import BinaryIO, Literal
 
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.io import files, paths
-from grimmgen.text import archives, decoding, file_kinds
+from grimmgen.reading import archives, decoding, file_kinds
 
 Format = Literal["text", "html", "epub", "csv", "jsonl"]
 

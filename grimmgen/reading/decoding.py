@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from grimmgen.errors import GrimmgenError
-from grimmgen.text import charsets
-from grimmgen.text.charsets import PASSAGE
+from grimmgen.reading import charsets
+from grimmgen.reading.charsets import PASSAGE
 
 UTF8 = "utf-8"
 # Control characters that no text has; ESC is used by ISO-2022, and ^Z ends old texts.

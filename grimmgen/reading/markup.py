@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 from lxml import etree
 
 from grimmgen.errors import GrimmgenError, IntegrityError
-from grimmgen.text.archives import Archive
+from grimmgen.reading.archives import Archive
 
 # Elements whose content is not read as part of the text.
 _HIDDEN = frozenset(

@@ -19,9 +19,9 @@ from pathlib import Path
 from grimmgen.configuration import Configuration
 from grimmgen.errors import UsageError
 from grimmgen.io import files
-from grimmgen.text import formats
-from grimmgen.text.formats import Reading
-from grimmgen.text.sources import Source
+from grimmgen.reading import formats
+from grimmgen.reading.formats import Reading
+from grimmgen.reading.sources import Source
 
 REPLACEMENT = "\ufffd"
 _TEXT_SUFFIXES = (".txt", ".text", ".md", ".rst")

@@ -14,11 +14,11 @@ from typing import BinaryIO
 
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError
-from grimmgen.text import archives, decoding, file_kinds, gutenberg, sources, tables
-from grimmgen.text.archives import Archive
-from grimmgen.text.decoding import Decoded
-from grimmgen.text.sources import Source
-from grimmgen.text.tables import Rows
+from grimmgen.reading import archives, decoding, file_kinds, gutenberg, sources, tables
+from grimmgen.reading.archives import Archive
+from grimmgen.reading.decoding import Decoded
+from grimmgen.reading.sources import Source
+from grimmgen.reading.tables import Rows
 
 _TABLES = {"csv", "jsonl"}
 # Bytes of a compressed file by which its encoding is recognised, since all of it would have to be unpacked twice.
@@ -73,14 +73,14 @@ def _text(source: Source, options: Configuration, reading: Reading) -> Iterator[
         pieces = decoding.decode(file, decoded.encoding, source.place)
         if source.format == "html":
             # lxml is loaded only for pages and books.
-            from grimmgen.text import markup
+            from grimmgen.reading import markup
 
             pieces = markup.page_text(pieces)
         yield from pieces
 
 
 def _book(source: Source, options: Configuration, reading: Reading) -> Iterator[str]:
-    from grimmgen.text import markup
+    from grimmgen.reading import markup
 
     separator = ""
     for name, content in markup.book_chapters(_archive(source)):
@@ -153,7 +153,7 @@ def _recognise(
         return Decoded(options.encoding, "--encoding")
     declared = None
     if form == "html":
-        from grimmgen.text import markup
+        from grimmgen.reading import markup
 
         with open_file() as file:
             declared = markup.declared_encoding(file.read(file_kinds.HEAD))
