@@ -128,7 +128,7 @@ def _is_independent(character: str) -> bool:
     )
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=8)
 def _table(options: Normalisation) -> NDArray[np.uint16]:
     """Normal forms of the characters up to U+FFFF, [65536].
 

@@ -41,7 +41,7 @@ def hostile(path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_fault_40_foreign_names_never_reach_a_terminal_raw(trained: Run, tmp_path: Path) -> None:
+def test_fault_40_foreign_names_never_reach_a_terminal_raw(trained: Run, tmp_path: Path, run: Program) -> None:
     directory = tmp_path / WILD.replace("/", "")
     directory.mkdir()
     for number in range(30):
@@ -69,7 +69,7 @@ def test_fault_40_foreign_names_never_reach_a_terminal_raw(trained: Run, tmp_pat
         assert "owned\x07" not in shown, command
         assert not set(shown) & set("\x07\x9b\u202e\u2066\u061c"), command
         assert "\x1b]" not in shown, command
-        piped = grimmgen(*command)
+        piped = run(*command)
         assert piped.code in {0, 1, 2}, piped.err
         assert "\x1b" not in piped.err, command
         assert "[red]" in piped.out + piped.err or command[0] not in {"generate", "train"}, command
