@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import InitVar, dataclass
 from functools import cache, partial
 from types import NoneType
@@ -37,6 +37,8 @@ LONGEST_NGRAM = 8
 # Sizes of a byte-pair vocabulary.
 BYTE_PAIRS = 8, 1 << 20
 NETWORK, TRAINING, TEXT = "Network", "Training", "Text"
+# The epochs of a run whose learning rate anneals to the end of its budget.
+UNLIMITED_EPOCHS = 1 << 20
 _LARGEST = 1 << 20
 _SEEDS = 2**63 - 1
 
@@ -625,11 +627,50 @@ def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a preset, with these in place of its own.
 
     Phases are left out where the tokens chosen have none, unless they were chosen as well.
+
+    Raises:
+        UsageError: there is no such preset.
     """
+    if preset not in PRESETS:
+        raise UsageError(f"--preset {str(preset)[:40]!r} is not known", f"give {' or '.join(PRESETS)}")
     values = {**PRESETS[preset], **chosen}
     if "phases" not in chosen and tokenization(values.get("tokens", "bigram")).kind != "ngram":
         values.pop("phases", None)
     return values
+
+
+def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
+    """The configuration of a preset with these options, by the names of their fields, in place of its own.
+
+    Raises:
+        UsageError: there is no such preset, or a value is out of range.
+    """
+    values = preset_options(preset, chosen)
+    if "budget" in chosen and "epochs" not in chosen and values.get("schedule") == "cosine":
+        # The rate anneals to the end of the budget: the epochs must not end training before.
+        values["epochs"] = UNLIMITED_EPOCHS
+    return Configuration(**values)
+
+
+def check_effective(configuration: Configuration, typed: Collection[str]) -> None:
+    """Refuse options, by the names of their fields, that were typed and have no effect in this configuration.
+
+    Raises:
+        UsageError: there is one.
+    """
+    for name, declared in OPTIONS.items():
+        if declared.effective_with and name in typed:
+            other, value = declared.effective_with
+            if (found := getattr(configuration, other)) != value:
+                flag, needed = declared.flags[0], OPTIONS[other].flags[0]
+                raise UsageError(
+                    f"{flag} has no effect with {needed} {found}", f"leave it out, or give {needed} {value}"
+                )
+    if "weight_drop" in typed and not cells()[configuration.cell].recurrent_product:
+        raise UsageError(
+            f"--weight-drop has no effect with --cell {configuration.cell}, which has no recurrent weight",
+            "leave it out",
+        )
 
 
 def _number(number: float) -> str:

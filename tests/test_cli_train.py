@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from grimmgen.cli.train import configure
-from grimmgen.configuration import PRESETS, Configuration
+from grimmgen.configuration import PRESETS, Configuration, configure
 from grimmgen.io.paths import id_cache_directory
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint

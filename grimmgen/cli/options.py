@@ -11,18 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
-from grimmgen.configuration import OPTIONS, Configuration, Option, options_of
+from grimmgen.configuration import OPTIONS, UNLIMITED_EPOCHS, Configuration, Option, options_of
 from grimmgen.errors import UsageError
-from grimmgen.network.cells import cells
 
 if TYPE_CHECKING:
     from grimmgen.runs.registry import Run
     from grimmgen.text.corpus import Report
 
 Part = Literal["train", "valid", "test"]
-
-# The epochs of a run whose learning rate anneals to the end of its budget.
-UNLIMITED_EPOCHS = 1 << 20
 
 # Every option has a variable (GRIMMGEN_TRAIN_UNROLL and so on), which the main help explains once.
 option = partial(typer.Option, show_envvar=False)
@@ -154,27 +150,6 @@ def _parameter(declared: Option, panel: str | None) -> inspect.Parameter:
 def _panel(parameter: inspect.Parameter) -> str | None:
     [info, *_] = getattr(parameter.annotation, "__metadata__", [None])
     return getattr(info, "rich_help_panel", None) or None
-
-
-def check_effective(configuration: Configuration, typed: Collection[str]) -> None:
-    """Refuse options, by the names of their fields, that were typed and have no effect in this configuration.
-
-    Raises:
-        UsageError: there is one.
-    """
-    for name, declared in OPTIONS.items():
-        if declared.effective_with and name in typed:
-            other, value = declared.effective_with
-            if (found := getattr(configuration, other)) != value:
-                flag, needed = declared.flags[0], OPTIONS[other].flags[0]
-                raise UsageError(
-                    f"{flag} has no effect with {needed} {found}", f"leave it out, or give {needed} {value}"
-                )
-    if "weight_drop" in typed and not cells()[configuration.cell].recurrent_product:
-        raise UsageError(
-            f"--weight-drop has no effect with --cell {configuration.cell}, which has no recurrent weight",
-            "leave it out",
-        )
 
 
 def show_report(report: Report, notify: Callable[[str], None] | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from grimmgen.cli import console, options
+from grimmgen.configuration import UNLIMITED_EPOCHS
 from grimmgen.network.cells import cells
 from grimmgen.runs.events import (
     Evaluated,
@@ -161,7 +162,7 @@ class _View:
             bars.line(f"options: {departures}", "dim")
 
         done = event.step // event.updates
-        self._timed = configuration.epochs == options.UNLIMITED_EPOCHS
+        self._timed = configuration.epochs == UNLIMITED_EPOCHS
         if self._timed:
             self._epoch_bar = bars.add("second", int(configuration.budget or 0))
         else:

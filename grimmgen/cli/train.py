@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grimmgen.cli import options
-from grimmgen.configuration import PRESETS, Configuration, preset_options
+from grimmgen.configuration import PRESETS, Configuration, check_effective, configure
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def train(
         options.refuse_beside(context, "--resume", _WITH_RESUME, f"leave it out: {kept}")
     configuration = None if resume else configure(preset, chosen)
     if configuration is not None:
-        options.check_effective(configuration, typed)
+        check_effective(configuration, typed)
 
     logs = None if log_to is None else _log_directory(log_to)
     from grimmgen.cli import console, progress
@@ -157,15 +157,6 @@ def train(
                     console.hint(again, "resume with")
     if code:
         raise typer.Exit(code)
-
-
-def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
-    """The configuration of a preset with these options in place of its own."""
-    values = preset_options(preset, chosen)
-    if "budget" in chosen and "epochs" not in chosen and values.get("schedule") == "cosine":
-        # The rate anneals to the end of the budget: the epochs must not end training before.
-        values["epochs"] = options.UNLIMITED_EPOCHS
-    return Configuration(**values)
 
 
 def _log_directory(log_to: str) -> Path | None:
