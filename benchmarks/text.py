@@ -2,6 +2,7 @@
 
     python benchmarks/text.py --size 1GB
     python benchmarks/text.py --size 1GB --train 10
+    python benchmarks/text.py --size 1GB --kind jsonl
 
 grimmgen reads, counts and encodes the whole text (bigrams, lower case) in one thread. The baseline is plain Python
 on the first megabytes of the same text: lower case, slices of two characters, a Counter, and a dictionary from
@@ -12,11 +13,17 @@ processor time instead of wall time, so that other programs do not count.
 `--train` adds `grimmgen train --budget` on the text: its peak memory, and the time to the first update, once with
 the ids still to be encoded and once with the ids in the cache. Without `--text` the text consists of the words of
 the bundled tales, shuffled with a fixed seed.
+
+`--kind` writes that text as JSON Lines, as a compressed table or as many small files. There "open" is the extraction
+of the text; the baseline reads the rows with Python's `json`, `gzip` and `csv`, or the files one by one. Speeds are
+those of the text that is extracted, not of the compressed file.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import gzip
 import json
 import os
 import re
@@ -26,17 +33,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from grimmgen.text import encoding
-from grimmgen.text.corpus import Document, open_corpus
+from grimmgen.text.corpus import open_corpus
 from grimmgen.text.ngrams import NgramVocabulary
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+# The kinds of corpora, and the bytes of text in one row or file of them.
+_KINDS = {"txt": 0, "jsonl": 1000, "csv.gz": 1000, "files": 10_000}
 
 
 def size(text: str) -> int:
@@ -59,6 +69,47 @@ def make(path: Path, length: int) -> None:
             )
 
 
+def convert(path: Path, kind: str) -> Path:
+    """Write a text again as a corpus of another kind beside it, and remove it; return where the corpus is."""
+    result = path.with_suffix("" if kind == "files" else f".{kind}")
+    with path.open(encoding="ascii") as file:
+        rows = iter(lambda: file.read(_KINDS[kind]), "")
+        if kind == "files":
+            result.mkdir()
+            for number, row in enumerate(rows):
+                (result / f"{number:06}.txt").write_text(row, encoding="ascii")
+        elif kind == "jsonl":
+            with result.open("w", encoding="ascii") as output:
+                output.writelines(
+                    json.dumps({"id": number, "text": row}) + "\n" for number, row in enumerate(rows)
+                )
+        else:
+            with gzip.open(result, "wt", 6, "ascii", newline="") as output:
+                writer = csv.writer(output)
+                writer.writerow(["id", "text"])
+                writer.writerows(enumerate(rows))
+    path.unlink()
+    return result
+
+
+def plain_rows(path: Path) -> Iterator[str]:
+    """The texts of a corpus, as a script of a few lines would read them."""
+    if path.is_dir():
+        for one in sorted(path.iterdir()):
+            yield one.read_text(encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        with path.open(encoding="utf-8") as lines:
+            for line in lines:
+                yield json.loads(line)["text"]
+    elif path.suffix == ".gz":
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as lines:
+            for row in csv.DictReader(lines):
+                yield row["text"]
+    else:
+        with path.open(encoding="utf-8", errors="ignore") as file:
+            yield from iter(lambda: file.read(1 << 20), "")
+
+
 # --- measurements ------------------------------------------------------------------------------------------
 
 
@@ -74,32 +125,38 @@ class Stopwatch:
         return self._last[0] - before[0], self._last[1] - before[1]
 
 
-def measure_grimmgen(path: Path) -> dict[str, tuple[float, float]]:
-    """Time each stage on the whole text; counting and encoding read it again."""
-    document = Document(path.stem, path)
+def measure_grimmgen(path: Path) -> dict[str, Any]:
+    """Time each stage on the whole text; counting and encoding read the extracted text again."""
     watch = Stopwatch()
-    for _ in document.pieces():
-        pass
+    documents = open_corpus(str(path)).documents
+    opened = watch()
+    length = sum(map(len, encoding.joined(documents).pieces())) - len(documents)
     read = watch()
-    vocabulary = NgramVocabulary.build([document])
+    vocabulary = NgramVocabulary.build([encoding.joined(documents)])
     counted = watch()
-    for _ in encoding.encode(document, vocabulary):
+    for _ in encoding.encode_joined(documents, vocabulary):
         pass
-    return {"read": read, "count": counted, "encode": watch()}
+    stages = {"open": opened, "read": read, "count": counted, "encode": watch()}
+    return {"characters": length, "stages": stages}
 
 
-def measure_counter(path: Path, length: int) -> dict[str, tuple[float, float]]:
-    """Time each stage on the first `length` bytes in plain Python."""
+def measure_counter(path: Path, length: int) -> dict[str, Any]:
+    """Time each stage on the first `length` characters in plain Python."""
     watch = Stopwatch()
-    with path.open("rb") as file:
-        text = file.read(length).decode("utf-8", "ignore")
-    read = watch()
+    rows = []
+    for row in plain_rows(path):
+        rows.append(row)
+        length -= len(row)
+        if length <= 0:
+            break
+    text = "".join(rows)
+    opened = watch()
     text = text.lower()
     counts = Counter(text[i : i + 2] for i in range(0, len(text), 2))
     counted = watch()
     ids = {bigram: i for i, (bigram, count) in enumerate(counts.most_common(), 2) if count >= 10}
     np.array([ids.get(text[i : i + 2], 0) for i in range(0, len(text), 2)], np.uint16)
-    return {"read": read, "count": counted, "encode": watch()}
+    return {"characters": len(text), "stages": {"open": opened, "count": counted, "encode": watch()}}
 
 
 def run_measured(command: list[str], parse: Callable[[IO[bytes]], Any]) -> tuple[Any, float | None]:
@@ -153,7 +210,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=size, default=size("1GB"), help="of the generated text")
-    parser.add_argument("--text", type=Path, help="a file to use instead")
+    parser.add_argument("--kind", choices=list(_KINDS), default="txt", help="of the corpus that is written")
+    parser.add_argument("--text", type=Path, help="a corpus to use instead")
     parser.add_argument("--slice", type=size, default=size("16MB"), help="bytes that the baseline reads")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--train", type=int, metavar="SECONDS", help="also train on it for so long")
@@ -172,6 +230,7 @@ def main() -> None:
         path = options.text or Path(directory) / "text.txt"
         if not options.text:
             make(path, options.size)
+            path = path if options.kind == "txt" else convert(path, options.kind)
         # The runs and the encoded text are removed with the directory.
         os.environ["GRIMMGEN_HOME"] = directory
         report = measure(path, options.slice, options.rounds)
@@ -182,21 +241,23 @@ def main() -> None:
 
 def measure(path: Path, part: int, rounds: int) -> dict[str, Any]:
     """Run grimmgen and the baseline alternately; return MB/s of each stage, peak memory and ratios."""
-    whole = path.stat().st_size
-    lengths = {"grimmgen": whole, "Counter": min(part, whole)}
-    speeds: dict[str, dict[str, list[float]]] = {name: {} for name in lengths}
+    lengths: dict[str, int] = {}
+    speeds: dict[str, dict[str, list[float]]] = {"grimmgen": {}, "Counter": {}}
     peaks: dict[str, float | None] = {}
     for _ in range(rounds):
-        for name, length in lengths.items():
+        for name in speeds:
             command = [sys.executable, __file__, "--only", name, "--text", str(path), "--slice", str(part)]
-            stages, peaks[name] = run_measured(command, lambda lines: json.loads(next(lines)))
+            result, peaks[name] = run_measured(command, lambda lines: json.loads(next(lines)))
+            lengths[name], stages = result["characters"], result["stages"]
             both = [a + b for a, b in zip(stages["count"], stages["encode"], strict=True)]
+            whole = [a + b for a, b in zip(stages["open"], both, strict=True)]
             stages |= {"both": both, "both, own core": both[::-1]}
+            stages |= {"with open": whole, "with open, own core": whole[::-1]}
             for stage, (seconds, _) in stages.items():
-                speeds[name].setdefault(stage, []).append(length / 1e6 / seconds)
+                speeds[name].setdefault(stage, []).append(lengths[name] / 1e6 / max(seconds, 1e-9))
     ratios = {
-        stage: statistics.median(a / b for a, b in zip(mine, speeds["Counter"][stage], strict=True))
-        for stage, mine in speeds["grimmgen"].items()
+        stage: statistics.median(a / b for a, b in zip(speeds["grimmgen"][stage], theirs, strict=True))
+        for stage, theirs in speeds["Counter"].items()
     }
     return {"bytes": lengths, "MB a second": speeds, "times as fast": ratios, "peak, MB": peaks}
 
@@ -206,15 +267,14 @@ def table(report: dict[str, Any]) -> str:
     lines = [f"{name}: {length / 1e6:,.0f} MB of text" for name, length in report["bytes"].items()]
     for name, stages in report["MB a second"].items():
         for stage, speeds in stages.items():
-            ratio = (
-                f", {report['times as fast'][stage]:.1f} times as fast as Counter" if name == "grimmgen" else ""
-            )
+            known = name == "grimmgen" and stage in report["times as fast"]
+            ratio = f", {report['times as fast'][stage]:.1f} times as fast as Counter" if known else ""
             lines.append(
-                f"{name:8s}  {stage:14s} {statistics.median(speeds):8.1f} MB/s"
+                f"{name:8s}  {stage:19s} {statistics.median(speeds):8.1f} MB/s"
                 f"   ({min(speeds):.1f} – {max(speeds):.1f}, {len(speeds)} rounds){ratio}"
             )
         if report["peak, MB"][name] is not None:
-            lines.append(f"{name:8s}  peak memory    {report['peak, MB'][name]:8.0f} MB")
+            lines.append(f"{name:8s}  peak memory         {report['peak, MB'][name]:8.0f} MB")
     for what, run in zip(("from the text", "from the cache"), report.get("train", []), strict=False):
         peak = "" if run["peak, MB"] is None else f", peak memory {run['peak, MB']:.0f} MB"
         lines.append(f"train     {what:14s} {run['first update, s']:8.1f} s to the first update{peak}")
