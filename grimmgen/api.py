@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from grimmgen.configuration import Configuration
-from grimmgen.runs.registry import LATEST
+from grimmgen.configuration import Configuration, base_options
+from grimmgen.runs.registry import LATEST, load_model
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.corpus import open_corpus
 
@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 
 
 def train(
-    corpus: str = "grimm", *, run: str | None = None, device: str = "auto", **options: Any
+    corpus: str = "grimm",
+    *,
+    run: str | None = None,
+    device: str = "auto",
+    base: str | None = None,
+    **options: Any,
 ) -> Iterator[Event]:
     """Train a new run; a generator of its events (`grimmgen.runs.events`).
 
@@ -27,6 +32,8 @@ def train(
         corpus: `grimm`, `sampler`, or the path of a text file or directory.
         run: name of the run; None generates one.
         device: `auto`, `cpu` or `cuda`.
+        base: the run, or the path of the checkpoint, whose weights training starts from; its architecture and its
+            tokens are kept.
         options: of `Configuration`, as in `train("sampler", hidden=256, epochs=3)`.
 
     Raises:
@@ -34,7 +41,11 @@ def train(
     """
     from grimmgen.training.session import Training
 
-    return Training.begin(open_corpus(corpus), Configuration(**options), run=run, device=device).events()
+    model = None if base is None else load_model(base)
+    if model is not None:
+        options = base_options(model.checkpoint.configuration, options, options)
+    training = Training.begin(open_corpus(corpus), Configuration(**options), run=run, device=device, base=model)
+    return training.events()
 
 
 def load(run_or_path: str = LATEST) -> TextGenerator:

@@ -639,13 +639,20 @@ def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def configure(preset: str, chosen: Mapping[str, Any]) -> Configuration:
+def configure(preset: str, chosen: Mapping[str, Any], base: Configuration | None = None) -> Configuration:
     """The configuration of a preset with these options, by the names of their fields, in place of its own.
 
+    Args:
+        preset: its name.
+        chosen: the options.
+        base: that of the model that training starts from.
+
     Raises:
-        UsageError: there is no such preset, or a value is out of range.
+        UsageError: there is no such preset, a value is out of range, or an option contradicts the base.
     """
     values = preset_options(preset, chosen)
+    if base is not None:
+        values = base_options(base, values, chosen)
     if "budget" in chosen and "epochs" not in chosen and values.get("schedule") == "cosine":
         # The rate anneals to the end of the budget: the epochs must not end training before.
         values["epochs"] = UNLIMITED_EPOCHS
@@ -671,6 +678,40 @@ def check_effective(configuration: Configuration, typed: Collection[str]) -> Non
             f"--weight-drop has no effect with --cell {configuration.cell}, which has no recurrent weight",
             "leave it out",
         )
+
+
+# What a model's weights and its tokens follow from: a training that starts from a model cannot change it.
+_OF_BASE = ("cell", "rounds", "hidden", "layers", "embedding", "tied", "tokens", "min_count")
+# What it takes over where nothing else is chosen.
+_LIKE_BASE = ("dropout_mode", "reset_state", "lower", "newlines", "language", "phases")
+
+
+def base_options(base: Configuration, values: Mapping[str, Any], chosen: Collection[str]) -> dict[str, Any]:
+    """The options of a training that starts from a model: its architecture, its tokens and its reading of a text.
+
+    Args:
+        base: the configuration of the model.
+        values: the options of the new training.
+        chosen: the names of those that the user chose.
+
+    Raises:
+        UsageError: one that was chosen contradicts the model.
+    """
+    values = {**values}
+    for option in _OF_BASE:
+        has = getattr(base, option)
+        if option in chosen and values[option] != has:
+            flag = OPTIONS[option].flags[0]
+            raise UsageError(
+                f"{OPTIONS[option].as_typed(values[option])} contradicts --from, whose model has"
+                f" {OPTIONS[option].as_typed(has)}",
+                f"leave {flag} out, or train without --from",
+            )
+        values[option] = has
+    values |= {option: getattr(base, option) for option in _LIKE_BASE if option not in chosen}
+    if not base.embedding and "input_dropout" not in chosen:
+        values["input_dropout"] = 0.0
+    return values
 
 
 def _number(number: float) -> str:

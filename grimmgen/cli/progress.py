@@ -150,6 +150,8 @@ class _View:
         )
         updates = f"{_updates(event.updates)} per epoch"
         bars.line(f"text: {event.ngrams:,} tokens, vocabulary {event.vocabulary_size}, {updates}")
+        if event.base is not None:
+            bars.line(f"from {event.base}, which has {event.shared} of the {event.vocabulary_size} tokens")
         if event.unknown > _MANY_UNKNOWN:
             bars.line(
                 f"{event.unknown:.0%} of the tokens are <unk>: lower --min-count for so short a text", "yellow"

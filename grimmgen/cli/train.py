@@ -47,6 +47,17 @@ def train(
     resume: Annotated[
         bool, options.option("--resume", help="Continue --run, or the latest run, exactly where it stopped.")
     ] = False,
+    base: Annotated[
+        str | None,
+        options.option(
+            "--from",
+            metavar="RUN|FILE",
+            help="Start from the weights of another run or checkpoint, which sets architecture and tokens; --corpus is"
+            " the new text.",
+            show_default="random weights",
+            autocompletion=options.complete_runs,
+        ),
+    ] = None,
     preset: Annotated[
         Literal[tuple(PRESETS)],  # type: ignore[valid-type]
         options.option(metavar="PRESET", help=f"Defaults of all other options: {', '.join(PRESETS)}."),
@@ -76,7 +87,13 @@ def train(
     if resume:
         kept = "a run keeps all options but --epochs, --budget, --device and the place of its --corpus"
         options.refuse_beside(context, "--resume", _WITH_RESUME, f"leave it out: {kept}")
-    configuration = None if resume else configure(preset, chosen)
+    model = None
+    if base is not None:
+        from grimmgen.runs.registry import load_model
+
+        model = load_model(base)
+    architecture = None if model is None else model.checkpoint.configuration
+    configuration = None if resume else configure(preset, chosen, architecture)
     if configuration is not None:
         check_effective(configuration, typed)
 
@@ -115,7 +132,9 @@ def train(
                 notify(f"encoding {size / 1e9:.1f} GB of text, once for all runs on it")
             if text.report.size > IN_MEMORY:
                 began += time.monotonic() - opening
-            training = Training.begin(text, configuration, parts, run, device, command_line(), group, notify)
+            training = Training.begin(
+                text, configuration, parts, run, device, command_line(), group, notify, base=model
+            )
             options.show_report(text.report, notify)
             leaks = find_leaks(training.split) if group.first and (json or notify) else []
             read = {**text.report.to_json(), "leaks": [leak.to_json() for leak in leaks]}

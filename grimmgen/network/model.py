@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -23,7 +23,7 @@ from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
 from grimmgen.network.backends import choose_backend
 from grimmgen.network.cells import cells
-from grimmgen.network.shapes import weight_shapes
+from grimmgen.network.shapes import token_axes, weight_shapes
 from grimmgen.network.threads import limit_threads
 from grimmgen.text.batches import Window
 
@@ -380,6 +380,25 @@ class LanguageModel:
         assert {name: weight.shape for name, weight in weights.items()} == shapes
         for name, weight in self.named_parameters():
             weight.copy_(torch.from_numpy(weights[name]))
+
+    def load_base(
+        self, weights: Mapping[str, NDArray[np.float32]], ids: Sequence[int], their_ids: Sequence[int]
+    ) -> None:
+        """Copy the weights of a model with the same architecture and other tokens; new tokens keep their own.
+
+        Args:
+            weights: of the other model.
+            ids: of the tokens that both have, here.
+            their_ids: of the same tokens, in the other model.
+        """
+        axes = token_axes(self.configuration)
+        for name, weight in self.named_parameters():
+            other = torch.from_numpy(weights[name]).to(weight.device)
+            if name in axes:
+                theirs = other.index_select(axes[name], torch.tensor(their_ids, device=weight.device))
+                weight.index_copy_(axes[name], torch.tensor(ids, device=weight.device), theirs)
+            else:
+                weight.copy_(other)
 
     def _layer(self, depth: int) -> dict[str, Tensor]:
         prefix = f"layers.{depth}."

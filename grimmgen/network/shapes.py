@@ -37,6 +37,14 @@ def weight_shapes(configuration: Configuration, vocabulary_size: int) -> Shapes:
     return shapes
 
 
+def token_axes(configuration: Configuration) -> dict[str, int]:
+    """The weights that have a row or a column for each token, and the axis along which they have them."""
+    axes = {"embedding": 0} if configuration.embedding else {"layers.0.input_weight": 0}
+    if not configuration.tied:
+        axes["output.weight"] = 1
+    return {**axes, "output.bias": 0}
+
+
 def parameter_count(configuration: Configuration, vocabulary_size: int) -> int:
     """The number of a model's parameters."""
     return sum(math.prod(shape) for shape in weight_shapes(configuration, vocabulary_size).values())

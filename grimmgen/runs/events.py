@@ -44,6 +44,8 @@ class Started:
         kernel: description of the training step's backend.
         updates: updates per epoch.
         step: updates before this event; 0 unless the run is resumed.
+        base: name of the model that training started from; None for random weights.
+        shared: tokens of the vocabulary that the base has, too, the special ones included.
     """
 
     run: str
@@ -60,6 +62,8 @@ class Started:
     kernel: str
     updates: int
     step: int
+    base: str | None = None
+    shared: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@
     best.safetensors        the weights with the lowest validation perplexity
     last.safetensors        everything that a bit-exact resume needs
     previous.safetensors    the last checkpoint but one, used if the last one is damaged
+    base.safetensors        the weights that the training started from, if it started from those of another model
 
 A checkpoint has the hash of its run, and is refused in the directory of another one. The latest run is the last one
 that has a checkpoint.
@@ -24,7 +25,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,28 @@ class Run:
     def previous_path(self) -> Path:
         """Path of the last checkpoint but one, used if the last one is damaged."""
         return self.path / "previous.safetensors"
+
+    @property
+    def base_path(self) -> Path:
+        """Path of the copy of the model that training started from."""
+        return self.path / "base.safetensors"
+
+    def base(self) -> Checkpoint | None:
+        """The model that training started from; None if it started from random weights.
+
+        Raises:
+            IntegrityError: the copy of it is missing or damaged.
+        """
+        match self.info().get("base"):
+            case None:
+                return None
+            case {"name": str(), "copy_sha256": str(expected)}:
+                if not self.base_path.is_file():
+                    raise IntegrityError(f"{self.base_path}, which the run starts from, is missing", self._remedy)
+                base = Checkpoint.read(self.base_path)
+                if base.sha256 == expected:
+                    return base
+        raise IntegrityError(f"{self.base_path} is not the model that the run started from", self._remedy)
 
     @property
     def log_path(self) -> Path:
@@ -306,6 +329,7 @@ def create(
     split: Split,
     command: str,
     versions: Mapping[str, str],
+    base: TrainedModel | None = None,
 ) -> Run:
     """Create a new run; one of the same name whose training has ended without a checkpoint is replaced.
 
@@ -316,6 +340,7 @@ def create(
         split: documents of the training, validation and test sets.
         command: the command line.
         versions: versions of the programs, by name.
+        base: the model that training starts from, of which the run keeps a copy; None starts from random weights.
 
     Raises:
         UsageError: the name is invalid or taken.
@@ -332,6 +357,7 @@ def create(
         draft = Run(directory / f".draft-{secrets.token_hex(4)}")
         files.make_directory(draft.path)
         try:
+            started_from = {} if base is None else {"base": _keep_base(draft, base)}
             files.write_json(
                 draft.path / "run.json",
                 {
@@ -348,6 +374,7 @@ def create(
                         "sha256": split.sha256,
                         "split": split.to_json(),
                     },
+                    **started_from,
                 },
             )
             with files.wrap_os_errors(f"cannot create the run {run.path}"):
@@ -356,6 +383,13 @@ def create(
             shutil.rmtree(draft.path, ignore_errors=True)
             raise
     return run
+
+
+def _keep_base(run: Run, base: TrainedModel) -> dict[str, str]:
+    """Copy the model that a run starts from into its directory; returns its description in run.json."""
+    content = replace(base.checkpoint, progress=None, training_tensors={}).to_bytes()
+    files.write_atomically(run.base_path, content)
+    return {**base.identity, "copy_sha256": files.sha256(content)}
 
 
 def make_latest(
@@ -429,6 +463,11 @@ class TrainedModel:
     run: Run | None = None
     info: Mapping[str, Any] = field(default_factory=dict)
     moved_to: tuple[str, ...] = ()
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The name of the model, and the hash of the file it was read from."""
+        return {"name": self.name, "sha256": self.checkpoint.sha256}
 
     def split(self) -> Split:
         """Return the documents of each set of the run; see `Run.split`."""

@@ -84,7 +84,10 @@ class EncodedDocuments:
 
 
 def encode_documents(
-    documents: Sequence[Document], configuration: Configuration, notify: Callable[[str], None] | None = None
+    documents: Sequence[Document],
+    configuration: Configuration,
+    notify: Callable[[str], None] | None = None,
+    base: Vocabulary | None = None,
 ) -> EncodedDocuments:
     """Build the vocabulary of the training set, and encode it.
 
@@ -95,6 +98,7 @@ def encode_documents(
         documents: the training set.
         configuration: the options of the vocabulary.
         notify: called with a message if another process is encoding.
+        base: the vocabulary of the model that training starts from.
 
     Raises:
         UsageError: see `build_vocabulary`.
@@ -103,8 +107,8 @@ def encode_documents(
     """
     phases = range(configuration.tokenization.size if configuration.phases else 1)
     if size_of(documents) > IN_MEMORY:
-        return _encode_to_cache(documents, configuration, phases, notify)
-    vocabulary = build_vocabulary([joined(documents)], configuration)
+        return _encode_to_cache(documents, configuration, phases, notify, base)
+    vocabulary = build_vocabulary([joined(documents)], configuration, base)
     ids, lengths = list[NDArray[Any]](), list[NDArray[np.int64]]()
     for phase in phases:
         of_phase = id_cache.DocumentLengths()
@@ -120,18 +124,21 @@ def _encode_to_cache(
     configuration: Configuration,
     phases: range,
     notify: Callable[[str], None] | None,
+    base: Vocabulary | None,
 ) -> EncodedDocuments:
-    key = _cache_key(documents, configuration)
+    key = _cache_key(documents, configuration, base)
 
     def write(path: Path) -> None:
-        vocabulary = build_vocabulary([joined(documents)], configuration)
+        vocabulary = build_vocabulary([joined(documents)], configuration, base)
         id_cache.write(path, vocabulary, [encode_joined(documents, vocabulary, phase) for phase in phases])
 
     return EncodedDocuments(*id_cache.load_or_write(key, write, notify))
 
 
-def _cache_key(documents: Sequence[Document], options: Configuration) -> str:
+def _cache_key(documents: Sequence[Document], options: Configuration, base: Vocabulary | None) -> str:
     """A hash of everything that the ids depend on."""
     chosen = options.tokens, options.min_count, options.normalisation, options.phases
     value = [id_cache.FORMAT, unicodedata.unidata_version, chosen, digest_of(documents)]
+    if base is not None:
+        value.append(base.to_json())
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]

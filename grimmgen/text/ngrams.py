@@ -12,8 +12,9 @@ hundred megabytes per second.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +38,7 @@ from grimmgen.text.vocabulary import (
     inconsistent,
     normalisation_from_json,
     normalisation_to_json,
+    ranked,
     valid_entries,
 )
 
@@ -351,8 +353,33 @@ class NgramVocabulary(Vocabulary):
             _count_characters(keys, NgramCounts(counted.keys[~frequent], counted.counts[~frequent])),
         )
 
+    def extended(  # noqa: D102 - see Vocabulary, as for those that follow
+        self, texts: Iterable[Text], normalisation: Normalisation, phases: bool
+    ) -> NgramVocabulary:
+        keys, counted = count_ngrams(texts, self.ngram, normalisation, phases)
+        if not len(counted.keys):
+            raise UsageError("the training stories are empty", "give more text")
+        kept = Counter(dict(zip(self.texts, self.counts, strict=True)))
+        known = np.array([keys.text(key) in kept for key in counted.keys.tolist()])
+        frequent = known | (counted.counts >= self.min_count)
+        for key, count in zip(counted.keys[frequent].tolist(), counted.counts[frequent].tolist(), strict=True):
+            kept[keys.text(key)] += count
+        unknown = Counter(dict(self.unknown_characters))
+        unknown.update(
+            dict(_count_characters(keys, NgramCounts(counted.keys[~frequent], counted.counts[~frequent])))
+        )
+        ngrams, counts = ranked(kept)
+        return replace(
+            self,
+            normalisation=normalisation,
+            texts=ngrams,
+            counts=counts,
+            alphabet="".join(sorted({*self.alphabet, *keys.alphabet})),
+            unknown_characters=tuple(sorted(unknown.items())),
+        )
+
     @property
-    def tokens(self) -> str:  # noqa: D102 - see Vocabulary, as for those that follow
+    def tokens(self) -> str:  # noqa: D102
         return Tokenization("ngram", self.ngram).name
 
     @property

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from typing import Any
@@ -38,6 +38,7 @@ from grimmgen.text.vocabulary import (
     inconsistent,
     normalisation_from_json,
     normalisation_to_json,
+    ranked,
     valid_entries,
 )
 
@@ -47,17 +48,22 @@ _MOST_KEPT = 1 << 18
 _MOST_LEARNT = 1 << 17
 
 
-def build_vocabulary(texts: Iterable[Text], configuration: Configuration) -> Vocabulary:
+def build_vocabulary(
+    texts: Iterable[Text], configuration: Configuration, base: Vocabulary | None = None
+) -> Vocabulary:
     """Build the vocabulary of a training set.
 
     Args:
         texts: the training documents, or their texts as strings; they are read piece by piece, perhaps twice.
         configuration: the tokenizer and its options.
+        base: the vocabulary of the model that training starts from, of the same tokenizer; it is extended.
 
     Raises:
         UsageError: the texts are too short, or have too many different characters.
     """
     c = configuration
+    if base is not None:
+        return base.extended(texts, c.normalisation, c.phases)
     match c.tokenization:
         case Tokenization("word"):
             return WordVocabulary.build(texts, c.min_count, c.normalisation)
@@ -199,14 +205,25 @@ class WordVocabulary(PretokenVocabulary):
         Raises:
             UsageError: the texts are empty.
         """
+        return cls(normalisation, min_count, (), (), "").extended(texts, normalisation)
+
+    def extended(  # noqa: D102
+        self,
+        texts: Iterable[Text],
+        normalisation: Normalisation,
+        phases: bool = False,  # noqa: ARG002 - as in Vocabulary
+    ) -> WordVocabulary:
         counted, characters = _count(texts, normalisation)
-        words = {text: count for text, count in counted.items() if count >= min_count and len(text) > 1}
+        kept = Counter(dict(zip(self.texts, self.counts, strict=True)))
+        kept.update(characters)
         for text, count in counted.items():
+            is_word = len(text) > 1 and (count >= self.min_count or text in self._words)
+            if is_word:
+                kept[text] += count
             for character in text:
-                characters[character] += 0 if text in words else count
-        ranked = sorted({**words, **characters}.items(), key=lambda item: (-item[1], item[0]))
-        tokens, counts = zip(*ranked, strict=True)
-        return cls(normalisation, min_count, tokens, counts, "".join(sorted(characters)))
+                kept[character] += 0 if is_word else count
+        words, counts = ranked(kept)
+        return replace(self, normalisation=normalisation, texts=words, counts=counts, alphabet=_alphabet(words))
 
     @property
     def tokens(self) -> str:  # noqa: D102
@@ -288,11 +305,35 @@ class BytePairVocabulary(PretokenVocabulary):
             )
         frequent = dict(sorted(counted.items(), key=lambda item: (-item[1], item[0]))[:_MOST_LEARNT])
         tokens = (*alphabet, *byte_pairs.learn(frequent, size - smallest, min_count))
-        vocabulary = cls(normalisation, min_count, tokens, (), "".join(alphabet), size)
+        return cls(normalisation, min_count, tokens, (), "".join(alphabet), size)._counted(counted, characters)
+
+    def extended(  # noqa: D102
+        self,
+        texts: Iterable[Text],
+        normalisation: Normalisation,
+        phases: bool = False,  # noqa: ARG002 - as in Vocabulary
+    ) -> BytePairVocabulary:
+        counted, characters = _count(texts, normalisation)
+        alphabet = sorted({*self.alphabet, *characters}.union(*counted))
+        pairs = [text for text in self.texts if len(text) > 1]
+        # A new character takes the place of the pair that was joined last, on which no other is built.
+        room = self.size - len(SPECIALS) - len(alphabet)
+        if room < 0:
+            raise UsageError(
+                f"--tokens {self.tokens} is too small for {len(alphabet)} different characters",
+                "train without --from, or from a model with more tokens",
+            )
+        before = Counter(dict(zip(self.texts, self.counts, strict=True)))
+        tokens = (*alphabet, *pairs[:room])
+        extended = replace(self, normalisation=normalisation, texts=tokens, counts=(), alphabet="".join(alphabet))
+        return extended._counted(counted, characters + before)
+
+    def _counted(self, counted: Mapping[str, int], before: Counter[str]) -> BytePairVocabulary:
+        """With the counts of the tokens in these pre-tokens, added to those from before."""
         for pretoken, count in counted.items():
-            for text in vocabulary.split(pretoken):
-                characters[text] += count
-        return cls(normalisation, min_count, tokens, tuple(characters[t] for t in tokens), "".join(alphabet), size)
+            for text in self.split(pretoken):
+                before[text] += count
+        return replace(self, counts=tuple(before[text] for text in self.texts))
 
     @property
     def tokens(self) -> str:  # noqa: D102

@@ -8,17 +8,17 @@ from __future__ import annotations
 import bisect
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol, cast, get_args
+from typing import Any, NamedTuple, Protocol, Self, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen.configuration import Language, Normalisation
 from grimmgen.errors import IntegrityError
-from grimmgen.text.normalisation import CodePoints, normalise, normalised_codes
+from grimmgen.text.normalisation import CodePoints, Text, normalise, normalised_codes
 
 Ids = NDArray[np.int32]
 
@@ -155,6 +155,19 @@ class Vocabulary(ABC):
         """
 
     @abstractmethod
+    def extended(self, texts: Iterable[Text], normalisation: Normalisation, phases: bool) -> Self:
+        """The vocabulary of a training set to which other texts are added: no token is lost, frequent ones are added.
+
+        Args:
+            texts: that are added, or their pieces; see `build_vocabulary`.
+            normalisation: of these texts, and of all texts from now on.
+            phases: whether to count n-grams from every offset.
+
+        Raises:
+            UsageError: the texts are empty, or there are too many different characters for the tokenizer.
+        """
+
+    @abstractmethod
     def to_json(self) -> dict[str, Any]:
         """Return a JSON value for `grimmgen.text.tokenizers.vocabulary_from_json`."""
 
@@ -189,6 +202,13 @@ class Vocabulary(ABC):
         codes = normalised_codes(text, self.normalisation)
         ids = self.ids(codes)
         return ids, self.costs(codes, ids), len(codes)
+
+    def shared_ids(self, other: Vocabulary) -> tuple[list[int], list[int]]:
+        """The ids of the tokens that two vocabularies share, the special ones included: here, and in the other."""
+        theirs = {text: i for i, text in enumerate(other.texts, len(SPECIALS))}
+        shared = [(i, theirs[text]) for i, text in enumerate(self.texts, len(SPECIALS)) if text in theirs]
+        special = range(len(SPECIALS))
+        return [*special, *(own for own, _ in shared)], [*special, *(other for _, other in shared)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids; `<unk>` and `<end>` are left out."""
@@ -273,7 +293,12 @@ def valid_entries(texts: Sequence[object], counts: Sequence[object], least: int)
     )
 
 
+def ranked(counted: Mapping[str, int]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Texts and their counts, the most frequent first, ties by code point."""
+    texts, counts = zip(*sorted(counted.items(), key=lambda item: (-item[1], item[0])), strict=True)
+    return texts, counts
+
+
 def in_order(texts: Sequence[str], counts: Sequence[int]) -> bool:
-    """Whether the most frequent texts are first, ties by code point."""
-    ranked = sorted(zip((-count for count in counts), texts, strict=True))
-    return [text for _, text in ranked] == list(texts)
+    """Whether different texts are in the order of `ranked`."""
+    return ranked(dict(zip(texts, counts, strict=True)))[0] == tuple(texts)

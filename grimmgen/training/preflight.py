@@ -28,6 +28,7 @@ def check_checkpoints(
     provenance: Mapping[str, Any],
     directory: Path,
     run: Run | None = None,
+    base: Checkpoint | None = None,
 ) -> None:
     """Check that the largest files of a training can be written.
 
@@ -37,6 +38,7 @@ def check_checkpoints(
         provenance: of its checkpoints.
         directory: of the run, or of all runs; it need not exist.
         run: the run that is resumed, whose checkpoints will be replaced.
+        base: the model that a new run starts from, which is copied.
 
     Raises:
         GrimmgenError: the vocabulary is too large for a checkpoint, there is too little space on the disk, or the
@@ -51,12 +53,18 @@ def check_checkpoints(
     last = best + sum(4 * math.prod(shape) + _ENTRY for shape in training.values())
     # A file is replaced by a new one, which exists beside it for a moment; the previous last checkpoint is kept.
     needed = 2 * best + 2 * last + min(_LONGEST_LOG, _LOG_OF_EPOCH * configuration.epochs)
+    if base is not None:
+        needed += header + sum(weight.nbytes + _ENTRY for weight in base.weights.values())
     if run is not None:
         for path in (run.best_path, run.last_path, run.previous_path, run.log_path):
             if path.is_dir():
                 raise IntegrityError(f"{path} is a directory", "remove it")
         # Two names of one file count once.
-        own = {path.stat().st_ino: path.stat().st_size for path in run.path.glob("*.safetensors")}
+        own = {
+            path.stat().st_ino: path.stat().st_size
+            for path in run.path.glob("*.safetensors")
+            if path != run.base_path
+        }
         needed -= sum(own.values())
     if (free := files.free_space(directory)) < needed:
         raise GrimmgenError(

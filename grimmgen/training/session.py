@@ -49,11 +49,12 @@ from grimmgen.runs.events import (
     Stepped,
     event_to_json,
 )
-from grimmgen.runs.registry import Run
+from grimmgen.runs.registry import Run, TrainedModel
 from grimmgen.text.batches import Windows, epoch
 from grimmgen.text.corpus import Corpus, size_of
 from grimmgen.text.encoding import IN_MEMORY
 from grimmgen.text.split import Split, reopen, split_by_hash
+from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop, out_of_memory
@@ -88,6 +89,7 @@ class Training:
         device: str,
         group: ProcessGroup = SINGLE_PROCESS,
         notify: Notify | None = None,
+        base: Checkpoint | None = None,
     ) -> None:
         self.run = run
         self.running = False
@@ -101,6 +103,7 @@ class Training:
         self._stopping = False
         self._resumed = False
         self._text: TrainingText | None = None
+        self._base = base  # in the first process only
         self._uncounted = 0.0  # seconds
         # Of a resume, in the first process only: where it starts, if anything was saved, and what is wrong with the
         # last checkpoint.
@@ -122,6 +125,7 @@ class Training:
         group: ProcessGroup = SINGLE_PROCESS,
         notify: Notify | None = None,
         *,
+        base: TrainedModel | None = None,
         ranks: ProcessGroup | None = None,
     ) -> Training:
         """Create a new run.
@@ -135,6 +139,8 @@ class Training:
             command: command line to be kept with the run.
             group: the processes that train the run together.
             notify: called with a message when another process is encoding the same text.
+            base: the model whose weights training starts from, with the architecture and the tokenizer of the
+                configuration (`grimmgen.configuration.base_options`); None starts from random weights.
             ranks: deprecated name of `group`.
 
         Raises:
@@ -148,15 +154,16 @@ class Training:
             registry.check_name(run)
         # Before the run is created, so that an unusable text leaves nothing behind.
         opening = time.monotonic()
-        text = prepare_text(configuration, split, place, group, notify)
+        checkpoint = base.checkpoint if base else None
+        text = prepare_text(configuration, split, place, group, notify, _vocabulary_of(checkpoint, group))
 
         def create() -> str:
             provenance = {"run": run or "", "corpus": corpus.name, "beginnings": text.beginnings}
-            check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory())
-            return str(registry.create(run, configuration, corpus, split, command, versions()).path)
+            check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory(), base=checkpoint)
+            return str(registry.create(run, configuration, corpus, split, command, versions(), base).path)
 
         path = group.broadcast(create)
-        training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify)
+        training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify, checkpoint)
         # A new run stores the hashes of its text, for which it is read once more.
         training._text, training._uncounted = text, _uncounted_since(opening, split)
         return training
@@ -210,6 +217,7 @@ class Training:
             training._resumed, training._uncounted = True, _uncounted_since(opening, split)
             if group.first:
                 training._checkpoint, training._damage = _read_last(run, info)
+                training._base = run.base()
             training._lock = lock.pop_all()
         return training
 
@@ -257,7 +265,8 @@ class Training:
             counted_from, uncounted = time.monotonic(), 0.0
         if text is None:
             opening = time.monotonic()
-            text = prepare_text(configuration, self.split, device, group, self._notify)
+            base = _vocabulary_of(self._base, group)
+            text = prepare_text(configuration, self.split, device, group, self._notify, base)
             uncounted += _uncounted_since(opening, self.split)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
         optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
@@ -309,13 +318,16 @@ class Training:
             validation.seconds,
             time.monotonic() - counted_from - uncounted,
         )
+        info = group.broadcast(self.run.info)
         provenance: dict[str, Any] = {
             "run": self.run.name,
-            "run_sha256": group.broadcast(lambda: registry.run_sha256(self.run.info())),
+            "run_sha256": registry.run_sha256(info),
             "corpus": self._corpus.name,
             "beginnings": text.beginnings,
             "platform": _platform(step, device, group.size),
         }
+        if "base" in info:
+            provenance["base"] = info["base"]
         if self._resumed and group.first:
             check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run)
         recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
@@ -357,6 +369,8 @@ class Training:
         progress = Progress(Plateau(configuration.learning_rate))
         if self._checkpoint is None:
             model.initialise()
+            if self._base is not None:
+                model.load_base(self._base.weights, *vocabulary.shared_ids(self._base.vocabulary))
         else:
             if self._checkpoint.vocabulary != vocabulary:
                 raise IntegrityError(
@@ -392,7 +406,14 @@ class Training:
             kernel,
             text.updates,
             step,
+            *self._described_base(text.vocabulary),
         )
+
+    def _described_base(self, vocabulary: Vocabulary) -> tuple[str | None, int]:
+        """The name of the model that training started from, and the number of tokens that it has, too."""
+        if self._base is None:
+            return None, 0
+        return str(self.run.info()["base"]["name"]), len(vocabulary.shared_ids(self._base.vocabulary)[0])
 
 
 @dataclass
@@ -504,6 +525,14 @@ class _Recorder:
             **(scores or {}),
         }
         return Checkpoint(self.loop.configuration, self.vocabulary, provenance, self.model.weights())
+
+
+def _vocabulary_of(base: Checkpoint | None, group: ProcessGroup) -> Vocabulary | None:
+    """The vocabulary of the model that training starts from, in all processes."""
+    if group.size == 1:
+        return None if base is None else base.vocabulary
+    value = group.broadcast(lambda: None if base is None else base.vocabulary.to_json())
+    return None if value is None else vocabulary_from_json(value)
 
 
 def _uncounted_since(began: float, split: Split) -> float:

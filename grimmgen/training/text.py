@@ -69,6 +69,7 @@ def prepare_text(
     device: torch.device,
     group: ProcessGroup,
     notify: Callable[[str], None] | None = None,
+    base: Vocabulary | None = None,
 ) -> TrainingText:
     """Encode the training and validation sets of a split.
 
@@ -78,11 +79,12 @@ def prepare_text(
         device: on which the process trains; its type is compared between the processes.
         group: the processes that train together.
         notify: called with a message when another process is encoding the same text.
+        base: the vocabulary of the model that training starts from.
 
     Raises:
         UsageError: the text is too short, or differs between the processes.
     """
-    encoded = encoding.encode_documents(split.parts["train"], configuration, notify)
+    encoded = encoding.encode_documents(split.parts["train"], configuration, notify, base)
     for part in PARTS[1:]:
         # An empty test set would be found after the training.
         if not any(map(_has_text, split.parts[part])):
