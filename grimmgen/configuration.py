@@ -67,6 +67,7 @@ class Option(NamedTuple):
         range: the range in words, where "low to high" would not say it well.
         unit: follows the range in an error message.
         choices: the values of a text; those of a `Literal` are known without this.
+        suggestions: values that a shell completes, where the choices are not all that there are.
         flag: what is typed where it is not the field's name; `--on/--off` for a bool; a single flag of a bool
             sets the opposite of its default.
         alias: another flag that sets the same; empty for none.
@@ -92,6 +93,7 @@ class Option(NamedTuple):
     range: str = ""
     unit: str = ""
     choices: Callable[[], tuple[str, ...]] = tuple
+    suggestions: tuple[str, ...] = ()
     flag: str = ""
     alias: str = ""
     panel: str | None = None
@@ -429,11 +431,17 @@ class Configuration:
         " text does not",
         low=1e-3,
         high=1e9,
-        unit=" (as in 30s, 10m, 1h)",
+        range="0.001s to 1000000000s, as in 30s, 10m, 1h",
         metavar="TIME",
         default_text="no limit",
         parse=duration,
         typed=lambda seconds: f"{seconds:.15g}s",  # without an exponent
+    )
+    patience: int = option(
+        10,
+        "Evaluations without improvement of the validation perplexity before training stops; 0 never stops",
+        low=0,
+        high=_LARGEST,
     )
     reset_state: bool = option(True, "Reset the state at the start of each story", panel=NETWORK)
     random_seed: int = option(0, "Seed of all randomness", low=0, high=_SEEDS)
@@ -445,6 +453,7 @@ class Configuration:
         alias="--ngram",
         metavar="TOKENS",
         range="bigram, char, ngram:N, word or bpe:SIZE",
+        suggestions=("bigram", "char", "ngram:3", "word", "bpe:1000"),
         parse=lambda typed: tokenization(typed).name,
         validate=tokenization,
         panel=TEXT,
@@ -464,6 +473,7 @@ class Configuration:
         " documents",
         metavar="WHERE",
         range="file, line, paragraph or a regular expression",
+        suggestions=DOCUMENT_ENDS,
         validate=check_documents,
         panel=TEXT,
     )
@@ -579,7 +589,7 @@ class Configuration:
 
 OPTIONS = options_of(Configuration)
 # Values that reproduce what versions did which did not have the option, where it is not the default.
-_EARLIER = {"keep_boilerplate": True}
+_EARLIER = {"keep_boilerplate": True, "patience": 0}
 
 _STRONG: dict[str, Any] = {
     "hidden": 512,

@@ -9,6 +9,8 @@ Any other exception that reaches the command line is a bug in grimmgen (exit cod
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class GrimmgenError(Exception):
     """An operation failed.
@@ -39,3 +41,15 @@ class IntegrityError(GrimmgenError):
     """A file is not the expected one: damaged, truncated, of another corpus or of a later format."""
 
     exit_code = 3
+
+
+def did_you_mean(unknown: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that it resembles; empty if there is none.
+
+    >>> did_you_mean("slyfox", ["old-owl", "sly-fox"]), did_you_mean("x", ["sly-fox"])
+    (', did you mean sly-fox', '')
+    """
+    import difflib
+
+    near = difflib.get_close_matches(unknown[:80], known, 1, cutoff=0.75)
+    return f", did you mean {near[0]}" if near else ""

@@ -46,7 +46,8 @@ OPTIONS = {
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check --repair "
     + declared(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING),
-    "train": "--corpus --run --resume --preset --device --split --log-to " + declared(Configuration),
+    "train": "--corpus --run --resume --preset --device --split --log-to --sample-every "
+    + declared(Configuration),
     "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device "
     + declared(Configuration, *READING),
     "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
@@ -184,6 +185,12 @@ BAD_NAME = "use at most 64 letters, digits, dots, dashes and underscores, starti
         ("tell", 2, "No such command 'tell': see `grimmgen --help`"),
         ("runs tell", 2, "No such command 'tell': see `grimmgen runs --help`"),
         ("trian", 2, "No such command 'trian', did you mean 'train': see `grimmgen --help`"),
+        (
+            "train samplr",
+            2,
+            "there is no corpus 'samplr', did you mean sampler: give grimm, sampler, or the path of a text file or"
+            " directory",
+        ),
         ("generate --seed", 2, "Option '--seed' requires an argument: see `grimmgen generate --help`"),
         ("runs plot --over", 2, "Option '--over' requires an argument: see `grimmgen runs plot --help`"),
         (
@@ -210,6 +217,9 @@ def test_an_error_is_one_line_and_an_exit_code(
         ("train --cell rnn", "'rnn' is not one of 'lstm', "),
         ("eval --split all", "'all' is not one of 'train', 'valid', 'test'"),
         ("generate --moral", "No such option: --moral"),
+        ("train --epoch 3", ", did you mean --epochs: "),
+        ("generate --topk 3", ", did you mean --top-k or --top-p: "),
+        ("train --preset quik", ", did you mean quick: "),
         ("runs rm", "Missing argument 'RUN'"),
     ],
 )

@@ -9,15 +9,18 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from grimmgen.cli import progress
 from grimmgen.configuration import PRESETS, Configuration, configure
 from grimmgen.io.paths import id_cache_directory
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
+from grimmgen.runs.events import Evaluated, Finished
 from grimmgen.runs.registry import Run
 from grimmgen.text import encoding
 from tests.program import PROGRAM, Ran, begin, on_terminal, shell
@@ -72,6 +75,63 @@ def test_progress_goes_to_stderr_and_the_result_to_stdout(training: list[str], t
         "saved at update 222 with new best weights",
         f'next: grimmgen generate --seed "{beginning}"',
     ]
+
+
+def evaluated(epoch: int, perplexity: float, best: bool) -> Evaluated:
+    return Evaluated(10 * epoch, epoch, 20.0, perplexity, 2.5, 0.001, best, 3.0 * epoch)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_every_evaluation_is_printed(live: bool) -> None:
+    lines: list[str] = []
+    bars: Any = SimpleNamespace(live=live, narrow=False, line=lambda text, _="": lines.append(text))
+    events = [evaluated(1, 9.0, True), evaluated(2, 9.5, False), evaluated(3, 9.25, False)]
+    ended = Finished(30, 3, "patience", 9.0, 1, 9.0)
+    texts = {2: "a fox"}
+    followed = progress.follow(
+        iter([*events, ended]), bars, False, lambda: None, sample=lambda e: texts.get(e, "")
+    )
+    assert followed.finished is ended
+    assert [line.split("validation")[-1].split("bits")[0].split() for line in lines] == [
+        ["9.00", "★", "2.500"],
+        ["9.50", "2.500"],
+        ["a", "fox"],
+        ["9.25", "2.500"],
+    ]
+
+
+def test_training_stops_when_validation_does(training: list[str], run: Program) -> None:
+    # With such a rate the weights do not change, and later evaluations are no better.
+    ran = run("train", *training, "--lr", "1e-12", "--epochs", "9", "--patience", "2", "--run", "sly-owl")
+    facts = dict(line.split(maxsplit=1) for line in ran.out.splitlines()[:4])
+    log = registry.find("sly-owl").log()
+    epochs = [event["epoch"] for event in log if event["event"] == "evaluated"]
+    assert facts["ended"] == "validation has stopped improving"
+    assert re.fullmatch(
+        rf"perplexity [\d.]+, at epoch {epochs[-1] - 2}, whose weights are kept", facts["validation"]
+    )
+    assert (log[-1]["reason"], log[-1]["best_epoch"]) == ("patience", epochs[-1] - 2)
+    assert "raise --patience" in run("train", "--resume").err
+    assert run("train", "--resume", "--patience", "0", "--quiet").code == 0
+    assert registry.find("sly-owl").log()[-1]["reason"] != "patience"
+
+
+def test_samples_are_shown_where_they_are_wanted(training: list[str], trained: Run, run: Program) -> None:
+    ran = run("train", *training, "--sample-every", "2", "--run", "sly-owl")
+    indented = [line for line in ran.err.splitlines() if line.startswith("  ")]
+    assert len(indented) == 1
+    assert indented[0].strip()
+    # They change nothing.
+    assert without_times(registry.find("sly-owl").log()) == without_times(trained.log())
+    for flag in "--json", "--quiet":
+        assert "--sample-every has no effect with " + flag in run("train", "--sample-every", "2", flag).err
+
+
+@pytest.mark.slow
+def test_samples_are_shown_on_a_terminal(training: list[str], home: Path) -> None:  # noqa: ARG001
+    shown = on_terminal(*PROGRAM, "train", *training).out
+    # Dim, and indented.
+    assert len(re.findall(r"\x1b\[2m  \w", shown)) == 2
 
 
 def test_json_prints_every_event(training: list[str], run: Program) -> None:
@@ -336,6 +396,8 @@ BAD = {
     "--clip": "0 -1 nan inf",
     "--decay-factor": "0 -1 1.1 nan",
     "--decay-patience": "0 -1 1.5",
+    "--patience": "-1 1.5 x",
+    "--sample-every": "-1 x",
     "--epochs": "0 -1 9223372036854775808",
     "--budget": "0 -1 nan inf 1e400 1e400s 10x m 10m5",
     "--ngram": "0 -1 9",

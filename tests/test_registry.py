@@ -215,10 +215,10 @@ def test_an_unknown_name_is_an_error_that_lists_the_latest_runs() -> None:
     for number in range(7):
         create(f"run-{number}")
     assert registry.find("run-3").name == "run-3"
-    with pytest.raises(
-        UsageError, match=r"there is no run run-9: the latest are: run-2, run-3, run-4, run-5, run-6$"
-    ):
-        registry.find("run-9")
+    latest = "the latest are: run-2, run-3, run-4, run-5, run-6$"
+    for name, near in ("other", ""), ("rnu-3", ", did you mean run-3"), ("lates", ", did you mean latest"):
+        with pytest.raises(UsageError, match=f"there is no run {name}{near}: {latest}"):
+            registry.find(name)
 
 
 def test_other_files_in_the_registry_are_ignored(runs: Path) -> None:

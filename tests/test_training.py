@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen.configuration import PRESETS, Configuration, DropoutMode
+from grimmgen.configuration import PRESETS, Configuration, DropoutMode, Schedule
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.evaluation.scores import LARGEST_PERPLEXITY
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
@@ -266,6 +266,8 @@ def test_a_resume_may_change_the_limits(corpus: Corpus) -> None:
     assert [e.epoch for e in only(Evaluated, events)] == [4, 5]
     assert contents(first.run.last_path) == contents(longer.run.last_path)
     assert first.run.configuration.epochs == 5
+    list(Training.resume(first.run, patience=3).events())
+    assert first.run.configuration.patience == 3
 
 
 def test_a_resume_of_a_finished_run_does_nothing(corpus: Corpus) -> None:
@@ -473,7 +475,9 @@ def test_weight_decay_is_decoupled_from_the_gradient(corpus: Corpus) -> None:
 def test_weight_decay_keeps_weights_small(corpus: Corpus) -> None:
     norms = []
     for decay in (0.0, 2.0):
-        training, _ = trained(corpus, Configuration(**TINY, epochs=15, learning_rate=0.02, weight_decay=decay))
+        training, _ = trained(
+            corpus, Configuration(**TINY, epochs=15, patience=0, learning_rate=0.02, weight_decay=decay)
+        )
         weights = Checkpoint.read(training.run.last_path).weights
         norms.append(math.sqrt(sum(float((w**2).sum()) for w in weights.values())))
     assert norms[1] < 0.7 * norms[0]
@@ -598,7 +602,7 @@ class FakeStep:
 
 def fake_loop(step: FakeStep, **options: Any) -> TrainingLoop:
     """A loop over two epochs of three windows; a second passes with each look at the clock."""
-    configuration = Configuration(batch_size=2, unroll=2, epochs=2, decay_patience=1, **options)
+    configuration = Configuration(batch_size=2, unroll=2, **{"epochs": 2, "decay_patience": 1, **options})
     return TrainingLoop(
         configuration,
         step,  # type: ignore[arg-type]
@@ -653,6 +657,33 @@ def test_the_loop_evaluates_at_the_end_of_the_budget() -> None:
     assert (evaluated.step, finished.reason, finished.best_perplexity) == (loop.progress.step, "budget", 7.0)
 
 
+@pytest.mark.parametrize("schedule", ["plateau", "cosine"])
+def test_the_loop_stops_when_validation_stops_improving(schedule: Schedule) -> None:
+    # The lowest perplexity is that of the third evaluation; patience counts on over the ends of a resume.
+    scores = [9.0, 8.0, 7.0, 7.5, 7.0, 8.0, 6.0]
+    limits: dict[str, Any] = {"schedule": schedule, "epochs": 7, "decay_patience": 5}
+
+    def evaluations(loop: TrainingLoop, events: int) -> list[Any]:
+        loop.evaluate = lambda: (scores[loop.progress.epoch], 2.0)
+        return [e for e in itertools.islice(loop.events(), events) if isinstance(e, Evaluated | Finished)]
+
+    for patience, evaluated, reason in ((3, 6, "patience"), (4, 7, "epochs"), (0, 7, "epochs")):
+        *found, finished = evaluations(fake_loop(FakeStep(), **{**limits, "patience": patience}), 1000)
+        assert [e.perplexity for e in found] == scores[:evaluated]
+        assert (finished.reason, finished.best_epoch) == (reason, 3 if reason == "patience" else 7)
+    whole = evaluations(fake_loop(FakeStep(), **limits, patience=3), 1000)
+    first = fake_loop(FakeStep(), **limits, patience=3)
+    begun = evaluations(first, 21)
+    again = dataclasses.replace(first, progress=Progress.from_json(first.progress.to_json()))
+    rest = evaluations(again, 1000)
+    assert 0 < len(begun) < len(whole)
+    assert [(e.epoch, e.step) for e in [*begun, *rest]] == [(e.epoch, e.step) for e in whole]
+    # It has ended; a resume with more patience continues.
+    assert [type(e) for e in evaluations(dataclasses.replace(again), 1000)] == [Finished]
+    again.configuration = dataclasses.replace(again.configuration, patience=4)
+    assert [e.epoch for e in evaluations(again, 1000)] == [7, 7]
+
+
 class Hours:
     """A clock that is set forward by what a training does: updates, evaluations and saves, in seconds."""
 
@@ -682,7 +713,7 @@ class Hours:
 
     def train(self, budget: float) -> list[Any]:
         self.loop.configuration = Configuration(
-            batch_size=2, unroll=2, epochs=10**6, schedule="cosine", budget=budget
+            batch_size=2, unroll=2, epochs=10**6, schedule="cosine", budget=budget, patience=0
         )
         events = []
         for event in self.loop.events():

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
+from grimmgen.cli import console, export, fetch, formatting, generate, options, runs, train, variables, vocab
 from grimmgen.cli import eval as eval_command
-from grimmgen.cli import export, fetch, formatting, generate, options, runs, train, variables, vocab
-from grimmgen.errors import GrimmgenError
+from grimmgen.errors import GrimmgenError, did_you_mean
 from grimmgen.training import distributed
 
 __all__ = ["app", "main"]
@@ -107,8 +107,6 @@ def _run(arguments: list[str]) -> int:
         # Before NumPy is loaded.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     debug = "--debug" in arguments or os.environ.get("GRIMMGEN_DEBUG", "").lower() in _TRUE
-    from grimmgen.cli import console
-
     try:
         _check_address_space(arguments)
         code = _command()(arguments, prog_name="grimmgen", standalone_mode=False)
@@ -123,8 +121,10 @@ def _run(arguments: list[str]) -> int:
             return leaving.code if isinstance(leaving.code, int) else int(bool(leaving.code))
         console.discard_output()
         return 0
-    except (KeyboardInterrupt, typer.Abort):
-        console.note("stopped")
+    except (KeyboardInterrupt, typer.Abort) as interrupt:
+        if sys.stderr.isatty():
+            console.note("")  # the terminal has echoed ^C
+        console.note(str(interrupt) or "stopped")
         return _INTERRUPTED
     except _CommandLineError as error:
         if distributed.reports_errors():
@@ -221,10 +221,16 @@ def _one_sentence(message: str) -> str:
     "No such command 'trian', did you mean 'train'"
     >>> _one_sentence("Invalid value for '--top-k': Input should be a valid integer, unable to parse string")
     "Invalid value for '--top-k': not a valid integer"
+    >>> _one_sentence("No such option: --topk (Possible options: --top-k, --top-p)")
+    'No such option: --topk, did you mean --top-k or --top-p'
     """
     message = re.sub(r"Input should be a valid (integer|number)\b.*", r"not a valid \1", " ".join(message.split()))
-    message = message.rstrip(".?")
-    return message.replace(". Did you mean", ", did you mean").replace(": Value error, ", ": ")
+    if several := re.search(r" \(Possible options: (.*)\)", message):
+        message = f"{message[: several.start()]}, did you mean {several[1].replace(', ', ' or ')}"
+    message = re.sub(r"[.?]? Did you mean ", ", did you mean ", message.rstrip(".?"))
+    if refused := re.search(r"'([^']*)' is not one of (.*)", message):
+        message += did_you_mean(refused[1], re.findall(r"'([^']*)'", refused[2]))
+    return message.replace(": Value error, ", ": ")
 
 
 def _prepare_streams() -> None:

@@ -477,7 +477,7 @@ def _line(label: str, style: str, message: str) -> None:
         return
     from rich.text import Text
 
-    _console(sys.stderr).print(Text.assemble((label, style), message), soft_wrap=True)
+    _console(sys.stderr).print(Text.assemble((label, style), message))
 
 
 def _text(text: str, style: str = "") -> Text:

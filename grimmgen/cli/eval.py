@@ -79,7 +79,7 @@ def evaluate(
             help="Write what --heatmap, --cells or --unit shows to this HTML file, with more on hover."
         ),
     ] = None,
-    device: Annotated[str, options.option(help="auto, cpu or cuda.")] = "auto",
+    device: options.Device = "auto",
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
+from collections.abc import Sequence
 from typing import Annotated
 
 from grimmgen.cli import options
 
-# Further failures are only counted, since they usually have the same cause.
-_MAX_FAILURES_SHOWN = 5
+# Tales that a message names.
+_MOST_NAMED = 10
 
 
 def fetch(
@@ -37,29 +40,33 @@ def fetch(
     requested, missing, received, failed = 0, 0, 0, list[fetching.DocumentFailed]()
     fetched = list[str]()
     began = time.monotonic()
-    with console.Bars(quiet or json) as bars:
-        bar = 0
-        notify = None if quiet or json else console.note
-        for event in fetching.fetch(fetching.story_numbers(stories), url, jobs=jobs, force=force, notify=notify):
-            match event:
-                case fetching.FetchStarted():
-                    requested, missing, directory = event.requested, event.missing, event.directory
-                    bar = bars.add("tales", missing)
-                case fetching.DocumentFetched():
-                    fetched.append(event.name)
-                    received += event.size
-                case fetching.DocumentFailed():
-                    failed.append(event)
-                    if event.name in fetched:
-                        # It had the same text as another one.
-                        fetched.remove(event.name)
-                    if len(failed) <= _MAX_FAILURES_SHOWN:
-                        bars.line(f"{event.name}: {event.error}", "red")
-            size = console.size(received)
-            rate = console.size(received / max(1e-3, time.monotonic() - began))
-            bars.update(bar, len(fetched) + len(failed), f"{size}  {rate}/s", size)
-        if len(failed) > _MAX_FAILURES_SHOWN:
-            bars.line(f"and {len(failed) - _MAX_FAILURES_SHOWN} more; --json has them all", "red")
+    notify = None if quiet or json else console.note
+    events = fetching.fetch(fetching.story_numbers(stories), url, jobs=jobs, force=force, notify=notify)
+    try:
+        with console.Bars(quiet or json) as bars, contextlib.closing(events):
+            bar = 0
+            for event in events:
+                match event:
+                    case fetching.FetchStarted():
+                        requested, missing, directory = event.requested, event.missing, event.directory
+                        bar = bars.add("tales", missing)
+                    case fetching.DocumentFetched():
+                        fetched.append(event.name)
+                        received += event.size
+                    case fetching.DocumentFailed():
+                        failed.append(event)
+                        if event.name in fetched:
+                            # It had the same text as another one.
+                            fetched.remove(event.name)
+                size = console.size(received)
+                rate = console.size(received / max(1e-3, time.monotonic() - began))
+                failures = f"{len(failed)} failed  " if failed else ""
+                bars.update(bar, len(fetched), f"{failures}{size}  {rate}/s", failures or size)
+    except KeyboardInterrupt:
+        present = requested - missing + len(fetched)
+        raise KeyboardInterrupt(
+            f"stopped: {present} of {requested} tales are in the cache; the same command fetches the others"
+        ) from None
     failed.sort(key=lambda failure: failure.name)
     if json:
         console.document(
@@ -76,12 +83,27 @@ def fetch(
         news = f" ({len(fetched)} fetched, {console.size(received)})" if missing else ", all there already"
         console.out(f"{requested} tales in {directory}{news}")
     if failed:
-        names = ", ".join(failure.name for failure in failed[:10]) + (" …" if len(failed) > 10 else "")
+        reasons = dict[str, list[str]]()
+        for failure in failed:
+            reasons.setdefault(_reason(failure.error), []).append(failure.name)
+        if len(reasons) > 1 and not (quiet or json):
+            for reason, names in reasons.items():
+                console.note(f"{_listed(names)}: {reason}")
         kind = IntegrityError if all(isinstance(f.error, IntegrityError) for f in failed) else GrimmgenError
         remedies = {failure.error.remedy for failure in failed}
-        raise kind(
-            f"{len(failed)} of {missing} tales could not be fetched ({names}), {failed[0].error.what}",
-            remedies.pop() if len(remedies) == 1 else "run the command again to fetch what is missing",
-        )
+        remedy = remedies.pop() if len(remedies) == 1 else "run the command again to fetch what is missing"
+        if len(failed) == requested:
+            remedy += "; `grimmgen train --corpus sampler` needs none of them"
+        named = f" ({_listed([failure.name for failure in failed])})" if len(failed) < missing else ""
+        raise kind(f"{len(failed)} of {missing} tales could not be fetched{named}, {failed[0].error.what}", remedy)
     if not (quiet or json):
         console.hint("grimmgen train", "next")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_MOST_NAMED]) + (" …" if len(names) > _MOST_NAMED else "")
+
+
+def _reason(error: Exception) -> str:
+    """Why a tale could not be fetched: its error without its address and the number of attempts."""
+    return re.sub(r"^\S+: | \([0-9]+ attempts?\)$", "", getattr(error, "what", str(error)))

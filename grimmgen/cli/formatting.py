@@ -83,10 +83,17 @@ class _Parsing:
             return base.parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command.
+
+        Raises:
+            typer.Abort: it was interrupted; Typer would turn a KeyboardInterrupt into an exit code and lose its text.
+        """
         base: Any = super()
-        with variables.named(ctx):
-            return base.invoke(ctx)
+        try:
+            with variables.named(ctx):
+                return base.invoke(ctx)
+        except KeyboardInterrupt as interrupt:
+            raise typer.Abort(*interrupt.args) from interrupt
 
 
 class Command(_Parsing, TyperCommand):

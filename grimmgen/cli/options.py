@@ -7,6 +7,7 @@ import inspect
 import os
 from collections.abc import Callable, Collection
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
@@ -36,8 +37,28 @@ def complete_runs(incomplete: str) -> list[str]:
         return []
 
 
+def complete_corpora(incomplete: str) -> list[str]:
+    """The corpora whose names begin with this text, and the files beside them.
+
+    Where there is no such corpus, the shell completes files by itself, with directories in them.
+    """
+    named = [name for name in ("grimm", "sampler") if name.startswith(incomplete)]
+    files = (path.name for path in Path().glob(f"{incomplete}*") if not path.name.startswith("."))
+    return [*named, *sorted(files)] if named else []
+
+
+def _complete(*values: str) -> Callable[[str], list[str]]:
+    return lambda incomplete: [value for value in values if value.startswith(incomplete)]
+
+
 Json = Annotated[bool, option("--json", help="Print one JSON document on standard output.")]
 Quiet = Annotated[bool, option("--quiet", "-q", help="Print no progress and no hints.")]
+Device = Annotated[
+    str,
+    option(
+        help="auto (a GPU if there is one), cpu, cuda, or cuda:N.", autocompletion=_complete("auto", "cpu", "cuda")
+    ),
+]
 
 
 def _split_variable(context: typer.Context, parameter: Any, value: list[str] | None) -> list[str] | None:
@@ -49,7 +70,12 @@ def _split_variable(context: typer.Context, parameter: Any, value: list[str] | N
 
 CorpusFiles = Annotated[
     list[str] | None,
-    argument(metavar="FILE", help="Texts and directories to read: the same as --corpus.", show_default=False),
+    argument(
+        metavar="FILE",
+        help="Texts and directories to read: the same as --corpus.",
+        show_default=False,
+        autocompletion=complete_corpora,
+    ),
 ]
 DEFAULT_CORPUS = ["grimm"]
 CorpusSources = Annotated[
@@ -60,6 +86,7 @@ CorpusSources = Annotated[
         " (standard input). Several are read together.",
         show_default="grimm",
         callback=_split_variable,
+        autocompletion=complete_corpora,
     ),
 ]
 MovedCorpus = Annotated[
@@ -138,6 +165,7 @@ def _parameter(declared: Option, panel: str | None) -> inspect.Parameter:
         metavar=declared.metavar,
         show_default=declared.default_text or True,
         parser=declared.parse,
+        autocompletion=_complete(*declared.suggestions) if declared.suggestions else None,
     )
     return inspect.Parameter(
         declared.parameter,

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from grimmgen.cli import console, options
 from grimmgen.configuration import UNLIMITED_EPOCHS
+from grimmgen.errors import GrimmgenError
 from grimmgen.network.cells import cells
 from grimmgen.runs.events import (
     Evaluated,
@@ -22,19 +23,22 @@ from grimmgen.runs.events import (
     Stepped,
     event_to_json,
 )
-from grimmgen.runs.registry import Run
+from grimmgen.runs.registry import Run, TrainedModel
 from grimmgen.runs.tensorboard import TensorBoardLog
 from grimmgen.text.graphemes import cluster_boundary
 
 # A larger share of unknown tokens is reported; in the tales it is 0.001.
 _MANY_UNKNOWN = 0.05
 
+# Characters of a sample at an evaluation, and how many documents it has if they are lines.
+_LONGEST_SAMPLE, _SAMPLED_LINES = 200, 5
 # Characters of the prompt in the hint after training.
 _LONGEST_PROMPT = 20
 
 _REASONS = {
     "epochs": "all epochs done",
     "budget": "time budget used up",
+    "patience": "validation has stopped improving",
     "converged": "learning rate decayed to its minimum",
     "interrupted": "interrupted",
 }
@@ -65,6 +69,7 @@ def follow(
     stop: Callable[[], None],
     log: TensorBoardLog | None = None,
     read: Mapping[str, Any] | None = None,
+    sample: Callable[[int], str] | None = None,
 ) -> Followed:
     """Show events as bars and lines, or as JSON lines.
 
@@ -75,8 +80,9 @@ def follow(
         stop: stops the training, if nothing can be printed any more; its events continue to the end, silently.
         log: writes the events, too.
         read: what was read of the corpus, as the first JSON line.
+        sample: returns the text to show after the evaluation of an epoch; empty for none.
     """
-    view, first, failure = _View(bars), 0, None
+    view, first, failure = _View(bars, sample), 0, None
     if json and read is not None:
         try:
             console.json_line({"event": "read", **read})
@@ -104,8 +110,9 @@ def follow(
 class _View:
     """The bars of a training run, and the lines above them."""
 
-    def __init__(self, bars: console.Bars) -> None:
+    def __init__(self, bars: console.Bars, sample: Callable[[int], str] | None) -> None:
         self._bars = bars
+        self._sample = sample
         self._best = ""
         self._epoch_bar = self._update_bar = 0
 
@@ -187,12 +194,10 @@ class _View:
         self._bars.update(self._update_bar, event.update, f"rate {event.rate:.2g}  {speed}  {left}", left)
 
     def _evaluate(self, event: Evaluated) -> None:
-        """Print an evaluation; where there are bars, only the best so far."""
+        """Print an evaluation, and a sample of the model."""
         bars = self._bars
         if event.best:
             self._best = f"  best {console.figure(event.perplexity, 2)} ★"
-        elif bars.live:
-            return
         # At most 39 characters on a narrow terminal.
         train, valid = ("train", "valid") if bars.narrow else ("training", "validation")
         width = 6 if bars.narrow else 9
@@ -202,8 +207,26 @@ class _View:
         )
         if not bars.narrow:
             bits = console.figure(event.bits_per_character, 3)
-            line += f"  {bits} bits/char  {console.seconds(event.seconds)}"
+            line += f"{'' if event.best else '  '}  {bits} bits/char  {console.seconds(event.seconds)}"
         bars.line(line)
+        if self._sample and (text := self._sample(event.epoch)):
+            bars.line(f"  {text}", "dim")
+
+
+def sample(model: TrainedModel, random_seed: int) -> str:
+    """Generate a sentence, or a few documents if they are lines, in one line; empty if the model has diverged."""
+    from grimmgen.sampling.generator import TextGenerator
+    from grimmgen.sampling.options import SamplingOptions
+
+    lines = model.checkpoint.configuration.documents == "line"
+    until = None if lines else "sentence"
+    options = SamplingOptions(length=_LONGEST_SAMPLE, until=until, random_seed=random_seed)
+    try:
+        generated = TextGenerator(model).generate_batch("", options, _SAMPLED_LINES if lines else 1)
+    except GrimmgenError:
+        return ""
+    texts = (" ".join(g.text.split()) + " …" * (g.ending == "length") for g in generated)
+    return ", ".join(filter(None, texts))
 
 
 def report(run: Run, finished: Finished, quiet: bool) -> None:
@@ -212,6 +235,8 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     interrupted = finished.reason == "interrupted"
     if best is not None:
         validation = f"perplexity {console.figure(best, 2)}, at epoch {finished.best_epoch}"
+        if finished.best_epoch < finished.epoch and not interrupted:
+            validation += ", whose weights are kept"
     elif any(event.get("event") == "evaluated" for event in run.log()):
         validation = "diverged: perplexity too large to measure"
     else:
@@ -232,7 +257,7 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     text = TextGenerator(run.load()).generate(length=240, random_seed=1)
     words = text.split()
     console.out()
-    console.out(f"Sample: {' '.join(words)} …")
+    console.sentence(f"Sample: {' '.join(words)} …")
     console.out()
     # A prompt of the text's own words; where words are not separated by spaces, of its first characters.
     prompt = " ".join(words[:2])

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from grimmgen.training.session import Training
 
 # The parameters that may be given with --resume; the others are the run's own.
-_WITH_RESUME = {"sources", "run", "resume", "corpus", "epochs", "budget", "device", "log_to", "json", "quiet"}
+_WITH_RESUME = {"sources", "run", "resume", "corpus", "epochs", "budget", "patience", "device"}
+_WITH_RESUME |= {"log_to", "sample_every", "json", "quiet"}
 _SHOW_CURSOR = b"\x1b[?25h"
 _SIGPIPE = 13  # on Windows, too, where there is no such signal
 _STOPPING = "finishing the update and saving; once more to stop at once"
@@ -62,13 +63,21 @@ def train(
         Literal[tuple(PRESETS)],  # type: ignore[valid-type]
         options.option(metavar="PRESET", help=f"Defaults of all other options: {', '.join(PRESETS)}."),
     ] = "tutorial",
-    device: Annotated[str, options.option(help="auto (a GPU if there is one), cpu or cuda.")] = "auto",
+    device: options.Device = "auto",
     log_to: Annotated[
         str | None,
         options.option(
             metavar="tensorboard[:DIR]",
             help="Log perplexity, rate and speed for TensorBoard, in the run's directory or in a directory of the"
             " run's name in DIR.",
+        ),
+    ] = None,
+    sample_every: Annotated[
+        int | None,
+        options.option(
+            metavar="N",
+            help="Generate a sample after every N-th epoch; 0 never does.",
+            show_default="on a terminal after epochs 1, 2, 4, 8 and so on, else 0",
         ),
     ] = None,
     json: Annotated[bool, options.option("--json", help="Print events as JSON lines on standard output.")] = False,
@@ -85,7 +94,7 @@ def train(
     typed = options.typed(context)
     corpus, typed = options.merge_files(sources, corpus, typed)
     if resume:
-        kept = "a run keeps all options but --epochs, --budget, --device and the place of its --corpus"
+        kept = "a run keeps all options but --epochs, --budget, --patience, --device and the place of its --corpus"
         options.refuse_beside(context, "--resume", _WITH_RESUME, f"leave it out: {kept}")
     model = None
     if base is not None:
@@ -97,6 +106,10 @@ def train(
     if configuration is not None:
         check_effective(configuration, typed)
 
+    if sample_every is not None and sample_every < 0:
+        raise UsageError(f"--sample-every {sample_every} is out of range", "give 0 or more")
+    if "sample_every" in typed and (json or quiet):
+        raise UsageError(f"--sample-every has no effect with {'--json' if json else '--quiet'}", "leave it out")
     logs = None if log_to is None else _log_directory(log_to)
     from grimmgen.cli import console, progress
     from grimmgen.evaluation.corpus_checks import find_leaks
@@ -123,7 +136,8 @@ def train(
                 options.report_skipped(found, quiet)
             limits = chosen.get("epochs"), chosen.get("budget")
             moved_to = corpus if "corpus" in typed else ()
-            training = Training.resume(found, device, *limits, group, notify, moved_to=moved_to)
+            patience = chosen.get("patience")
+            training = Training.resume(found, device, *limits, group, notify, patience=patience, moved_to=moved_to)
         else:
             opening = time.monotonic()
             text = open_corpus(corpus, configuration, notify=notify)
@@ -150,8 +164,16 @@ def train(
             log = tensorboard.TensorBoardLog(directory)
             if notify:
                 console.hint(f"tensorboard --logdir {shlex.quote(str(logs or directory))}", "watch with")
+
+        def sample(epoch: int) -> str:
+            wanted = epoch & (epoch - 1) == 0 if sample_every is None else epoch % sample_every == 0
+            return progress.sample(training.model(), epoch) if wanted else ""
+
+        sampling = notify and sample_every != 0 and (bars.live or sample_every is not None)
         with _stop_on_signal(training, signals, group, bars), bars, log or contextlib.nullcontext():
-            finished, updates, failure = progress.follow(training.events(), bars, json, training.stop, log, read)
+            finished, updates, failure = progress.follow(
+                training.events(), bars, json, training.stop, log, read, sample if sampling else None
+            )
         code = 0
         if signals:
             code = 128 + signals[0]
@@ -171,7 +193,8 @@ def train(
                 if not json:
                     progress.report(training.run, finished, quiet)
                 if not (json or quiet or updates):
-                    console.note("nothing left to train: raise --epochs or --budget above what the run has had")
+                    limit = "--patience" if finished.reason == "patience" else "--epochs or --budget"
+                    console.note(f"nothing left to train: raise {limit} above what the run has had")
                 if interrupted:
                     console.hint(again, "resume with")
     if code:

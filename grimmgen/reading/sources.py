@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
-from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files, paths
 from grimmgen.reading import archives, decoding, file_kinds
 
@@ -181,7 +181,8 @@ class _Search:
         if argument == STANDARD_INPUT:
             self._add_file(_spool(), (STANDARD_INPUT_NAME,), required=True)
             return
-        missing = UsageError(f"there is no corpus {argument!r}", _EXPECTED)
+        near = did_you_mean(argument, ("grimm", "sampler"))
+        missing = UsageError(f"there is no corpus {argument!r}{near}", _EXPECTED)
         if not argument:
             raise UsageError("--corpus is empty", _EXPECTED)
         path = Path(argument)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from grimmgen.configuration import Configuration
 
-Reason = Literal["epochs", "budget", "converged", "interrupted"]
+Reason = Literal["epochs", "budget", "patience", "converged", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,11 @@ class Finished:
     Attributes:
         step: updates in total.
         epoch: the last epoch, from 1.
-        reason: `epochs` or `budget`: a limit was reached; `converged`: the learning rate has decayed below 1 % of
-            the initial one; `interrupted`: `Training.stop` was called.
-        best_perplexity: lowest perplexity of the validation set; None before any evaluation.
+        reason: `epochs` or `budget`: a limit was reached; `patience`: the validation perplexity has not improved for
+            so many evaluations; `converged`: the learning rate has decayed below 1 % of the initial one;
+            `interrupted`: `Training.stop` was called.
+        best_perplexity: lowest perplexity of the validation set, that of the weights in best.safetensors; None before
+            any evaluation.
         best_epoch: epoch of that perplexity.
         seconds: seconds of training.
     """

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grimmgen.configuration import Configuration
-from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError, did_you_mean
 from grimmgen.io import files, paths
 from grimmgen.runs.checkpoint import Checkpoint, written_by
 
@@ -439,10 +439,10 @@ def find(name: str | None = None) -> Run:
     if link:
         raise UsageError(f"the run {name} is a link", "give the run that it points to")
     if not exists:
-        runs = all_runs()
-        latest = ", ".join(r.name for r in runs[-5:])
-        remedy = f"the latest are: {latest}" if runs else "train one with `grimmgen train`"
-        raise UsageError(f"there is no run {name}", remedy)
+        names = [other.name for other in all_runs()]
+        near = did_you_mean(name, [*names, LATEST])
+        remedy = f"the latest are: {', '.join(names[-5:])}" if names else "train one with `grimmgen train`"
+        raise UsageError(f"there is no run {name}{near if names else ''}", remedy)
     return run
 
 

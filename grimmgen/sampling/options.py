@@ -49,6 +49,7 @@ class SamplingOptions:
         "Where to stop: sentence, line, paragraph, page (the end of a sentence after"
         f" {PAGE_LENGTHS[0]} characters), end (of the story) or TEXT",
         default_text="page, or with --length end",
+        suggestions=(SENTENCE, LINE, PARAGRAPH, PAGE, STORY_END),
     )
     top_k: int | None = option(
         None,

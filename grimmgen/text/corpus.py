@@ -33,6 +33,8 @@ from grimmgen.text.extraction import Extract, Extracted, extract
 
 GRIMM = "grimm"
 SAMPLER = "sampler"
+# The tutorial's tales, which `grimmgen fetch` downloads by default.
+TUTORIAL_TALES = 100
 MANIFEST = "manifest.json"
 # Largest fetched document in bytes: it is read at once, and takes up to twenty times its size in memory.
 _LARGEST_FETCHED = 128 << 20
@@ -400,6 +402,7 @@ class Report:
         files: number of files with text.
         sources: what was read from each of the user's files.
         skipped: files and directories that were left out, with the reason.
+        fetched: whether the documents are the tales in the cache.
     """
 
     documents: int
@@ -407,6 +410,7 @@ class Report:
     files: int
     sources: tuple[Extracted, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    fetched: bool = False
 
     def __str__(self) -> str:
         """Say it in a line: `312 documents, 4.1 MB from 40 files; 2 skipped: a.pdf (not text), b.txt (empty)`."""
@@ -436,7 +440,10 @@ class Report:
 
     @property
     def advice(self) -> str:
-        """What might be read better in another way; empty if nothing."""
+        """What might be read better in another way, or is not all there; empty if nothing."""
+        if self.fetched and self.documents < TUTORIAL_TALES:
+            there = f"{self.documents} of the tutorial's {TUTORIAL_TALES} tales"
+            return f"{there} are in the cache: `grimmgen fetch` downloads the others"
         lists = [source.name for source in self.sources if source.listed]
         if not lists:
             return ""
@@ -478,7 +485,8 @@ class Corpus:
         if isinstance(self.documents, ExtractedDocuments):
             sources = self.documents.text.sources
             return Report(len(self.documents), size, len(sources), sources, self.skipped)
-        return Report(len(self.documents), size, len(self.documents), skipped=self.skipped)
+        count = len(self.documents)
+        return Report(count, size, count, skipped=self.skipped, fetched=self.source == GRIMM)
 
     @property
     def row_by_row(self) -> bool:

@@ -11,7 +11,7 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -105,7 +105,7 @@ def fetch(
     jobs: int = 8,
     force: bool = False,
     notify: Callable[[str], None] | None = None,
-) -> Iterator[FetchEvent]:
+) -> Generator[FetchEvent, None, None]:
     """Download tales into the cache; a generator of events.
 
     A document is checked to be plain text of a plausible size before it is stored, and its URL, size, SHA-256 and

@@ -55,6 +55,7 @@ class Progress:
         loss: sum of the losses of the current epoch, in nats.
         predictions: predictions of the current epoch.
         best_epoch: epoch of the lowest validation perplexity, from 1; 0 before any evaluation.
+        stale: evaluations since then.
         evaluated: step of the last evaluation.
         seconds: of training so far.
         reserve: seconds of the budget that are left for the next update, an evaluation and the last save.
@@ -68,6 +69,7 @@ class Progress:
     loss: float = 0.0
     predictions: int = 0
     best_epoch: int = 0
+    stale: int = 0
     evaluated: int = 0
     seconds: float = 0.0
     reserve: float = 0.0
@@ -296,6 +298,7 @@ class TrainingLoop:
             minimum = min(before.minimum, LARGEST_PERPLEXITY)
             yield RateDecayed(progress.step, epoch, perplexity, minimum, patience, before.rate, after.rate)
         progress.schedule, progress.evaluated = after, progress.step
+        progress.stale = 0 if best else progress.stale + 1
         if best:
             progress.best_epoch = epoch
         if complete:
@@ -332,6 +335,8 @@ class TrainingLoop:
             self._save_due = left > self._last_save_seconds and (self._save_due or not self._last_save_seconds)
             if left <= 0.0:
                 return "budget"
+        if 0 < configuration.patience <= progress.stale:
+            return "patience"
         if progress.schedule.rate < configuration.learning_rate * LOWEST_RATE:
             return "converged"
         return "interrupted" if self._stop else None

@@ -112,6 +112,7 @@ class Training:
         # Holds the lock of the run. If `events` is never called, it is released with this object.
         self._lock: contextlib.ExitStack | None = None
         self._began = False
+        self._recorder: _Recorder | None = None
 
     @classmethod
     def begin(
@@ -178,6 +179,7 @@ class Training:
         group: ProcessGroup = SINGLE_PROCESS,
         notify: Notify | None = None,
         *,
+        patience: int | None = None,
         moved_to: Sequence[str] = (),
         ranks: ProcessGroup | None = None,
     ) -> Training:
@@ -192,6 +194,7 @@ class Training:
             budget: new limit in seconds, over the whole run; None keeps that of the run.
             group: the processes that train the run together; their number may differ from before.
             notify: called with a message when another process is encoding the same text.
+            patience: new limit of the evaluations without improvement; None keeps that of the run.
             moved_to: where the corpus is now; empty if it is where it was.
             ranks: deprecated name of `group`.
 
@@ -207,7 +210,7 @@ class Training:
             info = group.broadcast(run.info)
             configuration = Configuration.from_json(info.get("configuration"), written_by(info.get("versions")))
             group.rows(configuration.batch_size)
-            limits: dict[str, Any] = {"epochs": epochs, "budget": budget}
+            limits: dict[str, Any] = {"epochs": epochs, "budget": budget, "patience": patience}
             configuration = dataclasses.replace(
                 configuration, **{k: v for k, v in limits.items() if v is not None}
             )
@@ -224,6 +227,16 @@ class Training:
     def stop(self) -> None:
         """Stop after the current update and save; may be called by a signal handler, in any of the processes."""
         self._stopping = True
+
+    def model(self) -> TrainedModel:
+        """Return a copy of the model as it is now; the first process of a group may call it at any event.
+
+        Raises:
+            GrimmgenError: training has not started.
+        """
+        if self._recorder is None:
+            raise GrimmgenError(f"the training of the run {self.run.name} has not started", "begin its events")
+        return TrainedModel(self.run.name, self._recorder.checkpoint(self._recorder.loop.progress.epoch), self.run)
 
     def events(self) -> Iterator[Event]:
         """Train, and yield what happens. A caller that stops iterating leaves a run that can be resumed.
@@ -330,7 +343,7 @@ class Training:
             provenance["base"] = info["base"]
         if self._resumed and group.first:
             check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run)
-        recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
+        self._recorder = recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
         started = self._started_event(text, progress.step, step.description)
         if group.first and self._checkpoint is not None:
             # The checkpoint may have been saved before the evaluation at its step.
@@ -494,7 +507,7 @@ class _Recorder:
             "bits_per_character": evaluated.bits_per_character,
         }
         if self.group.first:
-            self.best = self._checkpoint(evaluated.epoch, scores)
+            self.best = self.checkpoint(evaluated.epoch, scores)
 
     def save(self) -> Saved:
         """Write the checkpoints; all processes take part."""
@@ -510,13 +523,14 @@ class _Recorder:
             tensors |= {n: m.cpu().numpy() for n, m in _moments(self.optimiser).items()}
             if self.run.last_path.exists():
                 files.link_or_copy(self.run.last_path, self.run.previous_path)
-            last = self._checkpoint(self.loop.progress.epoch)
+            last = self.checkpoint(self.loop.progress.epoch)
             progress = self.loop.progress.to_json()
             dataclasses.replace(last, progress=progress, training_tensors=tensors).write(self.run.last_path)
         self.best, self.unsaved = None, False
         return saved
 
-    def _checkpoint(self, epoch: int, scores: Mapping[str, float] | None = None) -> Checkpoint:
+    def checkpoint(self, epoch: int, scores: Mapping[str, float] | None = None) -> Checkpoint:
+        """The weights as they are now, with what is known about them."""
         provenance = {
             **self.provenance,
             "step": self.loop.progress.step,
