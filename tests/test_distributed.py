@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 from typing import Any, get_args
@@ -223,6 +225,10 @@ def test_a_wrong_option_is_reported_by_one_process(
 # --- training together -----------------------------------------------------------------------------------
 
 
+# Processes are forked from one that has imported the package, which takes far longer than what they do.
+_SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+_SERVER.set_forkserver_preload(["grimmgen.training.session"])
+
 _PROCESS = """
 import sys, traceback
 from grimmgen.training.distributed import exit_process, process_group
@@ -237,30 +243,49 @@ except Exception:
 """
 
 
-def run_together(code: str, *arguments: str, size: int = 2) -> list[Ran]:
-    """Run code in several processes, with `group` defined; without torchrun, which is slow.
+def _execute(program: str, arguments: list[str], variables: dict[str, str], outputs: list[str]) -> None:
+    """Run a program in this process, with its outputs in files and these variables as its environment."""
+    os.environ.clear()
+    os.environ.update(variables)
+    for stream, output in enumerate(outputs, 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv[1:] = arguments
+    exec(program, {"__name__": "__main__"})  # noqa: S102 - a program of this file
 
-    RANK in an argument is replaced by the number of the process.
-    """
+
+def run_together(code: str, *arguments: str) -> list[Ran]:
+    """Run code in two processes, with `group` defined; RANK in an argument is replaced by the process's number."""
+    return run_program(_PROCESS.format(code=textwrap.indent(textwrap.dedent(code), 8 * " ")), *arguments)
+
+
+def run_program(program: str, *arguments: str, size: int = 2) -> list[Ran]:
+    """Run a program in several processes, as torchrun does, which is slow."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    program = _PROCESS.format(code=textwrap.indent(textwrap.dedent(code), 8 * " "))
     variables = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *(argument.replace("RANK", str(rank)) for argument in arguments)],
-            env={**os.environ, **variables, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(size)
-    ]
-    outputs = [process.communicate(timeout=_TIMEOUT) for process in processes]
-    return [
-        Ran(process.returncode, out.decode(), err.decode())
-        for process, (out, err) in zip(processes, outputs, strict=True)
-    ]
+    with tempfile.TemporaryDirectory() as directory:
+        outputs = [[f"{directory}/{rank}.{stream}" for stream in ("out", "err")] for rank in range(size)]
+        processes = [
+            _SERVER.Process(
+                target=_execute,
+                args=(
+                    program,
+                    [argument.replace("RANK", str(rank)) for argument in arguments],
+                    {**os.environ, **variables, "MASTER_PORT": port, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    outputs[rank],
+                ),
+            )
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(_TIMEOUT)
+        return [
+            Ran(-1 if process.exitcode is None else process.exitcode, *(Path(o).read_text("utf-8") for o in own))
+            for process, own in zip(processes, outputs, strict=True)
+        ]
 
 
 # An odd number of rows, and products in float32.
@@ -454,26 +479,32 @@ main()
             "the device is out of memory at update 5: lower --batch-size or --unroll",
         ),
         ("raise RuntimeError('what')", "internal error, RuntimeError: what: please report it at"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", None),
     ],
 )
 def test_an_error_in_one_process_ends_all_and_is_reported_once(
-    failure: str, message: str | None, training: list[str], tmp_path: Path
+    failure: str, message: str, training: list[str]
 ) -> None:
+    ran = run_program(_FAILING.format(failure=failure), "train", "--run", "sly-owl", *training)
+    assert all(one.code for one in ran)
+    assert [one.out for one in ran] == ["", ""]
+    errors = [line for one in ran for line in one.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith(f"error: {message}")
+    assert not registry.find("sly-owl").last_path.exists()
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_all(training: list[str], tmp_path: Path) -> None:
     program = tmp_path / "failing.py"
-    program.write_text(_FAILING.format(failure=failure), encoding="utf-8")
+    program.write_text(_FAILING.format(failure="os.kill(os.getpid(), signal.SIGKILL)"), encoding="utf-8")
     with torchrun("--", str(program), "train", "--run", "sly-owl", *training) as process:
         out, err = process.communicate(timeout=_TIMEOUT)
-    errors = [line for line in err.decode().splitlines() if line.startswith("error: ")]
     assert process.returncode == 1
     assert out == b""
-    if message is None:
-        # torchrun may have killed the other process before it has noticed.
-        assert [line for line in errors if "another process has exited" not in line] == []
-        assert len(errors) <= 1
-    else:
-        assert len(errors) == 1
-        assert errors[0].startswith(f"error: {message}")
+    # torchrun may have killed the other process before it has noticed.
+    errors = [line for line in err.decode().splitlines() if line.startswith("error: ")]
+    assert [line for line in errors if "another process has exited" not in line] == []
+    assert len(errors) <= 1
     assert not registry.find("sly-owl").last_path.exists()
 
 
