@@ -1,13 +1,11 @@
 """grimmgen: train a recurrent language model, written from scratch, on folk tales, and generate new stories.
 
     >>> import grimmgen
-    >>> for event in grimmgen.train("sampler", budget=0.1, hidden=16):
-    ...     pass
-    >>> story = grimmgen.load("latest").generate("the king", length=80)
-    >>> story.startswith("the king")
+    >>> model = grimmgen.fit("sampler", budget="0.1s", hidden=16)
+    >>> model.generate("the king", length=80).startswith("the king")
     True
 
-The command line uses the same functions. Names that are not listed here may change.
+`dir(grimmgen)` lists all names; others may change.
 """
 
 from __future__ import annotations
@@ -16,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from grimmgen.api import evaluate, load, train
+    from grimmgen import nn
+    from grimmgen.api import Model, fit, load, train
     from grimmgen.configuration import Configuration
     from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
     from grimmgen.runs.events import (
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
         Started,
         Stepped,
     )
-    from grimmgen.sampling.generator import TextGenerator
     from grimmgen.sampling.options import SamplingOptions
     from grimmgen.text.corpus import open_corpus
     from grimmgen.text.fetch import fetch
@@ -44,6 +42,7 @@ __all__ = [
     "Finished",
     "GrimmgenError",
     "IntegrityError",
+    "Model",
     "PlatformChanged",
     "RateDecayed",
     "Recovered",
@@ -51,14 +50,14 @@ __all__ = [
     "Saved",
     "Started",
     "Stepped",
-    "TextGenerator",
     "Training",
     "UsageError",
     "Vocabulary",
     "__version__",
-    "evaluate",
     "fetch",
+    "fit",
     "load",
+    "nn",
     "open_corpus",
     "train",
 ]
@@ -70,18 +69,18 @@ _HOMES = {
     "Finished": "runs.events",
     "GrimmgenError": "errors",
     "IntegrityError": "errors",
+    "Model": "api",
     "PlatformChanged": "runs.events",
     "RateDecayed": "runs.events",
     "Recovered": "runs.events",
     "Saved": "runs.events",
     "Started": "runs.events",
     "Stepped": "runs.events",
-    "TextGenerator": "sampling.generator",
     "Training": "training.session",
     "UsageError": "errors",
     "Vocabulary": "text.vocabulary",
-    "evaluate": "api",
     "fetch": "text.fetch",
+    "fit": "api",
     "load": "api",
     "open_corpus": "text.corpus",
     "train": "api",
@@ -95,6 +94,12 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("grimmgen")
+    if name == "nn":
+        return import_module("grimmgen.nn")
     if name in _HOMES:
         return getattr(import_module(f"grimmgen.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'grimmgen' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

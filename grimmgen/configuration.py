@@ -10,7 +10,10 @@ Needs neither PyTorch nor NumPy: help texts show the defaults, and the registry 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
+import numbers
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import InitVar, dataclass
@@ -161,6 +164,23 @@ class Option(NamedTuple):
         if self.low is not None and not self.low <= value <= (value if self.high is None else self.high):
             raise UsageError(f"{self.flags[0]} {_number(value)} is out of range", f"give {self.limits}{self.unit}")
 
+    def convert(self, value: Any) -> Any:
+        """Convert an argument of a Python function: a value of the option's type, or text as it is typed in a shell.
+
+        Raises:
+            UsageError: it is neither.
+        """
+        kinds = {bool: bool, int: numbers.Integral, float: numbers.Real, str: str}
+        if isinstance(value, str) and self.type is not bool:
+            with contextlib.suppress(ValueError):
+                return (self.parse or self.type)(value)
+        elif isinstance(value, kinds[self.type]) and isinstance(value, bool) == (self.type is bool):
+            return self.type(value)
+        kind = {bool: "True or False", int: "a whole number", float: "a number", str: "text"}[self.type]
+        raise UsageError(
+            f"{self.flags[0]} {str(value)[:40]!r} is not {kind}", f"give {self.limits or kind}{self.unit}"
+        )
+
     def accepts(self, value: object) -> bool:
         """Whether a stored value has the right type; a whole number may stand for a float."""
         if value is None:
@@ -189,6 +209,36 @@ def options_of(options: type) -> Mapping[str, Option]:
             declared, hint = declared._replace(choices=partial(tuple, known)), str
         found[field.name] = declared._replace(name=field.name, type=hint, optional=optional, default=field.default)
     return found
+
+
+def from_arguments(options: type, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert keyword arguments, named and written as in a shell, to values of the fields of a dataclass of options.
+
+    The names of fields are accepted, too. An argument that is None counts as not given.
+
+    >>> from_arguments(Configuration, {"lr": 0.01, "budget": "5m", "keep_case": True, "hidden": None})
+    {'learning_rate': 0.01, 'budget': 300.0, 'lower': False}
+
+    Raises:
+        UsageError: there is no such option, it is given twice, or its value is not of its type.
+    """
+    declared = options_of(options).values()
+    fields = {one.name: one for one in declared}
+    named = {name: one for one in declared for name in (one.parameter, one.alias.removeprefix("--")) if name}
+    values: dict[str, Any] = {}
+    for name, argument in arguments.items():
+        one = fields.get(name) or named.get(name)
+        if one is None:
+            near = difflib.get_close_matches(name, [*named, *fields], n=1)
+            known = f"did you mean {near[0]}?" if near else f"the options are {', '.join(sorted(named))}"
+            raise UsageError(f"there is no option {name[:40]!r}", known)
+        if argument is None:
+            continue
+        if one.name in values:
+            raise UsageError(f"{name} is another name of an option that is given already", "leave out one of them")
+        value = one.convert(argument)
+        values[one.name] = value != one.inverted if name not in fields and one.type is bool else value
+    return values
 
 
 def check_options(options: Any) -> None:

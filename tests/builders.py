@@ -19,6 +19,11 @@ from grimmgen.text.vocabulary import Vocabulary
 
 # With bigrams that are kept, and others that are hidden, when two occurrences are asked for.
 TEXT = "the king and the thin hen; the king is the end.\n"
+# Documents for `grimmgen.fit`, and options with which it takes a moment.
+TEXTS = [
+    f"The {who} went to the forest and found {n} geese.\n" for n in range(12) for who in ("king", "fox", "hen")
+]
+TINY: dict[str, Any] = {"hidden": 8, "batch_size": 4, "unroll": 10, "min_count": 2, "epochs": 1, "lr": 0.01}
 
 
 # Every cell in one and in two layers, over one-hot n-grams (unless a hook changes its input), over an embedding,

@@ -38,8 +38,8 @@ PACKAGES = [
     "export",
     "training",
     "ranks",
+    "display",
     "api",
-    "notebook",
     "cli",
     "__main__",
 ]
@@ -195,7 +195,7 @@ def test_every_package_of_the_order_exists() -> None:
         ("charset_normalizer", "reading.charsets"),
         ("onnx", "export.onnx"),
         ("tensorboard", "runs.tensorboard"),
-        ("IPython", "notebook"),
+        ("IPython", "display"),
     ],
 )
 def test_a_library_has_one_importer(library: str, home: str) -> None:

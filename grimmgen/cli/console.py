@@ -32,6 +32,9 @@ _NARROW = 70
 _WIDE = 100
 # Number of unknown characters or tokens that a warning lists.
 _MAX_LISTED = 20
+# Variables of every command that a cell of Jupyter runs. JPY_PARENT_PID is there, too, unless an editor started the
+# kernel, as VS Code does.
+_IPYKERNEL = {"TERM": "xterm-color", "CLICOLOR_FORCE": "1", "PAGER": "cat", "GIT_PAGER": "cat"}
 # Control characters except newline and tab, and characters that change the direction or the visibility of text.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
@@ -489,8 +492,9 @@ def _text(text: str, style: str = "") -> Text:
 def _console(stream: TextIO) -> Console:
     from rich.console import Console
 
-    # A cell of Jupyter runs commands on a terminal that shows escape codes as they are; the kernel's parent is Jupyter.
-    controllable = stream.isatty() and "JPY_PARENT_PID" not in os.environ
+    # A cell of Jupyter runs commands (`!grimmgen …`) on a terminal that shows escape codes as they are.
+    in_cell = "JPY_PARENT_PID" in os.environ or os.environ.items() >= _IPYKERNEL.items()
+    controllable = stream.isatty() and not in_cell
 
     class ConsoleOfPipe(Console):
         def on_broken_pipe(self) -> None:

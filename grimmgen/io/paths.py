@@ -50,6 +50,11 @@ def standard_input_directory() -> Path:
     return cache_directory() / "standard-input"
 
 
+def given_texts_directory() -> Path:
+    """Copies of the texts that a Python program gave as a corpus, named by their hashes."""
+    return cache_directory() / "given-texts"
+
+
 def runs_directory() -> Path:
     """The registry: one directory for each run."""
     return data_directory() / "runs"

@@ -11,18 +11,21 @@ import contextlib
 import errno
 import glob
 import hashlib
+import json
 import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Literal
 
 from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files, paths
 from grimmgen.reading import archives, decoding, file_kinds
+from grimmgen.reading.tables import LONGEST_ROW
 
 Format = Literal["text", "html", "epub", "csv", "jsonl"]
 
@@ -340,20 +343,50 @@ class _Search:
         self.skipped.append(Skipped(name, reason))
 
 
+def store_texts(texts: Iterable[str]) -> Path:
+    """Store texts as JSON lines in a file of the cache that is named by its content; as a source, each is a document.
+
+    Raises:
+        UsageError: a text is too long for a line.
+    """
+
+    def lines() -> Iterator[bytes]:
+        for number, text in enumerate(texts, 1):
+            line = json.dumps({"text": text}, ensure_ascii=False)
+            if len(line) > LONGEST_ROW:
+                raise UsageError(
+                    f"text {number} is longer than {LONGEST_ROW >> 20} MB", "write it to a file, and give its path"
+                )
+            yield f"{line}\n".encode("utf-8", "replace")
+
+    return _store(lines(), paths.given_texts_directory(), lambda _: ".jsonl")
+
+
 def _spool() -> Path:
     """Copy the standard input to a file of the cache that is named by its content."""
-    directory = paths.standard_input_directory()
-    files.make_directory(directory)
     if sys.stdin is None or sys.stdin.closed:
         raise UsageError("there is no standard input", "pipe text into the command, or give a file")
+    pieces = iter(partial(sys.stdin.buffer.read, 1 << 20), b"")
+    return _store(pieces, paths.standard_input_directory(), file_kinds.suffix)
+
+
+def _store(pieces: Iterable[bytes], directory: Path, suffix: Callable[[bytes], str]) -> Path:
+    """Write a file that is named by its content.
+
+    Args:
+        pieces: of the content.
+        directory: of the file.
+        suffix: of its name, by its first bytes.
+    """
+    files.make_directory(directory)
     digest, head = hashlib.sha256(), b""
     temporary = directory / f"{os.getpid()}.part"
     with files.atomic_writer(temporary) as file:
-        while piece := sys.stdin.buffer.read(1 << 20):
+        for piece in pieces:
             head = head or piece[: file_kinds.HEAD]
             digest.update(piece)
             file.write(piece)
-    path = directory / f"{digest.hexdigest()[:32]}{file_kinds.suffix(head)}"
+    path = directory / f"{digest.hexdigest()[:32]}{suffix(head)}"
     with files.wrap_os_errors(f"cannot write {path}"):
         temporary.replace(path)
     return path

@@ -19,13 +19,13 @@ from typing import Any
 from grimmgen.errors import GrimmgenError, UsageError
 
 # Characters of a row, which a quotation mark that is never closed would extend to the end of the file.
-_LONGEST = 16 << 20
+LONGEST_ROW = 16 << 20
 # Characters whose rows are parsed at once.
 _BLOCK = 1 << 18
 # Rows from which the column with the text is recognised.
 _SAMPLE = 200
 _DELIMITERS = ",;\t|"
-# Rows after which an unclosed quotation mark is no exception: each costs up to _LONGEST characters read again.
+# Rows after which an unclosed quotation mark is no exception: each costs up to LONGEST_ROW characters read again.
 _MOST_UNCLOSED = 100
 _PREFERRED = "text"
 
@@ -72,7 +72,7 @@ def csv_texts(pieces: Iterable[str], column: str | None, tabs: bool, rows: Rows)
         UsageError: there is no such column, or several have text.
         GrimmgenError: no row can be read.
     """
-    previous = csv.field_size_limit(_LONGEST)
+    previous = csv.field_size_limit(LONGEST_ROW)
     try:
         for texts in _csv_texts(_line_lists(pieces), column, tabs, rows):
             yield from texts
@@ -109,8 +109,8 @@ def json_texts(pieces: Iterable[str], field: str | None, rows: Rows) -> Iterator
     for lines in itertools.chain([first], line_lists):
         for line in lines:
             number += 1
-            if len(line) > _LONGEST:
-                rows.skip(number, f"longer than {_LONGEST >> 20} MB")
+            if len(line) > LONGEST_ROW:
+                rows.skip(number, f"longer than {LONGEST_ROW >> 20} MB")
                 continue
             line = line.strip()
             if not line:
@@ -141,7 +141,7 @@ def _choose_field(lines: Sequence[str], place: str) -> str | None:
     names: set[str] = set()
     for line in lines:
         try:
-            value = json.loads(line) if len(line) <= _LONGEST else None
+            value = json.loads(line) if len(line) <= LONGEST_ROW else None
         except (ValueError, RecursionError):
             continue
         if isinstance(value, dict):
@@ -200,8 +200,8 @@ def _csv_texts(
     pending = pending[used:]
     for lines in itertools.chain(line_lists, [None]):
         size = sum(map(len, pending))
-        at = len(pending) if lines is None or size > _LONGEST else _row_boundary(pending)
-        texts_read, left = table.parse(pending[:at], final=lines is None or size > _LONGEST)
+        at = len(pending) if lines is None or size > LONGEST_ROW else _row_boundary(pending)
+        texts_read, left = table.parse(pending[:at], final=lines is None or size > LONGEST_ROW)
         yield texts_read
         pending = [*left, *pending[at:], *(lines or [])]
     yield table.parse(pending, final=True)[0]
@@ -266,7 +266,7 @@ class _Table:
             final: whether no row goes on behind them.
         """
         text = "\n".join([*lines, ""])
-        if "\0" not in text and len(text) <= _LONGEST:
+        if "\0" not in text and len(text) <= LONGEST_ROW:
             reader = csv.reader(io.StringIO(text, newline="\n"), delimiter=self.delimiter, strict=True)
             with contextlib.suppress(csv.Error):
                 found = list(filter(None, reader))
@@ -287,8 +287,8 @@ class _Table:
             nonlocal ended
             for line in lines:
                 taken.append(line)
-                if len(line) > _LONGEST:
-                    raise csv.Error(f"longer than {_LONGEST >> 20} MB")
+                if len(line) > LONGEST_ROW:
+                    raise csv.Error(f"longer than {LONGEST_ROW >> 20} MB")
                 yield line + "\n"
             ended = True
 
@@ -372,7 +372,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _line_lists(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of lines without their ends; of a line that is longer than _LONGEST, the rest is dropped."""
+    """Lists of lines without their ends; of a line that is longer than LONGEST_ROW, the rest is dropped."""
     lines: list[str] = []
     size = 0
     rest: list[str] = []
@@ -382,16 +382,16 @@ def _line_lists(pieces: Iterable[str]) -> Iterator[list[str]]:
         *whole, last = decoder.decode(piece, final=not piece).split("\n")
         if whole:
             if rest:
-                whole[0] = "".join([*rest, whole[0]])[: _LONGEST + 1]
+                whole[0] = "".join([*rest, whole[0]])[: LONGEST_ROW + 1]
                 rest, length = [], 0
             lines += whole
             size += len(piece)
             if size > _BLOCK:
                 yield lines
                 lines, size = [], 0
-        if length <= _LONGEST:
+        if length <= LONGEST_ROW:
             rest.append(last)
             length += len(last)
     if length:
-        lines.append("".join(rest)[: _LONGEST + 1])
+        lines.append("".join(rest)[: LONGEST_ROW + 1])
     yield lines

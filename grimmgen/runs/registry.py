@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from grimmgen.text.split import Split
 
 LATEST = "latest"
+# Of the files that a model is loaded from by their path.
+CHECKPOINT_SUFFIXES = (".safetensors", ".html")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Names that Windows reserves for devices, with any extension; and names that look like a file.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.(safetensors|html)", re.IGNORECASE)
@@ -330,6 +332,7 @@ def create(
     command: str,
     versions: Mapping[str, str],
     base: TrainedModel | None = None,
+    numbered: bool = False,
 ) -> Run:
     """Create a new run; one of the same name whose training has ended without a checkpoint is replaced.
 
@@ -341,18 +344,26 @@ def create(
         command: the command line.
         versions: versions of the programs, by name.
         base: the model that training starts from, of which the run keeps a copy; None starts from random weights.
+        numbered: whether a name that is taken gets a number: `fox-2` after `fox`.
 
     Raises:
-        UsageError: the name is invalid or taken.
+        UsageError: the name is invalid, or taken.
     """
     directory = paths.runs_directory()
     if name is not None:
         check_name(name)
     with _changing(directory):
-        name = name or _generate_name(directory)
+        first = name = name or _generate_name(directory)
+        number = 1
+        while os.path.lexists(directory / name) and not Run(directory / name)._hide_if_abandoned():
+            if not numbered:
+                raise UsageError(
+                    f"the run {name} exists already", "give another --run, or resume it with --resume"
+                )
+            number += 1
+            name = f"{first}-{number}"
+            check_name(name)
         run = Run(directory / name)
-        if (run.path.exists() or run.path.is_symlink()) and not run._hide_if_abandoned():
-            raise UsageError(f"the run {name} exists already", "give another --run, or resume it with --resume")
         # Written under another name first, so that no run is ever visible without its run.json.
         draft = Run(directory / f".draft-{secrets.token_hex(4)}")
         files.make_directory(draft.path)
@@ -474,26 +485,27 @@ class TrainedModel:
         return _split(self.info, self.moved_to)
 
 
-def load_model(run_or_path: str | None = None, moved_to: Sequence[str] | None = None) -> TrainedModel:
+def load_model(run_or_path: str | Path | None = None, moved_to: Sequence[str] | None = None) -> TrainedModel:
     """Load the model of a run, of the latest run (None), or of a checkpoint file.
 
     Args:
-        run_or_path: the name or the path.
+        run_or_path: the name, or the path as a `Path` or with a slash or the suffix of a checkpoint.
         moved_to: where the corpus of the run is now; None or empty if it is where it was.
 
     Raises:
         GrimmgenError: there is no such run or file, or it cannot be read.
         IntegrityError: the checkpoint is damaged.
     """
-    if run_or_path is not None and (run_or_path.endswith((".safetensors", ".html")) or "/" in run_or_path):
-        if "\0" in run_or_path:
-            raise UsageError(f"{run_or_path!r} cannot be a path", "remove the NUL character")
+    name = None if run_or_path is None else str(run_or_path)
+    if name is not None and (isinstance(run_or_path, Path) or name.endswith(CHECKPOINT_SUFFIXES) or "/" in name):
+        if "\0" in name:
+            raise UsageError(f"{name!r} cannot be a path", "remove the NUL character")
         try:
-            path = Path(run_or_path).expanduser()
+            path = Path(name).expanduser()
         except RuntimeError:
-            raise UsageError(f"{run_or_path!r}: there is no such user", "check the path") from None
-        return TrainedModel(run_or_path, Checkpoint.read(path))
-    return find(run_or_path).load(moved_to or ())
+            raise UsageError(f"{name!r}: there is no such user", "check the path") from None
+        return TrainedModel(name, Checkpoint.read(path))
+    return find(name).load(moved_to or ())
 
 
 def newer_without_checkpoint(run: Run) -> Run | None:

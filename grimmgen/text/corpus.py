@@ -554,7 +554,8 @@ def _place(argument: str, sources: Sequence[Source]) -> str:
 
 def _corpus_name(place: str) -> str:
     path = Path(place)
-    return STANDARD_INPUT_NAME if path.parent == paths.standard_input_directory() else path.stem or place
+    unnamed = {paths.standard_input_directory(): STANDARD_INPUT_NAME, paths.given_texts_directory(): "texts"}
+    return unnamed.get(path.parent) or path.stem or place
 
 
 def _counted(number: int, noun: str) -> str:

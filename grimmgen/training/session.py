@@ -127,6 +127,7 @@ class Training:
         notify: Notify | None = None,
         *,
         base: TrainedModel | None = None,
+        numbered: bool = False,
         ranks: ProcessGroup | None = None,
     ) -> Training:
         """Create a new run.
@@ -142,6 +143,7 @@ class Training:
             notify: called with a message when another process is encoding the same text.
             base: the model whose weights training starts from, with the architecture and the tokenizer of the
                 configuration (`grimmgen.configuration.base_options`); None starts from random weights.
+            numbered: whether a name that is taken gets a number.
             ranks: deprecated name of `group`.
 
         Raises:
@@ -161,7 +163,8 @@ class Training:
         def create() -> str:
             provenance = {"run": run or "", "corpus": corpus.name, "beginnings": text.beginnings}
             check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory(), base=checkpoint)
-            return str(registry.create(run, configuration, corpus, split, command, versions(), base).path)
+            created = registry.create(run, configuration, corpus, split, command, versions(), base, numbered)
+            return str(created.path)
 
         path = group.broadcast(create)
         training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify, checkpoint)

@@ -155,7 +155,7 @@ def test_fault_46_an_unclosed_quotation_mark_loses_one_row(tmp_path: Path) -> No
 def test_fault_46_a_vast_cell_is_skipped_in_bounded_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tables, "_LONGEST", 10_000)
+    monkeypatch.setattr(tables, "LONGEST_ROW", 10_000)
     vast = "x" * 1_000_000
     for content in GOOD + f"3,{vast}\n4,end\n", GOOD + f'3,"{vast}"\n4,end\n':
         texts, reading = read(write(tmp_path / "a.csv", content.encode()))
