@@ -15,8 +15,9 @@ _INTRODUCTION = """\
 # Options
 
 Made by `python docs/options.py` from the declarations in `grimmgen/configuration.py` and
-`grimmgen/sampling/options.py`. From Python, the names are the arguments of `grimmgen.train` and of
-`TextGenerator.generate`. A variable sets a default: `GRIMMGEN_TRAIN_UNROLL=50` is `grimmgen train --unroll 50`."""
+`grimmgen/sampling/options.py`. From Python, the names are the arguments of `grimmgen.fit` and of `Model.generate`;
+text is accepted as it is typed here, as in `budget="10m"`. A variable sets a default: `GRIMMGEN_TRAIN_UNROLL=50` is
+`grimmgen train --unroll 50`."""
 
 
 def render() -> str:
@@ -45,7 +46,7 @@ def _row(option: Option) -> str:
     )
     cells = [
         " ".join(f"`{flag}`" for flag in (*option.flags, option.alias) if flag),
-        f"`{option.name}`",
+        f"`{option.parameter}`",
         default,
         option.limits,
     ]

@@ -66,7 +66,13 @@ def _arguments_in_errors() -> Iterator[None]:
 
 
 def _as_arguments(text: str) -> str:
-    return _FLAG.sub(lambda found: found[1].replace("-", "_") if found[1] else found[0], text)
+    def name(found: re.Match[str]) -> str:
+        flag = found[1]
+        if flag is None:
+            return found[0]
+        return "base" if flag == "from" else flag.replace("-", "_")  # `from` is a keyword
+
+    return _FLAG.sub(name, text)
 
 
 def _takes(options: type) -> Callable[[_Function], _Function]:
@@ -341,7 +347,12 @@ def _prepare(
     chosen = from_arguments(Configuration, options)
     items, are_texts = ([] if resume else [GRIMM], False) if corpus is None else _arguments(corpus)
     if resume:
-        kept = {**dict.fromkeys(chosen.keys() - _LIMITS), "preset": preset != _DEFAULT_PRESET, "base": base, "split": split}
+        kept = {
+            **dict.fromkeys(chosen.keys() - _LIMITS),
+            "preset": preset != _DEFAULT_PRESET,
+            "base": base,
+            "split": split,
+        }
         if refused := [name for name, value in kept.items() if name in chosen or value]:
             raise UsageError(
                 f"{', '.join(refused)} cannot be given with resume", "leave it out: a run keeps its options"

@@ -62,12 +62,15 @@ def test_texts_in_a_list_are_documents() -> None:
 
 
 def test_training_starts_from_a_model(trained: Run, tales: Path, tmp_path: Path) -> None:
-    model, options = grimmgen.load(), {"batch_size": 4, "unroll": 10, "epochs": 1}
+    options: dict[str, Any] = {"batch_size": 4, "unroll": 10, "epochs": 1}
+    model = grimmgen.load()
     model.save(tmp_path / "fox.safetensors")
-    models = [grimmgen.fit(tales, base=base, **options) for base in (model, trained.name, tmp_path / "fox.safetensors")]
+    models = [
+        grimmgen.fit(tales, base=base, **options) for base in (model, trained.name, tmp_path / "fox.safetensors")
+    ]
     # Nearly as good as the model before it has learnt anything else.
     assert all(one.evaluate().total.perplexity < 1.1 * model.evaluate().total.perplexity for one in models)
-    with pytest.raises(UsageError, match="^hidden 9 contradicts from, whose model has hidden 8"):
+    with pytest.raises(UsageError, match=r"^hidden 9 contradicts base, whose model has hidden 8"):
         grimmgen.fit(tales, base=model, hidden=9)
 
 

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from grimmgen.configuration import OPTIONS, PRESETS, Configuration, Option, options_of, preset_options
+from grimmgen.configuration import (
+    OPTIONS,
+    PRESETS,
+    Configuration,
+    Option,
+    from_arguments,
+    options_of,
+    preset_options,
+)
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import parameter_count, weight_shapes
@@ -261,3 +269,22 @@ def test_a_preset_has_only_options_that_are_not_the_tutorials(name: str) -> None
 def test_the_tutorial_is_the_default_preset() -> None:
     assert next(iter(PRESETS)) == "tutorial"
     assert Configuration(**PRESETS["tutorial"]) == Configuration()
+
+
+@pytest.mark.parametrize("options", [Configuration, SamplingOptions])
+def test_arguments_of_python_are_those_of_the_shell(options: type) -> None:
+    for name, option in options_of(options).items():
+        # Each value as it is typed, as it is, and by the name of the field.
+        values = [value for value in within(option) if value is not None]
+        for value in values:
+            given = value != option.inverted if option.type is bool else value
+            assert from_arguments(options, {option.parameter: given}) == {name: pytest.approx(value)}
+            assert from_arguments(options, {name: value}) == {name: pytest.approx(value)}
+            if option.type is not bool:
+                assert from_arguments(options, {option.parameter: option.typed(value)}) == {
+                    name: pytest.approx(value)
+                }
+        assert from_arguments(options, {option.parameter: None}) == {}
+        with pytest.raises(UsageError, match=f"^{option.flags[0]} .* is not "):
+            from_arguments(options, {name: [1]})
+    assert from_arguments(Configuration, {"ngram": "3"}) == {"tokens": "ngram:3"}

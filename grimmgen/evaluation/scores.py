@@ -73,6 +73,14 @@ class Evaluation:
             sum(score.unknown for score in self.documents),
         )
 
+    def __repr__(self) -> str:
+        """State the figures of all documents together, as a notebook shows them."""
+        total = self.total
+        return (
+            f"<Evaluation of {len(self.documents)} documents: perplexity {total.perplexity:.2f},"
+            f" {total.bits_per_character:.3f} bits per character>"
+        )
+
 
 @dataclass(frozen=True)
 class Difference:
