@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from grimmgen.configuration import Configuration, check_effective, configure, from_arguments, options_of
 from grimmgen.display import Display
-from grimmgen.errors import GrimmgenError, UsageError
+from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files
 from grimmgen.reading.sources import STANDARD_INPUT, store_texts
 from grimmgen.runs import curves, registry
@@ -48,7 +48,7 @@ Source = str | os.PathLike[str] | Iterable[str] | Iterable[os.PathLike[str]]
 
 _DEFAULT_PRESET = "tutorial"
 # The options that a run that is resumed may change.
-_LIMITS = {"epochs", "budget"}
+_LIMITS = ("epochs", "budget", "patience")
 # An option as it is typed, outside of the commands in backquotes.
 _FLAG = re.compile(r"`[^`]*`|(?<![\w/-])--([a-z][a-z-]*)")
 
@@ -250,7 +250,7 @@ def fit(
         preset: defaults of all options, as in `preset="strong"`.
         run: name of the run; None generates one. A name that is taken gets a number, so that a cell can be run
             again: after `fox` comes `fox-2`.
-        resume: continue this run, or the latest one; of the options only `epochs` and `budget` can be given.
+        resume: continue this run, or the latest one; it keeps its options but `epochs`, `budget` and `patience`.
         base: a model, or the run or the path of one, whose weights training starts from; its architecture and its
             tokens are kept.
         split: JSON file with the names of the documents of each part.
@@ -348,7 +348,7 @@ def _prepare(
     items, are_texts = ([] if resume else [GRIMM], False) if corpus is None else _arguments(corpus)
     if resume:
         kept = {
-            **dict.fromkeys(chosen.keys() - _LIMITS),
+            **dict.fromkeys(chosen.keys() - {*_LIMITS}),
             "preset": preset != _DEFAULT_PRESET,
             "base": base,
             "split": split,
@@ -361,9 +361,9 @@ def _prepare(
         def resume_run(notify: Notify | None) -> Training:
             from grimmgen.training.session import Training
 
-            limits = chosen.get("epochs"), chosen.get("budget")
+            limits: dict[str, Any] = {name: chosen.get(name) for name in _LIMITS}
             moved_to = [str(store_texts(items))] if are_texts else items
-            return Training.resume(registry.find(run), device, *limits, notify=notify, moved_to=moved_to)
+            return Training.resume(registry.find(run), device, **limits, notify=notify, moved_to=moved_to)
 
         return resume_run
     started_from = None if base is None else (base if isinstance(base, Model) else load(base)).model
@@ -407,8 +407,9 @@ def _arguments(corpus: Source) -> tuple[list[str], bool]:
             or (glob.has_magic(name) and "\n" not in name)
         ):
             return [name], False
+        near = did_you_mean(name, (GRIMM, SAMPLER))
         remedy = "give grimm, sampler, the path of a file or directory, or texts in a list, as in [text]"
-        raise UsageError(f"there is no corpus {name[:40]!r}", remedy)
+        raise UsageError(f"there is no corpus {name[:40]!r}{near}", remedy)
     if isinstance(corpus, Mapping) or hasattr(corpus, "columns") or not isinstance(corpus, Iterable):
         raise UsageError(
             f"a corpus cannot be of the type {type(corpus).__name__}",

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import numbers
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -21,7 +20,7 @@ from functools import cache, partial
 from types import NoneType
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
-from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.errors import IntegrityError, UsageError, did_you_mean
 from grimmgen.network.cells import cells
 
 Initialisation = Literal["auto", "normal", "xavier"]
@@ -229,9 +228,8 @@ def from_arguments(options: type, arguments: Mapping[str, Any]) -> dict[str, Any
     for name, argument in arguments.items():
         one = fields.get(name) or named.get(name)
         if one is None:
-            near = difflib.get_close_matches(name, [*named, *fields], n=1)
-            known = f"did you mean {near[0]}?" if near else f"the options are {', '.join(sorted(named))}"
-            raise UsageError(f"there is no option {name[:40]!r}", known)
+            near = did_you_mean(name, [*named, *fields])
+            raise UsageError(f"there is no option {name[:40]!r}{near}", "the function's help lists all")
         if argument is None:
             continue
         if one.name in values:
@@ -692,7 +690,8 @@ def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
         UsageError: there is no such preset.
     """
     if preset not in PRESETS:
-        raise UsageError(f"--preset {str(preset)[:40]!r} is not known", f"give {' or '.join(PRESETS)}")
+        near = did_you_mean(str(preset), PRESETS)
+        raise UsageError(f"--preset {str(preset)[:40]!r} is not known{near}", f"give {' or '.join(PRESETS)}")
     values = {**PRESETS[preset], **chosen}
     if "phases" not in chosen and tokenization(values.get("tokens", "bigram")).kind != "ngram":
         values.pop("phases", None)

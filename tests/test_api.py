@@ -95,8 +95,8 @@ def test_train_creates_nothing_before_its_first_event(home: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bugdet": "5s"}, r"no option 'bugdet': did you mean budget\?"),
-        ({"qqq": 1}, "no option 'qqq': the options are batch_size, budget, "),
+        ({"bugdet": "5s"}, "no option 'bugdet', did you mean budget: the function's help"),
+        ({"qqq": 1}, "no option 'qqq': the function's help lists all"),
         ({"lr": 1e9}, r"^lr 1e\+09 is out of range: give 1e-12 to "),
         ({"learning_rate": 1.0, "lr": 1.0}, "lr is another name of an option that is given already"),
         ({"batch_size": "many"}, "^batch_size 'many' is not a whole number: give 1 to "),
@@ -106,7 +106,7 @@ def test_train_creates_nothing_before_its_first_event(home: Path) -> None:
         ({"keep_case": True, "language": "tr"}, "^language has no effect with keep_case: leave out language"),
         ({"tied": True}, "^tied has no effect without embedding"),
         ({"rounds": 2}, "^rounds has no effect with cell lstm"),
-        ({"preset": "fast"}, "^preset 'fast' is not known: give tutorial or quick"),
+        ({"preset": "quik"}, "^preset 'quik' is not known, did you mean quick: give tutorial or "),
         ({"resume": True, "hidden": 9, "split": "x.json"}, "^hidden, split cannot be given with resume"),
         ({"corpus": TEXTS, "documents": "line"}, "documents has no effect on texts"),
         ({"corpus": "Once upon a time\n" * 999}, r"no corpus 'Once upon .*texts in a list, as in \[text\]"),
@@ -209,7 +209,7 @@ def test_generate_has_the_defaults_of_the_shell() -> None:
     # All options of a record, None among them, reproduce its text.
     decoding = {name: getattr(SamplingOptions(), name) for name in options_of(SamplingOptions)}
     assert model.generate("the king", **decoding) == "".join(model.stream("the king", SamplingOptions()))
-    with pytest.raises(UsageError, match=r"no option 'lenght': did you mean length\?"):
+    with pytest.raises(UsageError, match="no option 'lenght', did you mean length"):
         model.generate(lenght=3)
     with pytest.raises(UsageError, match=r"^top_p 3 is out of range"):
         model.generate(top_p=3)
