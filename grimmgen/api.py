@@ -386,7 +386,8 @@ def _prepare(
         )
         if notify:
             leaks = [f"{leak.what}: {leak.remedy}" for leak in find_leaks(training.split)[:1]]
-            for line in filter(None, [str(found.report), found.report.advice, *leaks]):
+            read = f"{len(found.documents):,} of {len(items):,} texts" if are_texts else str(found.report)
+            for line in filter(None, [read, found.report.advice, *leaks]):
                 notify(line)
         return training
 

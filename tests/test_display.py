@@ -81,7 +81,7 @@ def test_training_is_shown_on_one_line_of_a_terminal(monkeypatch: pytest.MonkeyP
     assert "\x1b" not in text
     assert "a\\x1b[2Jb\n" in text
     *lines, last, _, end = text.split("\n")
-    assert [line.split("\r")[-1].split()[0] for line in lines] == ["36"]  # documents
+    assert [line.split("\r")[-1].split()[0] for line in lines] == ["36"]  # of 36 texts
     overwritten = last.split("\r")
     assert all(len(part) < 40 for part in overwritten[:-1])
     assert "epoch 1" in overwritten[-2]

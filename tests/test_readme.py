@@ -7,11 +7,15 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer.main
 
+import grimmgen
 from grimmgen.cli import app
+from grimmgen.configuration import Configuration, from_arguments
+from tests.builders import TEXTS, TINY
 from tests.test_architecture import PACKAGES
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +116,23 @@ def test_program_accepts_every_command_line() -> None:
         subcommand = command.commands[words[1]]  # type: ignore[attr-defined]
         # Parsing raises on an unknown option or a value of the wrong type; the command is not run.
         subcommand.make_context(words[1], words[2:], resilient_parsing=False)
+
+
+def test_python_example_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    [example] = re.findall(r"```python\n(.*?)```", section("From Python"), re.DOTALL)
+    fit, given = grimmgen.fit, dict[str, Any]()
+
+    def quickly(corpus: str, **options: Any) -> grimmgen.Model:
+        given.update(from_arguments(Configuration, {name: options[name] for name in options if name != "preset"}))
+        assert corpus == "sampler"
+        return fit(TEXTS, **TINY)
+
+    monkeypatch.setattr(grimmgen, "fit", quickly)
+    monkeypatch.chdir(tmp_path)
+    exec(example, {})  # noqa: S102 - the README is ours
+    assert given["budget"] == 30
+    assert (tmp_path / "fox.safetensors").exists()
 
 
 def test_links_point_to_files() -> None:
