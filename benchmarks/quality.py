@@ -37,7 +37,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from grimmgen.configuration import Configuration, Newlines, Normalisation, duration, preset_options
+from grimmgen.configuration import (
+    UNLIMITED_EPOCHS,
+    Configuration,
+    Newlines,
+    Normalisation,
+    configure,
+    duration,
+)
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
@@ -48,6 +55,7 @@ from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
+from grimmgen.training.auto import adapt
 from grimmgen.training.schedule import cosine
 from grimmgen.training.session import Training
 
@@ -121,13 +129,19 @@ def ours(name: str, task: Task) -> Figures:
             options[option] = json.loads(value)
         except json.JSONDecodeError:
             options[option] = value
-    options = {**preset_options(preset, options), "random_seed": task.seed, "newlines": task.newlines}
-    options["documents"] = task.documents
+    options |= {"random_seed": task.seed, "newlines": task.newlines, "documents": task.documents}
     if task.epochs is not None:
         options["epochs"] = task.epochs
     if task.seconds is not None:
-        options |= {"budget": task.seconds, "epochs": 1 << 20}
-    training = Training.begin(task.corpus, Configuration(**options), task.split)
+        options["budget"] = task.seconds
+    if task.seconds is not None and preset != "auto":
+        options.setdefault("epochs", UNLIMITED_EPOCHS)
+    began, configuration = time.monotonic(), configure(preset, options)
+    if name.startswith("auto"):
+        configuration, reason = adapt(options, task.split.parts["train"])
+        print(reason, file=sys.stderr)
+    training = Training.begin(task.corpus, configuration, task.split)
+    training.counted_from = began
     events = training.events()
     started = next(event for event in events if isinstance(event, Started))
     finished = next(event for event in events if isinstance(event, Finished))

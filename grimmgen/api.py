@@ -22,7 +22,14 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from grimmgen.configuration import Configuration, check_effective, configure, from_arguments, options_of
+from grimmgen.configuration import (
+    Configuration,
+    check_effective,
+    configure,
+    default_preset,
+    from_arguments,
+    options_of,
+)
 from grimmgen.display import Display
 from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files
@@ -46,7 +53,6 @@ if TYPE_CHECKING:
 # A corpus: its name or path, several paths, or texts.
 Source = str | os.PathLike[str] | Iterable[str] | Iterable[os.PathLike[str]]
 
-_DEFAULT_PRESET = "tutorial"
 # The options that a run that is resumed may change.
 _LIMITS = ("epochs", "budget", "patience")
 # An option as it is typed, outside of the commands in backquotes.
@@ -231,7 +237,7 @@ class Model(TextGenerator):
 def fit(
     corpus: Source | None = None,
     *,
-    preset: str = _DEFAULT_PRESET,
+    preset: str | None = None,
     run: str | None = None,
     resume: bool = False,
     base: Model | str | os.PathLike[str] | None = None,
@@ -247,7 +253,8 @@ def fit(
     Args:
         corpus: `grimm` (the default), `sampler`, a path or a pattern; a list of `pathlib.Path`; or texts: a list of
             strings, each a document.
-        preset: defaults of all options, as in `preset="strong"`.
+        preset: defaults of all options, as in `preset="strong"`; by default `tutorial` for the tales, and for other
+            texts `auto`, which chooses them for the text, the budget and the speed of the machine.
         run: name of the run; None generates one. A name that is taken gets a number, so that a cell can be run
             again: after `fox` comes `fox-2`.
         resume: continue this run, or the latest one; it keeps its options but `epochs`, `budget` and `patience`.
@@ -283,7 +290,7 @@ def fit(
 def train(
     corpus: Source | None = None,
     *,
-    preset: str = _DEFAULT_PRESET,
+    preset: str | None = None,
     run: str | None = None,
     resume: bool = False,
     base: Model | str | os.PathLike[str] | None = None,
@@ -331,7 +338,7 @@ def load(run_or_path: str | os.PathLike[str] = LATEST) -> Model:
 
 def _prepare(
     corpus: Source | None,
-    preset: str,
+    preset: str | None,
     run: str | None,
     resume: bool,
     base: Model | str | os.PathLike[str] | None,
@@ -349,7 +356,7 @@ def _prepare(
     if resume:
         kept = {
             **dict.fromkeys(chosen.keys() - {*_LIMITS}),
-            "preset": preset != _DEFAULT_PRESET,
+            "preset": preset,
             "base": base,
             "split": split,
         }
@@ -368,6 +375,7 @@ def _prepare(
         return resume_run
     started_from = None if base is None else (base if isinstance(base, Model) else load(base)).model
     architecture = None if started_from is None else started_from.checkpoint.configuration
+    preset = preset or ("auto" if are_texts else default_preset(items))
     configuration = configure(preset, chosen, architecture)
     check_effective(configuration, chosen)
     if are_texts and "documents" in chosen:
@@ -376,13 +384,25 @@ def _prepare(
 
     def begin_run(notify: Notify | None) -> Training:
         from grimmgen.evaluation.corpus_checks import find_leaks
-        from grimmgen.text.split import split_by_file
+        from grimmgen.text.split import split_by_file, split_by_hash
+        from grimmgen.training import auto
         from grimmgen.training.session import Training
 
         found = open_corpus([str(store_texts(items))] if are_texts else items, configuration, notify=notify)
-        parts = None if split is None else split_by_file(found, Path(split))
+        parts = split_by_hash(found) if split is None else split_by_file(found, Path(split))
+        choice = auto.Choice(configuration, "")
+        if preset == "auto":
+            choice = auto.adapt(chosen, parts.parts["train"], device, base=architecture)
         training = Training.begin(
-            found, configuration, parts, run, device, notify=notify, base=started_from, numbered=True
+            found,
+            choice.configuration,
+            parts,
+            run,
+            device,
+            notify=notify,
+            base=started_from,
+            numbered=True,
+            reason=choice.reason,
         )
         if notify:
             leaks = [f"{leak.what}: {leak.remedy}" for leak in find_leaks(training.split)[:1]]

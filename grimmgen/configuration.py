@@ -669,6 +669,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "phases": True,
         "epochs": 10,
     },
+    # What does not depend on the text and the time; `grimmgen.training.auto` chooses the rest.
+    "auto": {
+        "tokens": "bpe:1000",
+        "initialisation": "xavier",
+        "dropout": 0.3,
+        "dropout_mode": "output",
+        "learning_rate": 0.006,
+        "clip": 1.0,
+        "batch_size": 8,
+        "schedule": "cosine",
+        "epochs": 15,
+    },
     "strong": _STRONG,
     "large": {
         **_STRONG,
@@ -681,10 +693,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a preset, with these in place of its own.
+def default_preset(sources: Collection[str]) -> str:
+    """The preset where none is given: the tutorial's for the tales it is about, and `auto` for other texts.
 
-    Phases are left out where the tokens chosen have none, unless they were chosen as well.
+    Args:
+        sources: of the corpus.
+    """
+    return "tutorial" if {*sources} <= {"grimm", "sampler"} else "auto"
+
+
+def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a preset, with these in place of its own; see `merge_options`.
 
     Raises:
         UsageError: there is no such preset.
@@ -692,9 +711,20 @@ def preset_options(preset: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     if preset not in PRESETS:
         near = did_you_mean(str(preset), PRESETS)
         raise UsageError(f"--preset {str(preset)[:40]!r} is not known{near}", f"give {' or '.join(PRESETS)}")
-    values = {**PRESETS[preset], **chosen}
-    if "phases" not in chosen and tokenization(values.get("tokens", "bigram")).kind != "ngram":
-        values.pop("phases", None)
+    return merge_options(PRESETS[preset], chosen)
+
+
+def merge_options(defaults: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those that were chosen in place of the defaults.
+
+    Phases are left out where the tokens chosen have none; where phases were chosen, so are tokens that have none.
+    """
+    values = {**defaults, **chosen}
+    if tokenization(values.get("tokens", "bigram")).kind != "ngram":
+        if "phases" not in chosen:
+            values.pop("phases", None)
+        elif "tokens" not in chosen:
+            values.pop("tokens")
     return values
 
 

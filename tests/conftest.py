@@ -39,6 +39,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("GRIMMGEN_DEBUG", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GRIMMGEN_HOME", str(directory))
+    # What `auto` chooses depends on the speed of the machine.
+    monkeypatch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
     return directory
 
 
@@ -82,6 +84,7 @@ def _trained_home(training: list[str], tmp_path_factory: pytest.TempPathFactory)
     directory = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRIMMGEN_HOME", str(directory))
+        patch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
         assert _run(["train", "--quiet", "--run", "sly-fox", *training]) == 0
     return directory
 

@@ -157,6 +157,8 @@ class _View:
         )
         updates = f"{_updates(event.updates)} per epoch"
         bars.line(f"text: {event.ngrams:,} tokens, vocabulary {event.vocabulary_size}, {updates}")
+        if event.reason:
+            bars.line(f"auto: {event.reason}")
         if event.base is not None:
             bars.line(f"from {event.base}, which has {event.shared} of the {event.vocabulary_size} tokens")
         if event.unknown > _MANY_UNKNOWN:

@@ -94,6 +94,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             ("created", info["created"]),
             ("command", info["command"]),
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
+            *([("auto", info["reason"])] if "reason" in info else []),
             *([("from", info["base"]["name"])] if "base" in info else []),
             ("options", f"{departures}, else the tutorial's" if departures else "all the tutorial's"),
             ("versions", ", ".join(f"{k} {v}" for k, v in info["versions"].items())),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grimmgen.cli import options
-from grimmgen.configuration import PRESETS, Configuration, check_effective, configure
+from grimmgen.configuration import PRESETS, Configuration, check_effective, configure, default_preset
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -60,9 +60,14 @@ def train(
         ),
     ] = None,
     preset: Annotated[
-        Literal[tuple(PRESETS)],  # type: ignore[valid-type]
-        options.option(metavar="PRESET", help=f"Defaults of all other options: {', '.join(PRESETS)}."),
-    ] = "tutorial",
+        Literal[tuple(PRESETS)] | None,  # type: ignore[valid-type]
+        options.option(
+            metavar="PRESET",
+            help=f"Defaults of all other options: {', '.join(PRESETS)}. auto chooses them for the text, the budget and"
+            " the speed of the machine.",
+            show_default="auto; tutorial for grimm and sampler",
+        ),
+    ] = None,
     device: options.Device = "auto",
     log_to: Annotated[
         str | None,
@@ -101,6 +106,7 @@ def train(
         from grimmgen.runs.registry import load_model
 
         model = load_model(base)
+    preset = preset or default_preset(corpus)
     architecture = None if model is None else model.checkpoint.configuration
     configuration = None if resume else configure(preset, chosen, architecture)
     if configuration is not None:
@@ -117,8 +123,8 @@ def train(
     from grimmgen.runs import registry, tensorboard
     from grimmgen.text.corpus import open_corpus
     from grimmgen.text.encoding import IN_MEMORY
-    from grimmgen.text.split import split_by_file
-    from grimmgen.training import distributed
+    from grimmgen.text.split import split_by_file, split_by_hash
+    from grimmgen.training import auto, distributed
     from grimmgen.training.session import Training, command_line
 
     if log_to is not None:
@@ -146,8 +152,21 @@ def train(
                 notify(f"encoding {size / 1e9:.1f} GB of text, once for all runs on it")
             if text.report.size > IN_MEMORY:
                 began += time.monotonic() - opening
+            reason = ""
+            if preset == "auto":
+                parts = parts or split_by_hash(text)
+                configuration, reason = auto.adapt(chosen, parts.parts["train"], device, group, architecture)
             training = Training.begin(
-                text, configuration, parts, run, device, command_line(), group, notify, base=model
+                text,
+                configuration,
+                parts,
+                run,
+                device,
+                command_line(),
+                group,
+                notify,
+                base=model,
+                reason=reason,
             )
             options.show_report(text.report, notify)
             leaks = find_leaks(training.split) if group.first and (json or notify) else []

@@ -46,6 +46,7 @@ class Started:
         step: updates before this event; 0 unless the run is resumed.
         base: name of the model that training started from; None for random weights.
         shared: tokens of the vocabulary that the base has, too, the special ones included.
+        reason: why these options were chosen, where the preset `auto` chose them; else empty.
     """
 
     run: str
@@ -64,6 +65,7 @@ class Started:
     step: int
     base: str | None = None
     shared: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)

@@ -333,6 +333,7 @@ def create(
     versions: Mapping[str, str],
     base: TrainedModel | None = None,
     numbered: bool = False,
+    reason: str = "",
 ) -> Run:
     """Create a new run; one of the same name whose training has ended without a checkpoint is replaced.
 
@@ -345,6 +346,7 @@ def create(
         versions: versions of the programs, by name.
         base: the model that training starts from, of which the run keeps a copy; None starts from random weights.
         numbered: whether a name that is taken gets a number: `fox-2` after `fox`.
+        reason: why these options were chosen; empty if the user or a preset chose them.
 
     Raises:
         UsageError: the name is invalid, or taken.
@@ -385,6 +387,7 @@ def create(
                         "sha256": split.sha256,
                         "split": split.to_json(),
                     },
+                    **({"reason": reason} if reason else {}),
                     **started_from,
                 },
             )

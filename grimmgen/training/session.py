@@ -103,6 +103,7 @@ class Training:
         self._stopping = False
         self._resumed = False
         self._text: TrainingText | None = None
+        self._reason = ""
         self._base = base  # in the first process only
         self._uncounted = 0.0  # seconds
         # Of a resume, in the first process only: where it starts, if anything was saved, and what is wrong with the
@@ -128,6 +129,7 @@ class Training:
         *,
         base: TrainedModel | None = None,
         numbered: bool = False,
+        reason: str = "",
         ranks: ProcessGroup | None = None,
     ) -> Training:
         """Create a new run.
@@ -144,6 +146,7 @@ class Training:
             base: the model whose weights training starts from, with the architecture and the tokenizer of the
                 configuration (`grimmgen.configuration.base_options`); None starts from random weights.
             numbered: whether a name that is taken gets a number.
+            reason: why these options were chosen (`grimmgen.training.auto`); it is stored with the run.
             ranks: deprecated name of `group`.
 
         Raises:
@@ -163,7 +166,9 @@ class Training:
         def create() -> str:
             provenance = {"run": run or "", "corpus": corpus.name, "beginnings": text.beginnings}
             check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory(), base=checkpoint)
-            created = registry.create(run, configuration, corpus, split, command, versions(), base, numbered)
+            created = registry.create(
+                run, configuration, corpus, split, command, versions(), base, numbered, reason
+            )
             return str(created.path)
 
         path = group.broadcast(create)
@@ -335,6 +340,7 @@ class Training:
             time.monotonic() - counted_from - uncounted,
         )
         info = group.broadcast(self.run.info)
+        self._reason = str(info.get("reason", ""))
         provenance: dict[str, Any] = {
             "run": self.run.name,
             "run_sha256": registry.run_sha256(info),
@@ -423,6 +429,7 @@ class Training:
             text.updates,
             step,
             *self._described_base(text.vocabulary),
+            self._reason,
         )
 
     def _described_base(self, vocabulary: Vocabulary) -> tuple[str | None, int]:
