@@ -595,6 +595,12 @@ class Configuration:
         """How text is cut into tokens."""
         return tokenization(self.tokens)
 
+    @property
+    def is_tutorial(self) -> bool:
+        """Whether network and training are the tutorial's, whatever the text and the time."""
+        any_value = {"epochs", "budget", "random_seed", "precision"}
+        return all(OPTIONS[name].panel == TEXT or name in any_value for name in self.departures())
+
     def departures(self) -> dict[str, Any]:
         """The options that are not the tutorial's."""
         return {name: value for name, value in self.to_json().items() if value != OPTIONS[name].default}

@@ -29,6 +29,7 @@ from grimmgen.runs.checkpoint import CHECKPOINT_OPENS, Checkpoint
 from grimmgen.runs.registry import Run, load_model
 from grimmgen.sampling.generator import Generation, TextGenerator
 from grimmgen.sampling.options import SamplingOptions
+from grimmgen.text.lexicon import lexicon
 from grimmgen.text.tokenizers import build_vocabulary
 from grimmgen.text.vocabulary import END
 from tests.browser import Browser, Page, browser, executable
@@ -106,6 +107,7 @@ def job(prompt: str, options: SamplingOptions) -> dict[str, Any]:
             "temperature": options.temperature,
             "topK": options.effective_top_k,
             "topP": options.top_p,
+            "lexicon": options.lexicon,
             "randomSeed": str(options.random_seed),
         },
     }
@@ -216,6 +218,21 @@ def test_prompts_of_other_tokens_are_read_as_by_generate(tokens: str, tmp_path: 
     answers = in_node(page, [job(*story) for story in asked])
     for answer, story in zip(answers, generated(page, asked), strict=True):
         assert (answer["text"], answer["ending"]) == (story.text, story.ending), story
+
+
+@needs_node
+@pytest.mark.parametrize("tokens", ["bigram", "ngram:3", "bpe:40"])
+def test_known_words_are_those_of_generate(tokens: str, tmp_path: Path) -> None:
+    text = "the king's thin hen, and the kin: «a king» is thinner than a hen!\nनमस्ते दुनिया.\n" * 2
+    checkpoint = model_of(text, tokens=tokens)
+    words = " ".join(lexicon([text], checkpoint.configuration.normalisation))
+    page = export(replace(checkpoint, provenance={"lexicon": words}), tmp_path)
+    asked = [
+        (prompt, SamplingOptions(length=60, random_seed=number, lexicon=True, top_k=0))
+        for number, prompt in enumerate(["", "the thi", "the xyz", "ki"])
+    ]
+    answers = in_node(page, [job(*story) for story in asked])
+    assert [answer["text"] for answer in answers] == [story.text for story in generated(page, asked)]
 
 
 @needs_node
@@ -418,6 +435,22 @@ def test_every_field_has_a_label_and_a_range(chromium: Browser, tmp_path: Path) 
     seed = page.evaluate("document.getElementById('random-seed').value")
     assert re.fullmatch(r"\d{1,6}", seed)
     assert f"--run './teller.html' --random-seed {seed} " in page.evaluate(TEXTS.format("command"))
+
+
+@needs_browser
+@pytest.mark.slow
+def test_the_options_begin_as_those_of_the_model(chromium: Browser, tmp_path: Path) -> None:
+    fields = "['top-k', 'top-p'].map((id) => document.getElementById(id).value)"
+    known = "['checked', 'disabled'].map((is) => document.getElementById('lexicon')[is])"
+    checkpoint, decoding = tiny_checkpoint(), {"top_p": 0.9, "lexicon": True}
+    for provenance, values, box in (
+        ({}, ["3", "1"], [False, True]),
+        ({"lexicon": "the king", "decoding": decoding}, ["0", "0.9"], [True, False]),
+        ({"lexicon": 7, "decoding": {"top_p": "<b>", "lexicon": "yes"}}, ["3", "1"], [False, True]),
+    ):
+        page = opened(chromium, export(replace(checkpoint, provenance=provenance), tmp_path))
+        assert page.evaluate(fields) == values
+        assert page.evaluate(known) == box
 
 
 @needs_browser

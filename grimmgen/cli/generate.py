@@ -73,7 +73,7 @@ def generate(
     One story is printed while it is generated, several when all are complete: one per line if the model was trained
     with --documents line, else separated by empty lines.
 
-    Options apply in this order: --max-copy, --repetition-penalty, --temperature, --top-k, --top-p, --min-p.
+    Options apply in this order: --lexicon, --max-copy, --repetition-penalty, --temperature, --top-k, --top-p, --min-p.
     --json includes all that reproduces a story.
     --replay exits with code 3 if the text differs, and says what else does.
 
@@ -91,7 +91,8 @@ def generate(
     defaults: dict[str, Any] = {"random_seed": fresh_random_seed()}
     if "length" not in chosen:
         defaults["until"] = PAGE
-    sampling = SamplingOptions(**(defaults | dict(chosen)))
+    values = defaults | dict(chosen)
+    SamplingOptions(**values)  # raises before the model is loaded
     if unique and stories == 1:
         raise UsageError("--unique has no effect on one story", "give --stories as well")
     given = {"PROMPT": text, "--seed": seed, "--seed-file": seed_file}
@@ -99,6 +100,7 @@ def generate(
         raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
     prompt = _prompt(seed if text is None else text, seed_file)
     generator = TextGenerator.load(run, corpus)
+    sampling = generator.options(**values)
     if run in {None, "latest"}:
         options.report_skipped(generator.model.run, quiet)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):

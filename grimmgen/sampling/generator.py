@@ -23,6 +23,7 @@ from grimmgen.network import backends
 from grimmgen.network.cells import cells
 from grimmgen.runs import registry
 from grimmgen.runs.registry import TrainedModel
+from grimmgen.sampling.ending import PlannedEnding, sample_length
 from grimmgen.sampling.logits import draw, keep_probable, log_probabilities, temper
 from grimmgen.sampling.options import (
     LINE,
@@ -34,9 +35,13 @@ from grimmgen.sampling.options import (
     STORY_END,
     InitialState,
     SamplingOptions,
+    with_defaults,
 )
-from grimmgen.sampling.sampler import FirstToken, Sampler
+from grimmgen.sampling.sampler import FirstToken, Sampler, Step
+from grimmgen.sampling.spelling import Speller, Spelling
+from grimmgen.text import encoding
 from grimmgen.text.graphemes import cluster_boundary
+from grimmgen.text.lexicon import lexicon
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -49,6 +54,8 @@ _STATE_DEVIATION = 0.05
 _MAX_COUNT = 1024
 # Batches in a row without an acceptable text, after which the model is taken to have no more of them.
 _MAX_REJECTED = 10
+# The longest plan, as a share of the maximum length, so that the ending is found before that.
+_PLANNED = 0.8
 # Tokens per piece: doubled up to this number while a piece takes less than this time.
 _MAX_CHUNK = 256
 _MAX_CHUNK_SECONDS = 0.02
@@ -151,12 +158,12 @@ class TextGenerator:
 
         Args:
             prompt: any text.
-            options: those of `SamplingOptions`, as in `generate("the king", length=300, top_p=0.9)`.
+            options: those of `SamplingOptions`, as in `generate("the king", length=300, top_p=0.9)`; see `options`.
 
         Raises:
             UsageError: an option is out of range; see also `start`.
         """
-        return "".join(self.stream(prompt, SamplingOptions(**options)))
+        return "".join(self.stream(prompt, self.options(**options)))
 
     def stream(self, prompt: str, options: SamplingOptions) -> Iterator[str]:
         """Generate a text piece by piece; the first piece is the prompt, normalised as the corpus was.
@@ -247,9 +254,11 @@ class TextGenerator:
                 f"{self.name} was trained without line ends and cannot end a {options.until}",
                 "give --until sentence, or train with --newlines keep",
             )
+        # What may be missing, before anything is generated.
         if options.max_copy is not None:
-            # Raises before anything is generated.
             _ = self._copy_index
+        if options.lexicon:
+            _ = self._speller
         prompt = self.vocabulary.normalise(prompt)
         generations = [
             Generation(prompt, replace(options, random_seed=options.random_seed + number))
@@ -328,6 +337,14 @@ class TextGenerator:
         texts = vocabulary.cut(prompt, np.array(ids, np.int32))
         ngrams = [text for text, token in zip(texts, ids, strict=True) if token == UNKNOWN]
         return characters, [ngram for ngram in dict.fromkeys(ngrams) if not set(ngram) & set(characters)]
+
+    def options(self, **chosen: Any) -> SamplingOptions:
+        """Return these options, with the model's own defaults for the others.
+
+        Raises:
+            UsageError: an option is out of range.
+        """
+        return with_defaults(chosen, self.checkpoint.provenance.get("decoding"))
 
     @cached_property
     def _copy_index(self) -> CopyIndex:
@@ -417,11 +434,33 @@ class TextGenerator:
         if options.beam_width is None:
             seeds = [generation.options.random_seed for generation in generations]
             contexts = [generation.context for generation in generations]
-            return Sampler(stepper, self.vocabulary, options, seeds, generators, contexts, copy_limits)
+            steps = [self._steps(generation) for generation in generations]
+            return Sampler(
+                stepper,
+                self.vocabulary,
+                options,
+                seeds,
+                generators,
+                contexts,
+                copy_limits,
+                steps if any(steps) else (),
+            )
         from grimmgen.sampling.beams import BeamSearch
 
         repeated = self._repeat_rows(stepper, options.beam_width)
         return BeamSearch(repeated, self.vocabulary, options, generators, copy_limits)
+
+    def _steps(self, generation: Generation) -> list[Step]:
+        """What the text of a document does to its logits, in the documented order."""
+        steps = list[Step]()
+        options, text = generation.options, generation.prompt.removesuffix(generation.prefix)
+        if options.lexicon:
+            steps.append(Spelling(self._speller, text))
+        if options.until == STORY_END and (lengths := self._document_lengths()):
+            longest = _PLANNED * (options.length or LONGEST)
+            length = sample_length(lengths, longest, np.random.default_rng([options.random_seed, 2]))
+            steps.append(PlannedEnding(length, text, self.vocabulary))
+        return steps
 
     def _repeat_rows(self, stepper: Stepper, times: int) -> Stepper:
         """A stepper in which each row of the given one is repeated so many times."""
@@ -429,6 +468,24 @@ class TextGenerator:
         repeated = backends.stepper(self.checkpoint.configuration, self.checkpoint.weights, state)
         repeated.logits[:] = np.repeat(stepper.logits, times, axis=0)
         return repeated
+
+    @cached_property
+    def _speller(self) -> Speller:
+        stored = self.checkpoint.provenance.get("lexicon")
+        words = stored.split() if isinstance(stored, str) else []
+        if stored is None and self.model.run is not None:
+            # The run was trained with an earlier version.
+            training = encoding.joined(self.model.split().parts["train"])
+            words = lexicon([training], self.checkpoint.configuration.normalisation)
+        if not words:
+            raise UsageError(f"{self.name} has no lexicon", "leave out --lexicon")
+        return Speller(words, self.vocabulary)
+
+    def _document_lengths(self) -> list[int]:
+        """Quantiles of the lengths of training documents in characters; none if the checkpoint has not two."""
+        value = self.checkpoint.provenance.get("lengths")
+        lengths = [n for n in value if type(n) is int and n > 0] if isinstance(value, list) else []
+        return sorted(lengths) if len(lengths) > 1 else []
 
     def _first_ids(self) -> list[int] | None:
         """The tokens that training documents begin with, if the checkpoint has them.

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from grimmgen.configuration import check_options, option
+from grimmgen.configuration import check_options, option, options_of
 from grimmgen.errors import UsageError
 
 InitialState = Literal["random", "zeros"]
@@ -26,6 +27,10 @@ PAGE = "page"
 STORY_END = "end"
 # Characters after which a page ends with the next sentence, and after which it ends without one.
 PAGE_LENGTHS = 800, 1_600
+
+
+# Options that say among which tokens to sample: a choice of one replaces the default of another.
+_TRUNCATION = ("top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,13 @@ class SamplingOptions:
         default_text="no limit",
         panel=_SAMPLING,
     )
+    lexicon: bool = option(
+        False,
+        "Write only words of the training set",
+        default_text="on, unless the model is the tutorial's or its words are too few",
+        excludes=("beam_width",),
+        panel=_SAMPLING,
+    )
     random_seed: int = option(
         0,
         "Seed of all randomness",
@@ -159,3 +171,26 @@ class SamplingOptions:
     def effective_beam_depth(self) -> int:
         """The number of tokens that a beam grows by before one is chosen."""
         return _BEAM_DEPTH if self.beam_depth is None else self.beam_depth
+
+
+def with_defaults(chosen: Mapping[str, Any], defaults: object) -> SamplingOptions:
+    """Return the chosen options, with the defaults of a model for the others.
+
+    A default gives way to a chosen option that does the same or excludes it.
+
+    Args:
+        chosen: by the names of `SamplingOptions`.
+        defaults: of a checkpoint, which may come from anyone: what is no option is ignored.
+
+    Raises:
+        UsageError: an option is out of range, or two contradict each other.
+    """
+    values = dict(chosen)
+    for name, value in defaults.items() if isinstance(defaults, dict) else ():
+        declared = options_of(SamplingOptions).get(name)
+        if declared is None or not declared.accepts(value):
+            continue
+        rivals = {*declared.excludes, *(_TRUNCATION if name in _TRUNCATION else ())}
+        if name not in chosen and rivals.isdisjoint(chosen):
+            values[name] = value
+    return SamplingOptions(**values)

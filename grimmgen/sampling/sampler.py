@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from grimmgen.network.backends.cpu.stepper import CompiledStepper
-from grimmgen.sampling.logits import allow_only, draw, filter_logits, forbid
+from grimmgen.sampling.logits import Logits, allow_only, draw, filter_logits, forbid
 from grimmgen.sampling.options import SamplingOptions
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
@@ -43,6 +43,16 @@ class FirstToken(NamedTuple):
     candidates: list[int] | None = None
 
 
+class Step(Protocol):
+    """What the text of one document so far does to the logits [V] of its next token."""
+
+    def apply(self, logits: Logits) -> Logits:
+        """Return new logits, or the same array unchanged."""
+
+    def append(self, piece: str) -> None:
+        """Append the text of a token."""
+
+
 class Sampler:
     """Samples tokens.
 
@@ -54,6 +64,7 @@ class Sampler:
         generators: one per document, [B], seeded with `random_seeds`; may have been used for the initial state.
         contexts: the ids that each document has read, [B].
         copy_limits: one per document, [B], or an empty list for no limit.
+        steps: those of each document, [B], which are applied before the options; or an empty list for none.
     """
 
     def __init__(
@@ -65,9 +76,10 @@ class Sampler:
         generators: Sequence[np.random.Generator],
         contexts: Sequence[Sequence[int]],
         copy_limits: list[CopyLimit],
+        steps: Sequence[Sequence[Step]] = (),
     ) -> None:
         self._stepper, self._vocabulary, self._options = stepper, vocabulary, options
-        self._generators, self.copy_limits = generators, copy_limits
+        self._generators, self.copy_limits, self._steps = generators, copy_limits, steps
         # Separate generators for rejected draws, so that each token uses exactly one number of the first
         # generator, however many draws were rejected.
         self._retry_generators = [np.random.default_rng([seed, 1]) for seed in random_seeds]
@@ -88,7 +100,7 @@ class Sampler:
         """
         if firsts is not None:
             count = 1
-        elif isinstance(self._stepper, CompiledStepper) and _needs_only_top_k(self._options):
+        elif isinstance(self._stepper, CompiledStepper) and not self._steps and _needs_only_top_k(self._options):
             if len(ids := self._sample_compiled(self._stepper, min(count, self._lookahead))):
                 return ids
             # The very next token would copy too much.
@@ -106,10 +118,19 @@ class Sampler:
         return ids
 
     def _sample_one(self, b: int, uniform: float, first: FirstToken) -> int:
-        """Sample the next id of document b, again and again until the copy limit allows it."""
-        logits, (prefix, candidates) = self._stepper.logits[b], first
-        if candidates is not None:
-            logits = allow_only(logits, candidates)
+        """Sample the next id of document b."""
+        logits, steps = self._stepper.logits[b], self._steps[b] if self._steps else ()
+        if first.candidates is not None:
+            logits = allow_only(logits, first.candidates)
+        for step in steps:
+            logits = step.apply(logits)
+        token = self._draw(b, logits, uniform, first)
+        for step in steps:
+            step.append(self._text(token))
+        return token
+
+    def _draw(self, b: int, logits: Logits, uniform: float, first: FirstToken) -> int:
+        """Draw an id for document b, again and again until the copy limit allows it."""
         forbidden = [UNKNOWN]
         while True:
             token = draw(
@@ -117,7 +138,7 @@ class Sampler:
             )
             if not self.copy_limits:
                 return token
-            piece = self._text(token)[len(prefix) :]
+            piece = self._text(token)[len(first.prefix) :]
             if self.copy_limits[b].allows(piece):
                 self.copy_limits[b].append(piece)
                 return token

@@ -164,7 +164,7 @@ class Training:
         text = prepare_text(configuration, split, place, group, notify, _vocabulary_of(checkpoint, group))
 
         def create() -> str:
-            provenance = {"run": run or "", "corpus": corpus.name, "beginnings": text.beginnings}
+            provenance = {"run": run or "", "corpus": corpus.name, **text.provenance(configuration)}
             check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory(), base=checkpoint)
             created = registry.create(
                 run, configuration, corpus, split, command, versions(), base, numbered, reason
@@ -345,7 +345,7 @@ class Training:
             "run": self.run.name,
             "run_sha256": registry.run_sha256(info),
             "corpus": self._corpus.name,
-            "beginnings": text.beginnings,
+            **text.provenance(configuration),
             "platform": _platform(step, device, group.size),
         }
         if "base" in info:

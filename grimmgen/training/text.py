@@ -7,7 +7,7 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,8 @@ from grimmgen.errors import UsageError
 from grimmgen.evaluation.static import EncodedDocument, encode_documents_for_evaluation
 from grimmgen.text import encoding
 from grimmgen.text.batches import RaggedIds, window_count
-from grimmgen.text.corpus import Document
+from grimmgen.text.corpus import Document, size_of
+from grimmgen.text.lexicon import lexicon
 from grimmgen.text.split import PARTS, Split
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 from grimmgen.training.distributed import ProcessGroup
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 # N-grams of the validation set that are evaluated after each epoch, at most: they settle three digits of perplexity.
 VALIDATION_NGRAMS = 1 << 21
+# How to sample from a model, unless it is the tutorial's: what reads best (benchmarks/stories.py).
+DECODING = {"top_p": 0.9}
+# Bytes of a training set whose words are counted, at most. A model of more text spells well without.
+_LARGEST_WITH_LEXICON = 16 << 20
+# Number of quantiles, and the median in characters above which they are used.
+_QUANTILES, _LONG = 33, 500
 
 
 @dataclass(frozen=True)
@@ -37,12 +44,14 @@ class TrainingText:
         training: ids of the training set, cut from one phase or from each.
         validation: documents of the validation set.
         updates: windows of an epoch.
+        lexicon: words of the training set, if it is small enough and they are enough for new text.
     """
 
     vocabulary: Vocabulary
     training: RaggedIds
     validation: list[EncodedDocument]
     updates: int
+    lexicon: list[str]
 
     @property
     def ngrams(self) -> int:
@@ -54,6 +63,26 @@ class TrainingText:
         """Ids that documents of the training set begin with; generation without a prompt begins with one."""
         firsts = self.training.ids.take(self.training.begins[0])
         return sorted({*np.unique(firsts).tolist()} - {UNKNOWN})
+
+    @property
+    def lengths(self) -> list[int]:
+        """Quantiles of the lengths of training documents in characters; none if most are so short that they end anyway.
+
+        Generation plans the ending of a document by them.
+        """
+        characters = self.training.lengths[0] * self.vocabulary.characters_per_token
+        quantiles = np.quantile(characters, np.linspace(0, 1, _QUANTILES)).round().astype(int).tolist()
+        return quantiles if quantiles[len(quantiles) // 2] >= _LONG else []
+
+    def provenance(self, configuration: Configuration) -> dict[str, Any]:
+        """What a checkpoint says about the training set, and how to sample from the model unless asked otherwise."""
+        decoding = {} if configuration.is_tutorial else {**DECODING, "lexicon": bool(self.lexicon)}
+        return {
+            "beginnings": self.beginnings,
+            "lengths": self.lengths,
+            "lexicon": " ".join(self.lexicon),
+            "decoding": decoding,
+        }
 
     def sha256(self) -> str:
         """Hash of the vocabulary and the lengths, to compare the texts of several processes."""
@@ -99,7 +128,10 @@ def prepare_text(
             "lower it, or give more text",
         )
     updates = window_count(encoded.documents, configuration.batch_size, configuration.unroll)
-    text = TrainingText(encoded.vocabulary, encoded.documents, validation, updates)
+    words = list[str]()
+    if size_of(split.parts["train"]) <= _LARGEST_WITH_LEXICON:
+        words = lexicon([encoding.joined(split.parts["train"])], configuration.normalisation)
+    text = TrainingText(encoded.vocabulary, encoded.documents, validation, updates, words)
     if not group.all_equal(lambda: [configuration.to_json(), device.type, text.sha256()]):
         raise UsageError(
             "the processes do not have the same text, options and type of device", "give all hosts the same"

@@ -70,6 +70,85 @@ function keepProbable(logits, options) {
   return topP(topK(logits, options.topK), options.topP);
 }
 
+// Finds the tokens that spell other words than those of a lexicon (grimmgen/sampling/spelling.py).
+class Speller {
+  constructor(words, vocabulary) {
+    this.letters = new Set([...words.join("")]);
+    this.words = new Set(words);
+    // What a token does to the word before it: the letters that it adds, and whether it ends it.
+    this.tokens = [];
+    const isWord = (run) => run !== undefined && this.letters.has([...run][0]);
+    for (let id = 0; id < vocabulary.size; id++) {
+      const runs = this.runs(vocabulary.text(id));
+      const added = isWord(runs[0]) ? runs.shift() : "", last = isWord(runs.at(-1)) ? runs.pop() : "";
+      this.tokens.push({ added, ends: runs.length > 0 || id === END, whole: runs.filter(isWord), last });
+    }
+    this.beginnings = this.spellable();
+    for (const [id, token] of this.tokens.entries()) {
+      token.right = id !== UNKNOWN && this.beginnings.has(token.last) && token.whole.every((word) => this.words.has(word));
+    }
+    this.known = new Map();
+  }
+
+  // The beginnings of words whose rest can be put together from tokens.
+  spellable() {
+    const added = (wanted) => new Set(this.tokens.slice(END).filter(({ ends }) => ends === wanted).map((token) => token.added));
+    const inner = added(false), final = added(true), found = new Set([""]);
+    for (const word of this.words) {
+      const letters = [...word], size = letters.length, spelt = new Array(size + 1).fill(false);
+      const part = (begin, end) => letters.slice(begin, end).join("");
+      spelt[size] = true;
+      for (let begin = size - 1; begin > 0; begin--) {
+        spelt[begin] = final.has(part(begin));
+        for (let end = begin + 1; end <= size && !spelt[begin]; end++) spelt[begin] = spelt[end] && inner.has(part(begin, end));
+      }
+      for (let begin = 1; begin <= size; begin++) if (spelt[begin]) found.add(part(0, begin));
+    }
+    return found;
+  }
+
+  // Runs of letters and of other characters.
+  runs(text) {
+    const runs = [];
+    let before = null;
+    for (const character of text) {
+      const isLetter = this.letters.has(character);
+      if (isLetter === before) runs.push(runs.pop() + character);
+      else runs.push(character);
+      before = isLetter;
+    }
+    return runs;
+  }
+
+  // The letters at the end of a text.
+  lastWord(text) {
+    const characters = [...text];
+    let begin = characters.length;
+    while (begin && this.letters.has(characters[begin - 1])) begin--;
+    return characters.slice(begin).join("");
+  }
+
+  // The ids that must not follow the beginning of a word. A word that the lexicon does not have may go on in any way.
+  misspellings(word) {
+    if (this.known.has(word)) return this.known.get(word);
+    const isKnown = this.beginnings.has(word), wrong = [];
+    for (const [id, { added, ends, right }] of this.tokens.entries()) {
+      const whole = word + added;
+      const fits = !isKnown || (ends ? whole === "" || this.words.has(whole) : this.beginnings.has(whole));
+      if (!right || !fits) wrong.push(id);
+    }
+    this.known.set(word, wrong);
+    return wrong;
+  }
+
+  // Forbid misspellings, unless that would leave no token.
+  apply(logits, word) {
+    const right = logits.slice();
+    for (const id of this.misspellings(word)) right[id] = -Infinity;
+    return largestOf(right) === -Infinity ? logits : right;
+  }
+}
+
 // The order of filter_logits in grimmgen/sampling/logits.py.
 function filterLogits(logits, options) {
   logits = logits.slice();
@@ -110,6 +189,9 @@ class TextGenerator {
     const known = (Array.isArray(beginnings) ? beginnings : []).filter(
       (id) => Number.isInteger(id) && id > END && id < this.vocabulary.size);
     this.beginnings = known.length ? known : null;
+    const { lexicon } = checkpoint.provenance;
+    const words = typeof lexicon === "string" ? lexicon.split(" ").filter(Boolean) : [];
+    this.speller = words.length ? new Speller(words, this.vocabulary) : null;
   }
 
   // Yields {text, bits}: first the prompt, whose bits are null, then each token with its surprisal; and while the prompt is
@@ -128,13 +210,17 @@ class TextGenerator {
     let prefix = this.readEnd(ends, options, generator);
     let candidates = prompt ? prefix && vocabulary.startingWith(prefix) : this.beginnings;
     let tail = [...prompt].slice(-LONGEST_CLUSTER);
+    const speller = options.lexicon ? this.speller : null;
+    let word = speller ? speller.lastWord(prompt.slice(0, prompt.length - prefix.length)) : "";
     for (let remaining = options.length; remaining > 0;) {
       const logits = network.logits;
       if (!(largestOf(logits) < Infinity)) throw new Error("the logits are not finite");
       const allowed = candidates ? allowOnly(logits, candidates) : logits;
-      const token = draw(filterLogits(allowed, options), generator.uniform());
+      const spelt = speller ? speller.apply(allowed, word) : allowed;
+      const token = draw(filterLogits(spelt, options), generator.uniform());
       const bits = this.surprisal(token, prefix ? candidates : null);
       network.step(token);
+      if (speller) word = speller.lastWord(word + vocabulary.text(token));
       let text = vocabulary.text(token).slice(prefix.length);
       remaining -= [...text].length;
       if (remaining <= 0) text = cut(tail, text, remaining);

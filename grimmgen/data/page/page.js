@@ -60,7 +60,10 @@ function describe(model) {
   element("about").textContent = model.corpus ? `trained on ${model.corpus}; ${network}` : network;
   document.title = model.run || "Stories";
   element("top-k").max = model.size;
-  element("top-k").value = Math.min(element("top-k").value, model.size);
+  element("top-k").defaultValue = model.topP ? 0 : Math.min(element("top-k").value, model.size);
+  element("top-p").defaultValue = model.topP ?? 1;
+  element("lexicon").defaultChecked = model.lexicon === true;
+  element("lexicon").disabled = model.lexicon === null;
 }
 
 // --- Writing -------------------------------------------------------------------------------------------------------
@@ -77,6 +80,7 @@ form.addEventListener("submit", (event) => {
     temperature: Number(element("temperature").value),
     topK: Number(element("top-k").value),
     topP: Number(element("top-p").value),
+    lexicon: element("lexicon").checked,
     randomSeed: seed.value,
   });
 });
@@ -140,13 +144,14 @@ function written() {
   return tokens.reduce((sum, { text, bits }) => sum + (bits === null ? 0 : [...text].length), 0);
 }
 
-function commandLine(prompt, { length, temperature, topK, topP, randomSeed }) {
+function commandLine(prompt, { length, temperature, topK, topP, lexicon, randomSeed }) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const file = decodeURIComponent(location.pathname.split("/").pop()) || "FILE.html";
   return [
     `grimmgen generate --run ${quoted(`./${file}`)}`,
     prompt && `--seed=${quoted(prompt)}`,
     `--random-seed ${randomSeed} --length ${length} --temperature ${temperature} --top-k ${topK} --top-p ${topP}`,
+    lexicon ? "--lexicon" : "--no-lexicon",
   ].filter(Boolean).join(" ");
 }
 

@@ -14,11 +14,17 @@ function fromBase64(text) {
   return bytes;
 }
 
-// What the page says about the model. A checkpoint may have anything in place of a name.
+// What the page says about the model, and how to sample from it. A checkpoint may have anything in place of a name.
 function describe({ configuration, provenance }) {
   const { cell, layers, hidden } = configuration;
   const name = (value) => (typeof value === "string" ? value : "");
-  return { cell, layers, hidden, size: generator.vocabulary.size, run: name(provenance.run), corpus: name(provenance.corpus) };
+  const { top_p: topP, lexicon } = provenance.decoding ?? {};
+  return {
+    ...{ cell, layers, hidden, size: generator.vocabulary.size },
+    ...{ run: name(provenance.run), corpus: name(provenance.corpus) },
+    topP: topP > 0 && topP < 1 ? topP : null,
+    lexicon: generator.speller ? lexicon === true : null,
+  };
 }
 
 // Let messages in. A timer would wait for some milliseconds.

@@ -1,0 +1,111 @@
+"""Spelling with the words of a lexicon: which tokens may follow a text, for any tokenizer. Knows no networks.
+
+V  vocabulary size
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Set
+from functools import lru_cache
+from itertools import groupby
+
+import numpy as np
+from numpy.typing import NDArray
+
+from grimmgen.sampling.logits import Logits, forbid
+from grimmgen.text.vocabulary import END, Vocabulary
+
+# Beginnings of words whose misspellings are remembered: each takes at most 8·V bytes.
+_REMEMBERED = 4096
+
+
+class Speller:
+    """Finds the tokens that spell other words than those of a lexicon.
+
+    Args:
+        words: the lexicon; a character that none of them has separates words.
+        vocabulary: the vocabulary of the model.
+    """
+
+    def __init__(self, words: Collection[str], vocabulary: Vocabulary) -> None:
+        self._letters = frozenset("".join(words))
+        self._words = frozenset(words)
+        # What a token does to the word before it: the letters that it adds, and whether it ends it.
+        kinds: dict[tuple[str, bool], int] = {}
+        self._kind_of = np.zeros(len(vocabulary), np.int64)
+        # The words that a token has whole, and the beginning of one at its end.
+        within: list[tuple[list[str], str]] = []
+        for token in range(END, len(vocabulary)):
+            runs = ["".join(run) for _, run in groupby(vocabulary.decode([token]), self._letters.__contains__)]
+            first = runs.pop(0) if runs and runs[0][0] in self._letters else ""
+            last = runs.pop() if runs and runs[-1][0] in self._letters else ""
+            within.append(([run for run in runs if run[0] in self._letters], last))
+            kind = first, bool(runs) or token == END
+            self._kind_of[token] = kinds.setdefault(kind, len(kinds))
+        self._kinds = list(kinds)
+        self._beginnings = self._spellable(
+            {added for added, ends in kinds if not ends}, {a for a, e in kinds if e}
+        )
+        wrong = [last not in self._beginnings or not self._words.issuperset(whole) for whole, last in within]
+        self._misspelt = np.array([True, *wrong])
+        self.misspellings = lru_cache(_REMEMBERED)(self._misspellings)
+
+    def last_word(self, text: str) -> str:
+        """Return the letters at the end of a text: a word, or the beginning of one."""
+        begin = len(text)
+        while begin and text[begin - 1] in self._letters:
+            begin -= 1
+        return text[begin:]
+
+    def _spellable(self, inner: Set[str], final: Set[str]) -> frozenset[str]:
+        """Return the beginnings of words, the empty one included, whose rest can be put together from tokens.
+
+        Args:
+            inner: what tokens have that are nothing but letters.
+            final: the letters at the beginning of the other tokens; the empty string is among them.
+        """
+        longest = max(map(len, inner), default=0)
+        found = {""}
+        for word in self._words:
+            size = len(word)
+            # Whether the rest from each position on can be spelt; from the last one it is empty.
+            spelt = [False] * size + [True]
+            for begin in range(size - 1, 0, -1):
+                ends = range(begin + 1, min(size, begin + longest) + 1)
+                spelt[begin] = word[begin:] in final or any(spelt[e] and word[begin:e] in inner for e in ends)
+            found.update(word[:begin] for begin in range(1, size + 1) if spelt[begin])
+        return frozenset(found)
+
+    def _misspellings(self, word: str) -> NDArray[np.int64]:
+        """Return the ids of the tokens that must not follow the beginning of a word, which may be empty.
+
+        A word that the lexicon does not have, such as one of the prompt, may go on in any way.
+        """
+        wrong = self._misspelt
+        if word in self._beginnings:
+            endings = self._words | {""}
+            right = [word + added in (endings if ends else self._beginnings) for added, ends in self._kinds]
+            wrong = wrong | ~np.array(right)[self._kind_of]
+        return np.flatnonzero(wrong)
+
+
+class Spelling:
+    """The step that leaves the right spellings of one text.
+
+    Args:
+        speller: knows the lexicon.
+        text: what the text begins with.
+    """
+
+    def __init__(self, speller: Speller, text: str) -> None:
+        self._speller = speller
+        self._word = speller.last_word(text)
+
+    def apply(self, logits: Logits) -> Logits:
+        """Forbid misspellings in logits [V], unless that would leave no token, as after some prompts."""
+        right = forbid(logits, self._speller.misspellings(self._word))
+        return logits if np.isneginf(right).all() else right
+
+    def append(self, piece: str) -> None:
+        """Append the text of a token."""
+        self._word = self._speller.last_word(self._word + piece)
