@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from grimmgen.errors import UsageError
-from grimmgen.sampling.options import SamplingOptions
+from grimmgen.sampling.options import SamplingOptions, with_defaults
 
 
 @pytest.mark.parametrize(
@@ -69,6 +70,39 @@ def test_options_without_effect_are_refused(options: dict[str, Any], ineffective
 def test_beam_depth_without_beam_width_is_refused() -> None:
     with pytest.raises(UsageError, match=r"--beam-depth .*: give --beam-width"):
         SamplingOptions(beam_depth=3)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "top_p", "lexicon"),
+    [
+        ({}, 0.9, True),
+        ({"temperature": 0.8, "max_copy": 40}, 0.9, True),
+        ({"lexicon": False}, 0.9, False),
+        # A choice that does the same replaces the default, one that excludes it switches it off.
+        ({"top_k": 3}, 1.0, True),
+        ({"top_k": None}, 1.0, True),
+        ({"top_p": 0.5}, 0.5, True),
+        ({"min_p": 0.1}, 1.0, True),
+        ({"greedy": True}, 1.0, True),
+        ({"beam_width": 3}, 1.0, False),
+    ],
+)
+def test_defaults_of_a_model_give_way_to_what_is_chosen(
+    chosen: dict[str, Any], top_p: float, lexicon: bool
+) -> None:
+    options = with_defaults(chosen, {"top_p": 0.9, "lexicon": True})
+    assert (options.top_p, options.lexicon) == (top_p, lexicon)
+    assert options == SamplingOptions(**{"top_p": top_p, "lexicon": lexicon, **chosen})
+
+
+def test_a_record_replaces_all_defaults() -> None:
+    recorded = asdict(SamplingOptions(length=9))
+    assert with_defaults(recorded, {"top_p": 0.9, "lexicon": True}) == SamplingOptions(length=9)
+
+
+@pytest.mark.parametrize("hostile", [None, 7, [], {"top_p": "x", "lexicon": 1, "no": True, 3: 4}, {"top_p": None}])
+def test_defaults_of_a_hostile_model_are_ignored(hostile: object) -> None:
+    assert with_defaults({"length": 9}, hostile) == SamplingOptions(length=9)
 
 
 @pytest.mark.parametrize(

@@ -11,14 +11,17 @@ import pytest
 from grimmgen.configuration import Configuration, Normalisation
 from grimmgen.errors import UsageError
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
-from grimmgen.runs.registry import TrainedModel
+from grimmgen.runs.registry import Run, TrainedModel
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.sampling.logits import Logits
 from grimmgen.sampling.spelling import Speller, Spelling
+from grimmgen.text.batches import RaggedIds
 from grimmgen.text.lexicon import lexicon
 from grimmgen.text.tokenizers import build_vocabulary
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
+from grimmgen.training.text import DECODING, TrainingText
 from tests.builders import random_tensors
 
 TEXT = "the king's thin hen, and the kin: «a king» is thinner than a hen!\nनमस्ते दुनिया.\n"
@@ -63,6 +66,27 @@ def test_words_are_counted_across_pieces_as_the_model_reads_them() -> None:
 )
 def test_there_is_no_lexicon_where_most_words_are_new(text: str) -> None:
     assert lexicon([text], Normalisation()) == []
+
+
+def test_checkpoints_keep_the_words_and_how_to_sample(trained: Run) -> None:
+    provenance = registry.load_model(trained.name).checkpoint.provenance
+    texts = [document.read() for document in trained.split().parts["train"]]
+    assert provenance["lexicon"].split() == lexicon(texts, trained.configuration.normalisation)
+    assert provenance["decoding"] == {**DECODING, "lexicon": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "is_tutorial"),
+    [({}, True), ({"tokens": "char", "epochs": 3, "min_count": 1}, True), ({"hidden": 64}, False)],
+)
+def test_the_tutorials_network_is_sampled_as_in_the_tutorial(options: dict[str, Any], is_tutorial: bool) -> None:
+    configuration = Configuration(**options)
+    ids = RaggedIds.of_lengths(np.array([2, 3, 2]), np.array([[3]]))
+    text = TrainingText(vocabulary_of("char"), ids, [], 1, WORDS)
+    assert configuration.is_tutorial == is_tutorial
+    assert (text.provenance(configuration)["decoding"] == {}) == is_tutorial
+    # Short documents end by themselves.
+    assert text.provenance(configuration)["lengths"] == []
 
 
 # --- misspellings ----------------------------------------------------------------------------------------------------

@@ -122,15 +122,21 @@ class Sampler:
         logits, steps = self._stepper.logits[b], self._steps[b] if self._steps else ()
         if first.candidates is not None:
             logits = allow_only(logits, first.candidates)
+        free = logits
         for step in steps:
             logits = step.apply(logits)
         token = self._draw(b, logits, uniform, first)
+        if token is None and steps:
+            # The copy limit has precedence.
+            token = self._draw(b, free, self._retry_generators[b].random(), first)
+        if token is None:
+            token = self._least_copied(b, first)
         for step in steps:
             step.append(self._text(token))
         return token
 
-    def _draw(self, b: int, logits: Logits, uniform: float, first: FirstToken) -> int:
-        """Draw an id for document b, again and again until the copy limit allows it."""
+    def _draw(self, b: int, logits: Logits, uniform: float, first: FirstToken) -> int | None:
+        """Draw an id for document b, again and again until the copy limit allows it; None if it allows none."""
         forbidden = [UNKNOWN]
         while True:
             token = draw(
@@ -144,7 +150,7 @@ class Sampler:
                 return token
             forbidden.append(token)
             if np.isneginf(forbid(logits, forbidden)).all():
-                return self._least_copied(b, first)
+                return None
             uniform = self._retry_generators[b].random()
 
     def _least_copied(self, b: int, first: FirstToken) -> int:
