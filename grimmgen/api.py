@@ -136,7 +136,7 @@ class Model(TextGenerator):
         defaults: dict[str, Any] = {"random_seed": fresh_random_seed()}
         if not {"length", "until"} & options.keys():
             defaults["until"] = PAGE
-        return "".join(self.stream(prompt, SamplingOptions(**defaults | from_arguments(SamplingOptions, options))))
+        return "".join(self.stream(prompt, self.options(**defaults | from_arguments(SamplingOptions, options))))
 
     def evaluate(self, texts: Source | None = None, *, split: Part = "valid", device: str = "auto") -> Evaluation:
         """Measure perplexity per token and bits per character, as `grimmgen eval` does.

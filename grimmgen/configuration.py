@@ -598,7 +598,7 @@ class Configuration:
     @property
     def is_tutorial(self) -> bool:
         """Whether network and training are the tutorial's, whatever the text and the time."""
-        any_value = {"epochs", "budget", "random_seed", "precision"}
+        any_value = {"epochs", "budget", "patience", "random_seed", "precision"}
         return all(OPTIONS[name].panel == TEXT or name in any_value for name in self.departures())
 
     def departures(self) -> dict[str, Any]:

@@ -218,13 +218,13 @@ class _View:
 def sample(model: TrainedModel, random_seed: int) -> str:
     """Generate a sentence, or a few documents if they are lines, in one line; empty if the model has diverged."""
     from grimmgen.sampling.generator import TextGenerator
-    from grimmgen.sampling.options import SamplingOptions
 
     lines = model.checkpoint.configuration.documents == "line"
     until = None if lines else "sentence"
-    options = SamplingOptions(length=_LONGEST_SAMPLE, until=until, random_seed=random_seed)
+    generator = TextGenerator(model)
+    options = generator.options(length=_LONGEST_SAMPLE, until=until, random_seed=random_seed)
     try:
-        generated = TextGenerator(model).generate_batch("", options, _SAMPLED_LINES if lines else 1)
+        generated = generator.generate_batch("", options, _SAMPLED_LINES if lines else 1)
     except GrimmgenError:
         return ""
     texts = (" ".join(g.text.split()) + " …" * (g.ending == "length") for g in generated)
