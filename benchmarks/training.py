@@ -35,23 +35,26 @@ import torch
 from torch import Tensor, nn
 
 from grimmgen.configuration import Configuration
-from grimmgen.network.backends import resolve_precision
 from grimmgen.network.backends.cpu.program import Program
 from grimmgen.network.cells import cells
 from grimmgen.network.model import LanguageModel
 from grimmgen.network.optimiser import AdamW
+from grimmgen.network.precision import PrecisionChoice, choose_precision
 from grimmgen.network.train_step import TrainStep
 from grimmgen.text.batches import Window
 
 Update = Callable[[], float]
 
 
-def ours(window: Window, vocabulary_size: int, configuration: Configuration) -> Update:
-    """A training step of grimmgen's, as `grimmgen train` does it."""
+def ours(
+    window: Window, vocabulary_size: int, configuration: Configuration, choice: PrecisionChoice | None = None
+) -> Update:
+    """A training step of grimmgen's, as `grimmgen train` does it, or with another choice of the precision."""
     model = LanguageModel(configuration, vocabulary_size)
     model.initialise()
     optimiser = AdamW(model.named_parameters())
-    step = TrainStep(model, optimiser, resolve_precision(configuration, model.device))
+    choice = choice or choose_precision(configuration, vocabulary_size, model.device)
+    step = TrainStep(model, optimiser, choice.precision, kernels=choice.kernels)
     state, number = model.zero_state(window.inputs.shape[1]), 0
 
     def update() -> float:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-TESTS = [f"tests/test_{name}.py" for name in ("cpu_backend", "train_step", "stepper", "optimiser")]
+TESTS = [f"tests/test_{name}.py" for name in ("cpu_backend", "train_step", "stepper", "optimiser", "precision")]
 
 
 def build(tree: Path) -> None:

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from grimmgen.configuration import Configuration, Products
+from grimmgen.configuration import Products
 from grimmgen.errors import UsageError
 from grimmgen.network import backends
 from grimmgen.network.backends.cpu import library, program
@@ -554,18 +554,6 @@ def test_bf16_has_an_instruction_set_of_its_own(monkeypatch: pytest.MonkeyPatch)
 def test_bf16_without_instructions_runs_on_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRIMMGEN_KERNEL", "scalar")
     assert description(precision="bf16").startswith("PyTorch bf16 (this processor has no bfloat16 instructions")
-
-
-def test_resolved_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    precision: Products
-    for precision in ("fp32", "bf16"):
-        assert backends.resolve_precision(Configuration(precision=precision), CPU) == precision
-    for name, cell in cells().items():
-        configuration = Configuration(cell=name, embedding=4)
-        assert backends.resolve_precision(configuration, CPU) == ("bf16" if BF16 and cell in COMPILED else "fp32")
-    assert backends.resolve_precision(Configuration(), torch.device("cuda")) == "fp32"
-    monkeypatch.setenv("GRIMMGEN_KERNEL", "plain")
-    assert backends.resolve_precision(Configuration(), CPU) == "fp32"
 
 
 def test_float64_runs_on_pytorch() -> None:

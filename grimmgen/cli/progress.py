@@ -169,6 +169,9 @@ class _View:
             f"{cells()[configuration.cell].title}: {configuration.layers} × {configuration.hidden} units,"
             f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
         )
+        if event.milliseconds:
+            times = ", ".join(f"{name} {value:.3g} ms" for name, value in event.milliseconds.items())
+            bars.line(f"measured, a short update: {times}; the fastest trains this run")
         if departures := options.as_typed(configuration):
             bars.line(f"options: {departures}", "dim")
 

@@ -168,10 +168,10 @@ class LanguageModel:
         """Where the weights are."""
         return self.weights_by_name["output.bias"].device
 
-    def backend(self, precision: Products = "fp32") -> Backend:
-        """The fastest backend for the weights."""
+    def backend(self, precision: Products = "fp32", kernels: bool = True) -> Backend:
+        """The backend for the weights; see `choose_backend`."""
         dtype = self.weights_by_name["output.bias"].dtype
-        return choose_backend(self.configuration.cell, self.device, dtype, precision)
+        return choose_backend(self.configuration.cell, self.device, dtype, precision, kernels=kernels)
 
     def initialise(self) -> None:
         """Draw the weights: the same ones for the same random seed.

@@ -150,6 +150,7 @@ class TrainStep:
         rows: the batch rows of this process; None is all.
         reducer: averages the loss and the gradients over several processes; None for a single process.
         record: record or capture the step for windows of the configuration's shape, where that is possible.
+        kernels: False computes with PyTorch's operations in spite of kernels.
 
     Attributes:
         backend: what computes the step: `native AVX2`, `Triton`, `PyTorch`.
@@ -168,9 +169,10 @@ class TrainStep:
         rows: slice | None = None,
         reducer: Reducer | None = None,
         record: bool = True,
+        kernels: bool = True,
     ) -> None:
         self._model, self._optimiser = model, optimiser
-        self._backend = model.backend(precision)
+        self._backend = model.backend(precision, kernels)
         options = model.configuration
         shape = (options.unroll, options.batch_size) if record and reducer is None else None
         self._gradients = GradientStep(model, self._backend, shape, True, rows, reducer)

@@ -44,6 +44,9 @@ class Started:
         kernel: description of the training step's backend.
         updates: updates per epoch.
         step: updates before this event; 0 unless the run is resumed.
+        precision: of the matrix products, `fp32` or `bf16`.
+        milliseconds: of a short training step with each of what `--precision auto` chose from when the run began:
+            `fp32`, `bf16`, `PyTorch`; empty if there was no choice.
         base: name of the model that training started from; None for random weights.
         shared: tokens of the vocabulary that the base has, too, the special ones included.
         reason: why these options were chosen, where the preset `auto` chose them; else empty.
@@ -63,6 +66,8 @@ class Started:
     kernel: str
     updates: int
     step: int
+    precision: str
+    milliseconds: dict[str, float]
     base: str | None = None
     shared: int = 0
     reason: str = ""

@@ -334,6 +334,7 @@ def create(
     base: TrainedModel | None = None,
     numbered: bool = False,
     reason: str = "",
+    precision: Mapping[str, Any] | None = None,
 ) -> Run:
     """Create a new run; one of the same name whose training has ended without a checkpoint is replaced.
 
@@ -347,6 +348,7 @@ def create(
         base: the model that training starts from, of which the run keeps a copy; None starts from random weights.
         numbered: whether a name that is taken gets a number: `fox-2` after `fox`.
         reason: why these options were chosen; empty if the user or a preset chose them.
+        precision: the choice of `--precision auto`; see `grimmgen.network.precision`.
 
     Raises:
         UsageError: the name is invalid, or taken.
@@ -381,6 +383,7 @@ def create(
                     "command": command,
                     "versions": dict(versions),
                     "configuration": configuration.to_json(),
+                    "precision": precision,
                     "corpus": {
                         "name": corpus.name,
                         "source": corpus.source,

@@ -29,9 +29,9 @@ import torch
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files, paths
-from grimmgen.network import backends
 from grimmgen.network.model import LanguageModel, State, choose_device
 from grimmgen.network.optimiser import AdamW
+from grimmgen.network.precision import PrecisionChoice, choose_precision, restore_choice
 from grimmgen.network.shapes import parameter_count
 from grimmgen.network.train_step import TrainStep
 from grimmgen.runs import registry
@@ -105,6 +105,7 @@ class Training:
         self._text: TrainingText | None = None
         self._reason = ""
         self._base = base  # in the first process only
+        self._precision: PrecisionChoice | None = None  # None: not chosen yet
         self._uncounted = 0.0  # seconds
         # Of a resume, in the first process only: where it starts, if anything was saved, and what is wrong with the
         # last checkpoint.
@@ -163,16 +164,18 @@ class Training:
         checkpoint = base.checkpoint if base else None
         text = prepare_text(configuration, split, place, group, notify, _vocabulary_of(checkpoint, group))
 
-        def create() -> str:
+        def create() -> tuple[str, dict[str, Any]]:
             provenance = {"run": run or "", "corpus": corpus.name, **text.provenance(configuration)}
             check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory(), base=checkpoint)
+            precision = _choose_precision(configuration, text, place, group)
             created = registry.create(
-                run, configuration, corpus, split, command, versions(), base, numbered, reason
+                run, configuration, corpus, split, command, versions(), base, numbered, reason, precision
             )
-            return str(created.path)
+            return str(created.path), precision
 
-        path = group.broadcast(create)
+        path, precision = group.broadcast(create)
         training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify, checkpoint)
+        training._precision = PrecisionChoice(**precision)
         # A new run stores the hashes of its text, for which it is read once more.
         training._text, training._uncounted = text, _uncounted_since(opening, split)
         return training
@@ -229,6 +232,7 @@ class Training:
             if group.first:
                 training._checkpoint, training._damage = _read_last(run, info)
                 training._base = run.base()
+            training._precision = training._kept_precision(info)
             training._lock = lock.pop_all()
         return training
 
@@ -294,14 +298,18 @@ class Training:
         progress, state = self._restore_or_init(model, optimiser, text.vocabulary)
         own = group.rows(configuration.batch_size)
         try:
+            precision = self._precision or PrecisionChoice(
+                **group.broadcast(lambda: _choose_precision(configuration, text, device, group))
+            )
             step = TrainStep(
                 model,
                 optimiser,
-                backends.resolve_precision(configuration, device),
+                precision.precision,
                 own,
                 group.reducer(configuration.batch_size, device),
                 # The only window of an epoch may be shorter than the others, and differ from epoch to epoch.
                 record=text.updates > 1,
+                kernels=precision.kernels,
             )
         except torch.OutOfMemoryError as error:
             raise out_of_memory(progress.step) from error
@@ -353,7 +361,7 @@ class Training:
         if self._resumed and group.first:
             check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run)
         self._recorder = recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
-        started = self._started_event(text, progress.step, step.description)
+        started = self._started_event(text, progress.step, step.description, precision)
         if group.first and self._checkpoint is not None:
             # The checkpoint may have been saved before the evaluation at its step.
             self.run.cut_log(progress.evaluated, progress.step)
@@ -411,7 +419,22 @@ class Training:
         optimiser.steps = progress.step
         return progress, state
 
-    def _started_event(self, text: TrainingText, step: int, kernel: str) -> Started:
+    def _kept_precision(self, info: Mapping[str, Any]) -> PrecisionChoice | None:
+        """The choice that a run was begun with, as the first process finds it."""
+
+        def find() -> dict[str, Any] | None:
+            kept = info.get("precision")
+            if kept is None and self._checkpoint is not None:
+                # Runs of earlier versions have it in their checkpoints only.
+                stored = self._checkpoint.provenance.get("platform")
+                kept = {"chosen": stored.get("precision")} if isinstance(stored, dict) else None
+            choice = restore_choice(kept, self._configuration, self._device)
+            return None if choice is None else choice.to_json()
+
+        found = self._group.broadcast(find)
+        return None if found is None else PrecisionChoice(**found)
+
+    def _started_event(self, text: TrainingText, step: int, kernel: str, precision: PrecisionChoice) -> Started:
         parts, size = self.split.parts, len(text.vocabulary)
         return Started(
             self.run.name,
@@ -428,6 +451,8 @@ class Training:
             kernel,
             text.updates,
             step,
+            precision.precision,
+            dict(precision.milliseconds),
             *self._described_base(text.vocabulary),
             self._reason,
         )
@@ -557,6 +582,18 @@ def _vocabulary_of(base: Checkpoint | None, group: ProcessGroup) -> Vocabulary |
         return None if base is None else base.vocabulary
     value = group.broadcast(lambda: None if base is None else base.vocabulary.to_json())
     return None if value is None else vocabulary_from_json(value)
+
+
+def _choose_precision(
+    configuration: Configuration, text: TrainingText, device: torch.device, group: ProcessGroup
+) -> dict[str, Any]:
+    """Choose what all processes train with, for the rows of this one; returns a `PrecisionChoice` as JSON."""
+    rows = range(configuration.batch_size)[group.rows(configuration.batch_size)]
+    own = dataclasses.replace(configuration, batch_size=len(rows))
+    try:
+        return choose_precision(own, len(text.vocabulary), device).to_json()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(0) from error
 
 
 def _uncounted_since(began: float, split: Split) -> float:

@@ -16,7 +16,7 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
@@ -33,11 +33,19 @@ if TYPE_CHECKING:
 
     Backend: TypeAlias = ReferenceBackend | CPUBackend | CUDABackend
 
+# What a training may compute with: a precision on the fastest backend, or PyTorch in fp32 in spite of kernels.
+Candidate = Literal["fp32", "bf16", "PyTorch"]
+
 
 def choose_backend(
-    cell: str, device: torch.device, dtype: torch.dtype, precision: Products = "fp32", overwrite: bool = True
+    cell: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: Products = "fp32",
+    overwrite: bool = True,
+    kernels: bool = True,
 ) -> Backend:
-    """The fastest backend for a cell and its weights.
+    """The backend for a cell and its weights: the one with kernels, where there is one.
 
     Args:
         cell: name of the cell.
@@ -45,11 +53,14 @@ def choose_backend(
         dtype: of the weights.
         precision: of the matrix products.
         overwrite: whether a backward pass is run once at most; see `CPUBackend`.
+        kernels: False if PyTorch was measured to be faster.
     """
     import torch
 
     from grimmgen.network.backends.reference import ReferenceBackend
 
+    if not kernels:
+        return ReferenceBackend(precision, "measured to be faster than the kernels")
     if device.type == "cpu":
         if dtype != torch.float32:
             reason = f"the native kernels are for float32, this is {str(dtype).removeprefix('torch.')}"
@@ -67,20 +78,28 @@ def choose_backend(
     return CUDABackend(precision)
 
 
-def resolve_precision(configuration: Configuration, device: torch.device) -> Products:
-    """The precision of the matrix products in training.
+def candidates(cell: str, device: torch.device) -> tuple[Candidate, ...]:
+    """What can train a cell in float32, for `--precision auto` to choose from; `fp32` is the first.
 
-    `auto` is bf16 where the compiled kernels have the cell and instructions for it, which costs nothing in quality
-    (`benchmarks/README.md`). On a GPU that has not been measured, and `auto` is fp32.
+    bf16 costs nothing in quality (`benchmarks/README.md`), and is offered where kernels have instructions for it.
+    PyTorch is offered beside kernels that may be slower: those without instructions of their own, in place of which
+    PyTorch may have a library for the processor, and those for GPUs.
 
     Args:
-        configuration: of the model; its precision may be `auto`.
+        cell: name of the cell.
         device: of the weights.
     """
-    if configuration.precision != "auto":
-        return configuration.precision
-    instructions = _instructions("bf16") if device.type == "cpu" else None
-    return "bf16" if instructions is not None and configuration.cell in instructions.cells else "fp32"
+    import torch
+
+    if device.type != "cpu":
+        return ("fp32",) if _why_not_triton(cell, device, torch.float32) else ("fp32", "bf16", "PyTorch")
+    fp32, bf16 = _instructions(), _instructions("bf16")
+    if fp32 is None or cell not in fp32.cells:
+        return ("fp32",)
+    if bf16 is not None and cell in bf16.cells:
+        return "fp32", "bf16"
+    generic = fp32.name in {"portable", "scalar"} and not os.environ.get("GRIMMGEN_KERNEL")
+    return ("fp32", "PyTorch") if generic else ("fp32",)
 
 
 def stepper(configuration: Configuration, weights: Mapping[str, Floats], state: Floats) -> Stepper:
