@@ -22,7 +22,7 @@ from training import interleaved, ours
 
 from grimmgen.configuration import Configuration
 from grimmgen.network.backends import candidates
-from grimmgen.network.precision import TIME_STEPS, PrecisionChoice, measure
+from grimmgen.network.precision import PrecisionChoice, measure, measured_steps
 from grimmgen.text.batches import Window
 
 SHAPES = (128, 544), (512, 700), (1024, 700)  # H, V
@@ -62,9 +62,10 @@ def main() -> None:
         if options.json:
             print(json.dumps({**figures, "ratio": ratio}))
             continue
+        T = measured_steps(configuration, V)
         print(f"H {H}, V {V}: {chosen}, chosen in {seconds:.2f} s; auto over the best {ratio:.3f}")
         for name in names:
-            print(f"  {name:8s} {short[name]:8.2f} ms for {TIME_STEPS} time steps {whole[name]:8.2f} ms for all")
+            print(f"  {name:8s} {short[name]:8.2f} ms for {T} time steps {whole[name]:8.2f} ms for all")
 
 
 if __name__ == "__main__":

@@ -468,7 +468,7 @@ class Configuration:
     )
     precision: Precision = option(
         "auto",
-        "Matrix products in training: fp32, bf16, or auto: the faster of what this machine offers, measured at the start",
+        "Matrix products in training: fp32, bf16, or auto: the fastest here, measured at the start",
         metavar="PRECISION",
         panel=TRAINING,
     )

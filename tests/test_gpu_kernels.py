@@ -13,9 +13,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,14 @@ import torch
 from torch import Tensor
 
 from grimmgen.configuration import Configuration, Products
+from grimmgen.errors import GrimmgenError
 from grimmgen.network import backends
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import CellSpec, cells
 from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Dropout, Inputs, LanguageModel, mask_count
 from grimmgen.network.optimiser import AdamW, clip_scale
+from grimmgen.network.train_step import TrainStep
 from grimmgen.text.batches import Window
 from tests.equations import Case, check_close
 
@@ -38,6 +41,7 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: its kern
 backend: Any = pytest.importorskip("grimmgen.network.backends.cuda.backend")
 graph: Any = pytest.importorskip("grimmgen.network.backends.cuda.graph")
 recurrence: Any = pytest.importorskip("grimmgen.network.backends.cuda.recurrence")
+self_check: Any = pytest.importorskip("grimmgen.network.backends.cuda.self_check")
 
 CELLS = [cell for cell in cells().values() if find_spec(f"grimmgen.network.cells.{cell.name}_triton")]
 WITH_PRODUCT = [cell for cell in CELLS if cell.recurrent_product]
@@ -521,6 +525,187 @@ def test_choice_of_backend_and_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
     assert "GRIMMGEN_KERNEL=plain" in description()
     monkeypatch.setattr(torch.version, "cuda", None)
     assert "NVIDIA" in description()
+
+
+# --- the self-check, fault 54 -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
+    """The self-check of a small model, as in a new process."""
+
+    def check(cell: str = "lstm", precision: Products = "fp32", **options: Any) -> str:
+        self_check.failure.cache_clear()
+        configuration = Configuration(cell=cell, hidden=5, batch_size=3, embedding=3, **options)
+        found: str = self_check.failure(configuration, 11, torch.device(DEVICE), precision)
+        return found
+
+    monkeypatch.setattr(self_check, "_TIME_STEPS", 2)
+    yield check
+    self_check.failure.cache_clear()
+
+
+def count_checks(monkeypatch: pytest.MonkeyPatch, *found: str) -> list[None]:
+    """Let each check find that; returns a list with an entry for each that is run and not read from the cache."""
+    runs: list[None] = []
+
+    def run(*_: Any) -> list[str]:
+        runs.append(None)
+        return list(found)
+
+    monkeypatch.setattr(self_check, "_wrong", run)
+    return runs
+
+
+@pytest.mark.parametrize(("cell", "precision"), [*((cell.name, "fp32") for cell in CELLS), ("lstm", "bf16")])
+def test_right_kernels_pass_their_self_check(cell: str, precision: Products, check: Callable[..., str]) -> None:
+    assert check(cell, precision) == ""
+
+
+@pytest.mark.parametrize("found", [[], ["the loss differs by 12.0%"]])
+def test_verdict_is_cached(found: list[str], check: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = count_checks(monkeypatch, *found)
+    first = check()
+    assert first.endswith("".join(found))
+    assert check() == first
+    assert len(runs) == 1
+
+
+def scaled(function: Any, factor: float) -> Any:
+    """A function whose results are multiplied."""
+
+    def multiply(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value * factor if value.is_floating_point() else value
+        return type(value)(*map(multiply, value)) if hasattr(value, "_fields") else tuple(map(multiply, value))
+
+    return lambda *arguments: multiply(function(*arguments))
+
+
+@pytest.mark.parametrize(
+    ("broken", "named"),
+    [
+        ("dropout_mask", "a dropout mask"),
+        ("cross_entropy", "the loss"),
+        ("negative_log_likelihood", "the evaluation"),
+    ],
+)
+def test_wrong_operation_fails_the_self_check(
+    broken: str, named: str, check: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = getattr(backend.CUDABackend, broken)
+    monkeypatch.setattr(backend.CUDABackend, broken, scaled(own, 1.01))
+    assert f"self-check on this GPU: {named} differs by 1.0%" in check()
+
+
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_wrong_recurrence_fails_the_self_check(
+    launch: str, check: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
+    forward = recurrence.Recurrence.forward
+
+    def without_resets(self: Any, *arrays: Any, **steps: int) -> None:
+        x, u, product, extra, mask, _, *rest = arrays
+        forward(self, x, u, product, extra, mask, None, *rest, **steps)
+
+    monkeypatch.setattr(recurrence.Recurrence, "forward", without_resets)
+    assert "the loss" in check()
+
+
+@pytest.mark.parametrize("clipped", [False, True])
+def test_wrong_adam_fails_the_self_check(
+    clipped: bool, check: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adam = backend.CUDABackend.adam
+
+    def slower(self: Any, tensors: Any, numbers: Any, loss_and_norm: Any = None) -> None:
+        adam(self, tensors if (loss_and_norm is not None) != clipped else tensors[1:], numbers, loss_and_norm)
+
+    monkeypatch.setattr(backend.CUDABackend, "adam", slower)
+    assert ("of a clipped gradient" in check()) == clipped
+
+
+def test_exception_in_a_kernel_fails_the_self_check(
+    check: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("Python.h: no such file\nand so on")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(backend, "_softmax", fail)
+        assert check().endswith("RuntimeError: Python.h: no such file")
+    # It is checked again once the header is there.
+    assert check() == ""
+
+
+def test_out_of_memory_is_no_verdict(check: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(backend, "_softmax", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        check()
+
+
+def test_crashed_gpu_is_an_error_once(check: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(self_check, "_wrong", fail)
+    monkeypatch.setattr(self_check, "_is_usable", lambda _: False)
+    with pytest.raises(GrimmgenError, match="run the same command again"):
+        check()
+    assert "illegal memory access" in check()
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"failure": 3}', b"\xff"])
+def test_damaged_verdict_is_found_again(
+    content: bytes, home: Path, check: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = count_checks(monkeypatch)
+    assert check() == ""
+    [path] = (home / "cache" / "self-checks").iterdir()
+    path.write_bytes(content)
+    assert check() == ""
+    assert len(runs) == 2
+
+
+def test_verdict_is_of_the_gpu_and_the_versions(
+    check: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = count_checks(monkeypatch)
+    platform = self_check._platform(torch.device(DEVICE))
+    assert {"GPU", "driver", "torch", "triton", "grimmgen"} <= set(platform)
+    for change in platform:
+        monkeypatch.setattr(self_check, "_platform", lambda _, change=change: {**platform, change: "another"})
+        check()
+    assert len(runs) == len(platform)
+
+
+@pytest.mark.usefixtures("check")
+def test_model_falls_back_to_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grimmgen.network.model.choose_backend", lambda *_, **__: backend.CUDABackend())
+    model = model_of(cells()["lstm"]).to(DEVICE)
+    monkeypatch.setattr(self_check, "_wrong", lambda *_: [])
+    assert model.backend().name == "Triton"
+    self_check.failure.cache_clear()
+    monkeypatch.setattr(self_check, "_wrong", lambda *_: ["the loss differs by 12.0%"])
+    monkeypatch.setattr(self_check, "_cached", lambda _: None)
+    assert model.backend().name == "PyTorch"
+    step = TrainStep(model, AdamW(model.named_parameters()), "fp32")
+    assert step.description.startswith("PyTorch (the Triton kernels failed their self-check on this GPU: the loss")
+
+
+def test_launches_of_training_and_evaluation_are_checked() -> None:
+    def counts(hidden: int, batch_size: int) -> set[int]:
+        found: set[int] = self_check._row_counts(Configuration(hidden=hidden, batch_size=batch_size), "ieee")
+        return found
+
+    assert counts(128, 64) == {64}
+    assert counts(128, 256) == {3, 256}
+    assert counts(128, 1 << 20) == {3, 16 * 129}
+    assert counts(512, 256) == {256}
 
 
 # --- compiled for GPUs that need not be there --------------------------------------------------------------------

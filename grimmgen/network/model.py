@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from grimmgen.configuration import Configuration, Products
 from grimmgen.errors import UsageError
 from grimmgen.network.backends import choose_backend
+from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import cells
 from grimmgen.network.shapes import token_axes, weight_shapes
 from grimmgen.network.threads import limit_threads
@@ -169,9 +170,15 @@ class LanguageModel:
         return self.weights_by_name["output.bias"].device
 
     def backend(self, precision: Products = "fp32", kernels: bool = True) -> Backend:
-        """The backend for the weights; see `choose_backend`."""
+        """The backend for the weights: that of `choose_backend`, unless its kernels fail their self-check."""
         dtype = self.weights_by_name["output.bias"].dtype
-        return choose_backend(self.configuration.cell, self.device, dtype, precision, kernels=kernels)
+        backend = choose_backend(self.configuration.cell, self.device, dtype, precision, kernels=kernels)
+        if backend.name == "Triton":
+            from grimmgen.network.backends.cuda.self_check import failure
+
+            if reason := failure(self.configuration, self.vocabulary_size, self.device, precision):
+                return ReferenceBackend(precision, reason)
+        return backend
 
     def initialise(self) -> None:
         """Draw the weights: the same ones for the same random seed.

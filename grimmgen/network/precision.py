@@ -23,11 +23,11 @@ from grimmgen.network.shapes import parameter_count
 from grimmgen.network.train_step import TrainStep
 from grimmgen.text.batches import Window
 
-# T of the training steps that are measured. What does not depend on T (packing, Adam) takes about the same time with
-# every candidate, so that a short window has the same winner as a long one.
-TIME_STEPS = 8
-# A training step with fewer multiplications (T·B·parameters) takes about a millisecond, and is not measured: so that
-# small networks, which gain nothing, give the same result in each run.
+# The training steps that are measured have at most so many multiplications (T·B·parameters), and 8 time steps at least:
+# in a window that is too short, what does not depend on T (packing, the optimiser) decides.
+_LARGEST, _FEWEST_STEPS = 4e9, 8
+# A training step with fewer takes about a millisecond, and is not measured, so that small networks, which gain
+# nothing, give the same result in each run.
 _SMALL = 1e7
 _LEAST_ROUNDS, _MOST_ROUNDS, _SECONDS = 3, 20, 0.1
 
@@ -38,7 +38,7 @@ class PrecisionChoice:
 
     Attributes:
         chosen: `fp32` or `bf16` on the fastest backend, or `PyTorch`, which is fp32 without kernels.
-        milliseconds: of a training step of `TIME_STEPS` with each candidate; empty if none was measured.
+        milliseconds: of a training step with each candidate, shortened to `measured_steps`; empty if none was measured.
     """
 
     chosen: Candidate
@@ -70,7 +70,7 @@ def choose_precision(configuration: Configuration, vocabulary_size: int, device:
     if configuration.precision != "auto":
         return PrecisionChoice(configuration.precision)
     names = candidates(configuration.cell, device)
-    size = configuration.unroll * configuration.batch_size * parameter_count(configuration, vocabulary_size)
+    size = configuration.unroll * _multiplications(configuration, vocabulary_size)
     if len(names) == 1 or size < _SMALL:
         return PrecisionChoice("fp32")
     milliseconds = measure(configuration, vocabulary_size, device, names)
@@ -107,7 +107,7 @@ def measure(
     names: Sequence[Candidate],
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
-    """The milliseconds of a short training step with each candidate: the least of some, taken in turn.
+    """The milliseconds of a training step with each candidate: the least of some, taken in turn.
 
     Args:
         configuration: of the model.
@@ -116,7 +116,7 @@ def measure(
         names: of the candidates.
         clock: in seconds.
     """
-    short = dataclasses.replace(configuration, unroll=min(configuration.unroll, TIME_STEPS))
+    short = dataclasses.replace(configuration, unroll=measured_steps(configuration, vocabulary_size))
     model = LanguageModel(short, vocabulary_size).to(device)
     for weight in model.parameters():
         weight.zero_()  # arbitrary memory may hold subnormal numbers, which are slow
@@ -138,3 +138,14 @@ def measure(
         if number >= _LEAST_ROUNDS and clock() > deadline:
             break
     return {name: round(milliseconds, 3) for name, milliseconds in least.items()}
+
+
+def measured_steps(configuration: Configuration, vocabulary_size: int) -> int:
+    """T of the training steps that are measured."""
+    affordable = int(_LARGEST / _multiplications(configuration, vocabulary_size))
+    return min(configuration.unroll, max(_FEWEST_STEPS, affordable))
+
+
+def _multiplications(configuration: Configuration, vocabulary_size: int) -> int:
+    """About how many a time step has in its forward pass."""
+    return configuration.batch_size * parameter_count(configuration, vocabulary_size)
