@@ -174,9 +174,11 @@ class LanguageModel:
         dtype = self.weights_by_name["output.bias"].dtype
         backend = choose_backend(self.configuration.cell, self.device, dtype, precision, kernels=kernels)
         if backend.name == "Triton":
-            from grimmgen.network.backends.cuda.self_check import failure
+            from grimmgen.network.backends.cuda.self_check import Shape, failure
 
-            if reason := failure(self.configuration, self.vocabulary_size, self.device, precision):
+            options = self.configuration
+            shape = Shape(options.hidden, self.vocabulary_size, options.batch_size)
+            if reason := failure(options.cell, shape, self.device, precision):
                 return ReferenceBackend(precision, reason)
         return backend
 
