@@ -1,6 +1,6 @@
 """How the time of an update grows with hidden units, batch rows and time steps, compared to `nn.LSTM`.
 
-    python benchmarks/growth.py --out benchmarks/growth.svg
+    python benchmarks/growth.py --out growth.svg
 
 Starting from the tutorial's size (H = 128, B = 64, T = 50, V = 544, float32), one of H, B and T is varied. Updates
 are measured as in `training.py`, interleaved. Prints the medians, and the exponent p in time ∝ size^p between

@@ -1,12 +1,14 @@
-"""Run the speed benchmarks one after the other and record their reports, from which the README's tables are made.
+"""Run the benchmarks of speed and record them; generate the figures of benchmarks/README.md and README.md.
 
-    python benchmarks/record.py --corpus DIRECTORY
-    python benchmarks/record.py --only training.py
-    python benchmarks/record.py --table
+    python benchmarks/record.py --corpus DIRECTORY      run all on this machine, replace its record, write the figures
+    python benchmarks/record.py --only training.py      repeat the runs of one script
+    python benchmarks/record.py --write                 run nothing, write the figures
+    python benchmarks/record.py --check                 run nothing, fail unless the figures are those of the records
 
-Takes a quarter of an hour on an otherwise idle machine. Each line of `record.jsonl` is a run of one script: its
-arguments, the date, and its report. `--only` repeats the runs of one script; `--record` selects another file, for
-another kind of machine. On processors without bfloat16 instructions, runs in bfloat16 are skipped.
+Takes half an hour on an otherwise idle machine, and budget.py, which runs with --only alone, as long again. There is
+one record for each kind of machine, in `records/`: its first line describes the machine, each other one is a run of
+one script with its arguments, the date and its report. On processors without bfloat16 instructions, runs in bfloat16
+are skipped.
 """
 
 from __future__ import annotations
@@ -14,16 +16,24 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import quality
+import torch
+from growth import table as growth_table
 
 from grimmgen.network.backends.cpu.library import instruction_sets
 
 HERE = Path(__file__).parent
+RECORDS = HERE / "records"
 # The parts of an update outside the kernel: clipping, Adam, and the remaining Python.
 OUTSIDE_KERNEL = "squares", "adamw", "around"
 _LARGER = ["--hidden", "512", "--vocabulary-size", "700"]
@@ -33,27 +43,94 @@ RUNS = [
         for size in (
             ["--rounds", "40", "--compile"],
             ["--rounds", "10", *_LARGER],
+            ["--rounds", "4", "--hidden", "1024", "--vocabulary-size", "700"],
             ["--rounds", "6", *_LARGER, "--layers", "2"],
         )
         for precision in ("fp32", "bf16")
     ),
     *(["training.py", "--rounds", "20", "--cell", cell] for cell in ("peephole", "gru")),
+    ["precision.py"],
+    ["growth.py"],
+    ["command.py"],
     *(["generation.py", *size, "--stories", stories] for size in ([], _LARGER) for stories in ("1", "8", "64")),
+    *(["nn.py", "--hidden", hidden] for hidden in ("128", "512")),
     ["startup.py"],
     ["text.py", "--size", "1GB", "--train", "10"],
-    ["command.py"],
-    ["growth.py"],
+    ["budget.py"],
 ]
+# Scripts that need --corpus; and those that run with --only alone.
+_OF_A_CORPUS = "command.py", "budget.py"
+_LONG = ("budget.py",)
 Line = dict[str, Any]
+
+
+class Record(NamedTuple):
+    """The runs on one kind of machine.
+
+    Attributes:
+        path: of its file.
+        machine: the processor, its cores and its instruction sets.
+        pytorch: the version of PyTorch.
+        lines: one for each run.
+    """
+
+    path: Path
+    machine: str
+    pytorch: str
+    lines: list[Line]
+
+    @classmethod
+    def read(cls, path: Path) -> Record:
+        """Read a record; an absent one is of this machine, and empty."""
+        if not path.exists():
+            return cls(path, machine(), torch.__version__, [])
+        head, *lines = (json.loads(line) for line in path.read_text("utf-8").splitlines())
+        return cls(path, head["machine"], head["PyTorch"], lines)
+
+    @property
+    def last_day(self) -> str:
+        """The date of its last run."""
+        return max(line["day"] for line in self.lines)
+
+    def write(self) -> None:
+        """Write the record, its lines in the order of the scripts."""
+        order = list(SECTIONS)
+        lines = sorted(self.lines, key=lambda line: order.index(line["ran"][0]))
+        head = {"machine": self.machine, "PyTorch": self.pytorch}
+        self.path.write_text("".join(f"{json.dumps(line)}\n" for line in (head, *lines)), "utf-8")
+
+
+def processor() -> str:
+    """The processor's name."""
+    try:
+        names = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE)
+    except OSError:
+        names = []
+    name = names[0] if names else platform.processor() or platform.machine()
+    return re.sub(r"\(R\)|\(TM\)| CPU| Processor| @.*", "", name).strip()
+
+
+def machine() -> str:
+    """This machine, as a record describes it."""
+    names = list(instruction_sets())
+    titles = [{"avx2": "AVX2", "avx512": "AVX-512"}.get(names[0], names[0]) if names else "no kernels"]
+    titles += sorted({"bfloat16" for name in names if name.endswith("bf16")})
+    return f"{processor()}, {os.cpu_count()} cores, {' with '.join(titles)}"
+
+
+def default_path() -> Path:
+    """The record of this machine."""
+    fastest = next(iter(instruction_sets()), "plain")
+    return RECORDS / f"{re.sub(r'[^a-z0-9]+', '-', processor().lower()).strip('-')}-{fastest}.jsonl"
 
 
 def measure(arguments: list[str], corpus: Path | None, picture: Path) -> Line:
     """Run a script, and return its line of the record."""
     script, *options = arguments
     extra: list[str] = []
-    if script == "command.py":
+    if script in _OF_A_CORPUS:
         if corpus is None:
-            raise SystemExit("command.py needs a directory of texts: give --corpus")
+            raise SystemExit(f"{script} needs a directory of texts: give --corpus")
         extra = ["--corpus", str(corpus)]
     if script == "growth.py":
         extra = ["--out", str(picture)]
@@ -61,7 +138,8 @@ def measure(arguments: list[str], corpus: Path | None, picture: Path) -> Line:
     command = [sys.executable, str(HERE / script), *options, *extra, "--json"]
     ran = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     day = dt.datetime.now(dt.UTC).date().isoformat()
-    return {"ran": arguments, "day": day, "figures": json.loads(ran.stdout)}
+    reports = [json.loads(line) for line in ran.stdout.splitlines()]
+    return {"ran": arguments, "day": day, "figures": reports[0] if len(reports) == 1 else reports}
 
 
 # --- the tables ----------------------------------------------------------------------------------------------
@@ -96,12 +174,12 @@ def training(lines: list[Line]) -> str:
                 )
     head = ["cell", "H, V, layers", "products", "", "ms", "times as fast", "of the floor", "peak MiB"]
     parts = [line["figures"] for line in lines if line["figures"].get("cell") == "lstm"]
-    names = list(parts[0]["profile"])
+    names = list(dict.fromkeys(name for figures in parts for name in figures["profile"]))
     spent = [
         [
             f"{figures['H']}, {figures['V']}, {figures['L']}",
             figures["precision"],
-            *(f"{figures['profile'][n]:.2f}" for n in names),
+            *(f"{figures['profile'][n]:.2f}" if n in figures["profile"] else "" for n in names),
             f"{sum(figures['profile'][n] for n in OUTSIDE_KERNEL) / sum(figures['profile'].values()):.0%}",
         ]
         for figures in parts
@@ -144,7 +222,11 @@ def text(lines: list[Line]) -> str:
     figures = lines[-1]["figures"]
     speeds, ratios, peaks = figures["MB a second"], figures["times as fast"], figures["peak, MB"]
     body = [
-        [stage, *(f"{statistics.median(speeds[name][stage]):.0f}" for name in speeds), f"{ratios[stage]:.1f}"]
+        [
+            stage,
+            *(f"{statistics.median(own[stage]):.0f}" if stage in own else "" for own in speeds.values()),
+            f"{ratios[stage]:.1f}" if stage in ratios else "",
+        ]
         for stage in speeds["grimmgen"]
     ]
     body.append(["peak memory, MB", *(f"{peaks[name]:.0f}" for name in speeds), ""])
@@ -166,37 +248,91 @@ def command(lines: list[Line]) -> str:
 
 def growth(lines: list[Line]) -> str:
     """The table of growth.py."""
-    from growth import table
-
-    result: str = table(lines[-1]["figures"]["milliseconds"])
-    return result
+    return growth_table(lines[-1]["figures"]["milliseconds"])
 
 
-TABLES: dict[str, Callable[[list[Line]], str]] = {
-    "training.py": training,
-    "generation.py": generation,
-    "startup.py": startup,
-    "text.py": text,
-    "command.py": command,
-    "growth.py": growth,
+def precision(lines: list[Line]) -> str:
+    """What `--precision auto` chose, and how far it is from the best."""
+    body = [
+        [
+            f"{figures['H']}, {figures['V']}",
+            figures["chosen"],
+            f"{figures['seconds']:.2f}",
+            ", ".join(f"{name} {value:.2f}" for name, value in figures["whole, ms"].items()),
+            f"{figures['ratio']:.3f}",
+        ]
+        for figures in lines[-1]["figures"]
+    ]
+    return rows(["H, V", "`auto` chose", "in s", "an update, ms", "over the best"], body)
+
+
+def modules(lines: list[Line]) -> str:
+    """A layer of `grimmgen.nn` and of `torch.nn`."""
+    body = [
+        [
+            figures["cell"],
+            f"{figures['H']}",
+            figures["what"],
+            *(f"{figures[name]:.1f}" for name in ("grimmgen", "torch", "times as fast")),
+        ]
+        for line in lines
+        for figures in line["figures"]
+    ]
+    return rows(["cell", "H", "", "`grimmgen.nn`, ms", "`torch.nn`, ms", "times as fast"], body)
+
+
+def budget(lines: list[Line]) -> str:
+    """Wall clock over `--budget`."""
+    body = [
+        [
+            figures["corpus"],
+            f"{figures['budget']:g}",
+            *(f"{figures[name]:.2f}" for name in ("wall", "uncounted", "over")),
+            f"{figures['updates']}",
+            f"{figures['evaluations']}",
+        ]
+        for figures in lines[-1]["figures"]
+    ]
+    return rows(["text", "budget, s", "wall, s", "uncounted, s", "over, s", "updates", "evaluations"], body)
+
+
+# Title and table of each script, in the order of the page.
+SECTIONS: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
+    "training.py": ("An update of training", training),
+    "precision.py": ("`--precision auto`", precision),
+    "growth.py": ("How the cost of an update grows", growth),
+    "command.py": ("The whole command", command),
+    "generation.py": ("Generation", generation),
+    "nn.py": ("Modules", modules),
+    "startup.py": ("From the shell", startup),
+    "text.py": ("Text", text),
+    "budget.py": ("Budgets", budget),
 }
 
 
-def tables(lines: list[Line]) -> dict[str, str]:
-    """The Markdown table of each script, by its name."""
-    by_script = {script: [line for line in lines if line["ran"][0] == script] for script in TABLES}
-    return {script: TABLES[script](own) for script, own in by_script.items() if own}
+def sections(record: Record) -> str:
+    """The figures of one machine for benchmarks/README.md."""
+    parts = [f"### {record.machine}", f"PyTorch {record.pytorch}."]
+    for script, (title, table) in SECTIONS.items():
+        if own := [line for line in record.lines if line["ran"][0] == script]:
+            days = sorted({line["day"] for line in own})
+            parts += [f"#### {title}", f"`{script}`, {' to '.join({days[0]: 1, days[-1]: 1})}.", table(own)]
+            picture = record.path.with_suffix(".svg")
+            if script == "growth.py" and picture.exists():
+                place = picture.relative_to(HERE).as_posix()
+                parts.append(f"![Milliseconds of an update over hidden units, rows and time steps]({place})")
+    return "\n\n".join(parts)
 
 
-def summary(lines: list[Line]) -> list[str]:
-    """The rows of the README's table about speed."""
-    reports: dict[str, list[Line]] = {}
-    for line in lines:
+def summary(record: Record) -> str:
+    """What the README says about speed: a sentence, and a row for each of the main figures that the record has."""
+    reports: dict[str, list[Any]] = {}
+    for line in record.lines:
         reports.setdefault(line["ran"][0], []).append(line["figures"])
-    body = []
+    body: list[list[str]] = []
 
     def add(what: str, figure: str, script: str) -> None:
-        body.append(f"| {what} | {figure} | `benchmarks/{script}` |")
+        body.append([what, figure, f"`benchmarks/{script}`"])
 
     def ratios(hidden: int, layers: int) -> str:
         """The speed-up in each measured precision."""
@@ -204,65 +340,109 @@ def summary(lines: list[Line]) -> list[str]:
         ours = ((figures["grimmgen"]["times as fast"], figures["precision"]) for figures in found)
         return ", ".join(f"{times:.1f} times as fast as `nn.LSTM` in {precision}" for times, precision in ours)
 
-    for what, hidden, layers in (
-        ("one update at the tutorial's size", 128, 1),
-        ("one update, 512 units", 512, 1),
-        ("the same, two layers", 512, 2),
-    ):
-        add(what, ratios(hidden, layers), "training.py")
-    figures = reports["generation.py"][0]
-    add(
-        "generation, one story, one core, tutorial's size",
-        f"{figures['bigrams a second']['grimmgen']:,.0f} bigrams per second,"
-        f" {figures['times as fast']['grimmgen']:.0f} times as fast as a loop in eager PyTorch",
-        "generation.py",
+    if "training.py" in reports:
+        for what, hidden, layers in (
+            ("one update at the tutorial's size", 128, 1),
+            ("one update, 512 units", 512, 1),
+            ("the same, two layers", 512, 2),
+        ):
+            add(what, ratios(hidden, layers), "training.py")
+    for figures in reports.get("generation.py", [])[:1]:
+        add(
+            "generation, one story, one core, tutorial's size",
+            f"{figures['bigrams a second']['grimmgen']:,.0f} bigrams per second,"
+            f" {figures['times as fast']['grimmgen']:.0f} times as fast as a loop in eager PyTorch",
+            "generation.py",
+        )
+    for figures in reports.get("startup.py", []):
+        seconds, shares = figures["seconds"], figures["share of import torch"]
+        both = " and ".join(
+            f"{seconds[name]:.2f} s ({shares[name]:.2f} of `import torch`)"
+            for name in ("grimmgen generate --length 200", "grimmgen --help")
+        )
+        add("from the shell to the end of 200 characters; `--help`", both, "startup.py")
+    for figures in reports.get("text.py", []):
+        speed = statistics.median(figures["MB a second"]["grimmgen"]["both"])
+        add(
+            "1 GB of text counted and encoded",
+            f"{speed:.0f} MB a second, {figures['times as fast']['both']:.0f} times as fast as `collections.Counter`;"
+            f" peak memory {figures['peak, MB']['grimmgen']:.0f} MB",
+            "text.py",
+        )
+        add(
+            "training on 1 GB of text",
+            f"peak memory {figures['train'][0]['peak, MB']:.0f} MB",
+            "text.py --train 10",
+        )
+    for figures in reports.get("command.py", []):
+        add("`grimmgen train`, after its start", f"{figures['share']:.0%} is inside the updates", "command.py")
+    used = " ".join(row[-1] for row in body)
+    days = sorted({line["day"] for line in record.lines if line["ran"][0] in used})
+    sentence = (
+        f"Speed, one run each on {record.machine} ({' to '.join({days[0]: 1, days[-1]: 1})}, PyTorch {record.pytorch});"
+        " [`benchmarks/`](benchmarks/README.md) has other machines:"
     )
-    figures = reports["startup.py"][0]
-    seconds, shares = figures["seconds"], figures["share of import torch"]
-    both = " and ".join(
-        f"{seconds[name]:.2f} s ({shares[name]:.2f} of `import torch`)"
-        for name in ("grimmgen generate --length 200", "grimmgen --help")
-    )
-    add("from the shell to the end of 200 characters; `--help`", both, "startup.py")
-    figures = reports["text.py"][0]
-    speed = statistics.median(figures["MB a second"]["grimmgen"]["both"])
-    add(
-        "1 GB of text counted and encoded",
-        f"{speed:.0f} MB a second, {figures['times as fast']['both']:.0f} times as fast as `collections.Counter`;"
-        f" peak memory {figures['peak, MB']['grimmgen']:.0f} MB",
-        "text.py",
-    )
-    add("training on 1 GB of text", f"peak memory {figures['train'][0]['peak, MB']:.0f} MB", "text.py --train 10")
-    figures = reports["command.py"][0]
-    add("`grimmgen train`, after its start", f"{figures['share']:.0%} is inside the updates", "command.py")
-    return body
+    return f"{sentence}\n\n{rows(['what', 'figure', 'from'], body)}"
+
+
+# --- the pages -----------------------------------------------------------------------------------------------
+
+
+def pages() -> dict[Path, str]:
+    """The pages with the figures of all records, by their paths."""
+    records = sorted(map(Record.read, RECORDS.glob("*.jsonl")), key=lambda record: record.last_day)
+    newest = records[-1]
+    speed = "\n\n".join(sections(record) for record in reversed(records))
+    return {
+        HERE / "README.md": _replaced(
+            HERE / "README.md",
+            {"speed": speed, "quality": quality.table(quality.read_record([HERE / "quality.jsonl"]))},
+        ),
+        HERE.parent / "README.md": _replaced(HERE.parent / "README.md", {"speed": summary(newest)}),
+    }
+
+
+def _replaced(path: Path, generated: dict[str, str]) -> str:
+    """A page with what stands between its markers replaced."""
+    content = path.read_text("utf-8")
+    for name, part in generated.items():
+        begin, end = (f"<!-- {name} by record.py: {edge} -->" for edge in ("begin", "end"))
+        if content.count(begin) != 1 or content.count(end) != 1:
+            raise SystemExit(f"{path} needs the lines {begin} and {end}, once each")
+        head, rest = content.split(begin)
+        content = f"{head}{begin}\n\n{part}\n\n{end}{rest.split(end)[1]}"
+    return content
+
+
+def stale() -> list[str]:
+    """The pages whose figures are not those of the records."""
+    return [str(path) for path, content in pages().items() if path.read_text("utf-8") != content]
 
 
 def main() -> None:
-    """Run the benchmarks, or print the tables."""
+    """Run the benchmarks, and write the pages; or check them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--corpus", type=Path, help="for command.py: a directory of texts")
-    parser.add_argument("--record", type=Path, default=HERE / "record.jsonl", help="the file of the record")
-    parser.add_argument("--only", choices=list(TABLES), help="run this script only")
-    parser.add_argument("--table", action="store_true", help="print the tables of the record and run nothing")
+    parser.add_argument("--corpus", type=Path, help="for command.py and budget.py: a directory of texts")
+    parser.add_argument("--record", type=Path, default=default_path(), help="the file of the record")
+    parser.add_argument("--only", choices=list(SECTIONS), help="run this script only")
+    parser.add_argument("--write", action="store_true", help="run nothing, write the figures")
+    parser.add_argument("--check", action="store_true", help="run nothing, check the figures")
     options = parser.parse_args()
-    record: Path = options.record
-    lines = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
-    if options.table:
-        for script, table in tables(lines).items():
-            print(f"{script}\n\n{table}\n")
-        if all(script in tables(lines) for script in TABLES):
-            print("\n".join(summary(lines)))
-        return
-    chosen = [run for run in RUNS if options.only in (None, run[0])]
-    if not instruction_sets("bf16"):
-        chosen = [run for run in chosen if "bf16" not in run]
-    picture = record.with_name(record.stem.replace("record", "growth") + ".svg")
-    measured = [measure(run, options.corpus, picture) for run in chosen]
-    kept = [line for line in lines if options.only not in (None, line["ran"][0])]
-    order = list(TABLES)
-    lines = sorted(kept + measured, key=lambda line: order.index(line["ran"][0]))
-    record.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    if options.check:
+        for path in stale():
+            print(f"{path} is not what the records say: run python benchmarks/record.py --write", file=sys.stderr)
+        raise SystemExit(bool(stale()))
+    if not options.write:
+        record = Record.read(options.record)
+        chosen = [run for run in RUNS if run[0] == options.only or (options.only is None and run[0] not in _LONG)]
+        if not any(name.endswith("bf16") for name in instruction_sets()):
+            chosen = [run for run in chosen if "bf16" not in run and run[0] != "precision.py"]
+        measured = [measure(run, options.corpus, options.record.with_suffix(".svg")) for run in chosen]
+        replaced = {line["ran"][0] for line in measured}
+        kept = [line for line in record.lines if line["ran"][0] not in replaced]
+        Record(record.path, machine(), torch.__version__, kept + measured).write()
+    for path, content in pages().items():
+        path.write_text(content, "utf-8")
 
 
 if __name__ == "__main__":

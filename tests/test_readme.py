@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import runpy
 import shlex
@@ -82,19 +81,21 @@ def test_files_of_the_tutorial_table_exist() -> None:
     assert [path for path in paths if not (ROOT / "grimmgen" / path).exists()] == []
 
 
-def test_tables_are_generated_from_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = ROOT / "benchmarks"
-    monkeypatch.syspath_prepend(folder)
-    page = (folder / "README.md").read_text(encoding="utf-8")
-    quality = runpy.run_path(str(folder / "quality.py"))
-    assert quality["table"](quality["read_record"]([folder / "quality.jsonl"])) in page
-    record = runpy.run_path(str(folder / "record.py"))
-    for name in "record-avx2.jsonl", "record.jsonl":
-        lines = [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines()]
-        for script, table in record["tables"](lines).items():
-            assert table in page, (name, script)
-    for row in record["summary"](lines):
-        assert row in section("Figures")
+def test_figures_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    record = runpy.run_path(str(ROOT / "benchmarks" / "record.py"))
+    assert record["stale"]() == [], "run python benchmarks/record.py --write"
+
+
+def test_stale_figures_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    record = runpy.run_path(str(ROOT / "benchmarks" / "record.py"))
+    newest = record["Record"].read(max((ROOT / "benchmarks" / "records").glob("*.jsonl")))
+    before = record["sections"](newest)
+    for line in newest.lines:
+        if line["ran"][0] == "command.py":
+            line["figures"]["share"] = 0.5
+    assert record["sections"](newest) != before
 
 
 def test_table_has_every_command() -> None:

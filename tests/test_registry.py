@@ -67,6 +67,7 @@ def test_a_new_run_has_its_description(runs: Path) -> None:
         "command": "grimmgen train",
         "versions": {"python": "3"},
         "configuration": Configuration(hidden=7).to_json(),
+        "precision": None,
         "corpus": {"name": "tales", "source": "/tales", "sha256": SPLIT.sha256, "split": SPLIT.to_json()},
     }
     assert run.configuration == Configuration(hidden=7)
