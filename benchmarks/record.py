@@ -90,7 +90,7 @@ class Record(NamedTuple):
     @property
     def last_day(self) -> str:
         """The date of its last run."""
-        return max(line["day"] for line in self.lines)
+        return str(max(line["day"] for line in self.lines))
 
     def write(self) -> None:
         """Write the record, its lines in the order of the scripts."""
@@ -441,8 +441,8 @@ def main() -> None:
         replaced = {line["ran"][0] for line in measured}
         kept = [line for line in record.lines if line["ran"][0] not in replaced]
         Record(record.path, machine(), torch.__version__, kept + measured).write()
-    for path, content in pages().items():
-        path.write_text(content, "utf-8")
+    for page, content in pages().items():
+        page.write_text(content, "utf-8")
 
 
 if __name__ == "__main__":
