@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from grimmgen.configuration import OPTIONS, PRESETS, UNLIMITED_EPOCHS, Configuration, base_options, merge_options
-from grimmgen.network import backends
 from grimmgen.network.model import LanguageModel, choose_device
 from grimmgen.network.optimiser import AdamW
+from grimmgen.network.precision import choose_precision
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.network.train_step import TrainStep
 from grimmgen.text.batches import Window
@@ -171,7 +171,8 @@ def measure_speed(device: torch.device) -> float:
     model = LanguageModel(configuration, V).to(device)
     model.initialise()
     optimiser = AdamW(model.named_parameters())
-    step = TrainStep(model, optimiser, backends.resolve_precision(configuration, device))
+    choice = choose_precision(configuration, V, device)
+    step = TrainStep(model, optimiser, choice.precision, kernels=choice.kernels)
     ids = np.random.default_rng(0).integers(2, V, (configuration.unroll + 1, configuration.batch_size), np.int32)
     window = Window(ids[:-1], ids[1:], np.zeros(ids[1:].shape, np.bool_))
     state = model.zero_state(configuration.batch_size)
