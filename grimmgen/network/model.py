@@ -50,7 +50,8 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device {name}: PyTorch finds no CUDA GPU here", "give --device cpu or auto")
+        build = "" if torch.version.cuda or torch.version.hip else ", and is a build for CPUs"
+        raise UsageError(f"--device {name}: PyTorch finds no CUDA GPU here{build}", "give --device cpu or auto")
     device = torch.device(name)
     if ":" in name and device.index >= (count := torch.cuda.device_count()):
         raise UsageError(f"--device {name}: this machine has {count} GPUs", f"give cuda:0 to cuda:{count - 1}")
