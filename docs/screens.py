@@ -1,7 +1,7 @@
-"""Print what the program shows on terminals of several widths: each command's help, a training, a story, a run, errors.
+"""Print what the program shows on terminals of several widths: a training, a story, a run, errors, and all help.
 
-Usage: python docs/screens.py [COLUMNS …] (40 80 140 without). Needs tmux, which draws the screens. Nothing of the user's
-is read or written: the runs are in a temporary directory.
+Usage: python docs/screens.py [COLUMNS …] (40 80 140 without). Needs tmux, which draws the screens. The runs are in a
+temporary directory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SCREENS = [
 
 def screen(command: str, columns: int, home: Path) -> str:
     """What a terminal of this width shows after a command of grimmgen."""
-    socket, done = str(home / "tmux"), home / "done"
+    socket, done = str(home / f"tmux-{time.monotonic_ns()}"), home / "done"
     done.unlink(missing_ok=True)
     program = f"{shlex.quote(sys.executable)} -m grimmgen {command}; echo $? > {shlex.quote(str(done))}; sleep 999"
     tmux = ["tmux", "-S", socket, "-f", os.devnull]

@@ -483,12 +483,9 @@ def test_every_option_of_train_has_a_bad_value_here() -> None:
 def test_cuda_without_a_gpu_is_refused(training: list[str], trained: Run, run: Program) -> None:  # fault 37
     for command in (["train", *training], ["eval", __file__]):
         ran = run(*command, "--device", "cuda")
-        assert (ran.code, ran.out) == (2, "")
-        assert re.fullmatch(
-            r"error: --device cuda: PyTorch finds no CUDA GPU here(, and is a build for CPUs)?: give --device cpu or auto"
-            r"\n",
-            ran.err,
-        )
+        assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
+        assert ran.err.startswith("error: --device cuda: PyTorch finds no CUDA GPU here")
+        assert ran.err.endswith(": give --device cpu or auto\n")
     assert registry.all_runs() == [trained]
 
 
