@@ -475,8 +475,8 @@ class Configuration:
     epochs: int = option(180, "Maximum number of passes over the training set", low=1, high=1 << 30)
     budget: float | None = option(
         None,
-        "Maximum training time, as in 30s, 10m, 1h: start-up, evaluations and saves count, reading more than 64 MB of"
-        " text does not",
+        "Maximum training time of the run, with its resumes, as in 30s, 10m, 1h: start-up, evaluations and saves"
+        " count, reading more than 64 MB of text does not",
         low=1e-3,
         high=1e9,
         range="0.001s to 1000000000s, as in 30s, 10m, 1h",

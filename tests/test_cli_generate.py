@@ -481,7 +481,8 @@ def test_prompts_from_a_pipe_and_from_a_file_are_equal(sent: str, unknown: str, 
     ("content", "message"),
     [
         (None, "cannot read {} (No such file or directory): check the path"),
-        (b"the k\xf6nig", "{} is not UTF-8 (byte 5): convert it first"),
+        (b"the k\xf6nig", "{} is not UTF-8 (byte 5): convert it, as with iconv -f windows-1252 -t utf-8"),
+        (b"\x89PNG\r\n\x1a\n", "{} is a PNG image: give a text file"),
         (b"a" * (2**20 + 1), "{} is longer than 1 MB: give the last part of it"),
     ],
 )

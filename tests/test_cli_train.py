@@ -352,6 +352,10 @@ def test_a_resumed_run_takes_a_new_limit(trained: Run, run: Program) -> None:
     assert ran.code == 0
     assert [e["epoch"] for e in trained.log() if e["event"] == "evaluated"] == [1, 2, 3]
     assert trained.configuration.epochs == 3
+    # A budget is that of the run: a second is more than it has had.
+    spent = trained.log()[-1]["seconds"]
+    ran = run("train", "--resume", "--epochs", "4", "--budget", "1h")
+    assert re.search(rf"^budget: 0:0{int(spent)} of 1:00:00 are spent; ", ran.err, re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -72,7 +72,11 @@ def test_a_new_run_has_its_description(runs: Path) -> None:
     }
     assert run.configuration == Configuration(hidden=7)
     assert run.log() == []
-    assert run.size() == (run.path / "run.json").stat().st_size
+    size = (run.path / "run.json").stat().st_size
+    assert run.size() == size
+    (run.path / "tensorboard").mkdir()
+    (run.path / "tensorboard" / "events").write_bytes(b"12345")
+    assert run.size() == size + 5
 
 
 def test_generated_names_are_valid_and_unique() -> None:

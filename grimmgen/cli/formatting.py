@@ -50,7 +50,7 @@ def plain_help(command: Any, context: Any, columns: int) -> str:
     if isinstance(command, TyperGroup):
         below = ((name, command.get_command(context, name)) for name in command.list_commands(context))
         sections["Commands"] = [
-            (name, one.get_short_help_str(limit=1000)) for name, one in below if one is not None
+            (name, one.get_short_help_str(limit=1000)) for name, one in below if one is not None and not one.hidden
         ]
     usage = f"Usage: {context.command_path} {' '.join(command.collect_usage_pieces(context))}"
     lines = [fold(usage, 0, 4), "", *paragraphs(command.help)]

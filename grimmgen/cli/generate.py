@@ -215,11 +215,16 @@ def _prompt(text: str | None, seed_file: Path | None) -> str:
     """The prompt, from the command line, a file or standard input, without the line end that a shell adds."""
     if seed_file is None and text != "-" and (text is not None or not _is_piped()):
         return text or ""
+    from grimmgen.reading import file_kinds
+
     source, content = _read(seed_file, _MAX_PROMPT, "give the last part of it")
     try:
         return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{source} is not UTF-8 (byte {error.start})", "convert it first") from None
+        if kind := file_kinds.describe(content[: file_kinds.HEAD]):
+            raise UsageError(f"{source} is {kind}", "give a text file") from None
+        remedy = "convert it, as with iconv -f windows-1252 -t utf-8"
+        raise UsageError(f"{source} is not UTF-8 (byte {error.start})", remedy) from None
 
 
 def _is_piped() -> bool:

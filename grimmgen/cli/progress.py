@@ -174,6 +174,9 @@ class _View:
             bars.line(f"measured, a short update: {times}; the fastest trains this run")
         if departures := options.as_typed(configuration):
             bars.line(f"options: {departures}", "dim")
+        if event.step and configuration.budget is not None:
+            spent, budget = console.seconds(event.seconds), console.seconds(configuration.budget)
+            bars.line(f"budget: {spent} of {budget} are spent; it counts from the start of the run", "dim")
 
         done = event.step // event.updates
         self._timed = configuration.epochs == UNLIMITED_EPOCHS

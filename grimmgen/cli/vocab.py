@@ -81,7 +81,10 @@ def vocab(
     _print(text, configuration, counted, top)
     options.show_report(text.report, notify)
     if not quiet:
-        sources = [f" --corpus {shlex.quote(argument)}" for argument in corpus if corpus != options.DEFAULT_CORPUS]
+        # The standard input can be read once; its text is in a file of the cache.
+        places = [text.source] if isinstance(text.source, str) else text.source
+        again = [place if typed == "-" else typed for typed, place in zip(corpus, places, strict=True)]
+        sources = [f" --corpus {shlex.quote(one)}" for one in again if corpus != options.DEFAULT_CORPUS]
         departures = options.as_typed(configuration)
         console.hint(f"grimmgen train{''.join(sources)} {departures}".rstrip(), "next")
 

@@ -50,6 +50,7 @@ class Started:
         base: name of the model that training started from; None for random weights.
         shared: tokens of the vocabulary that the base has, too, the special ones included.
         reason: why these options were chosen, where the preset `auto` chose them; else empty.
+        seconds: of training before this event.
     """
 
     run: str
@@ -71,6 +72,7 @@ class Started:
     base: str | None = None
     shared: int = 0
     reason: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

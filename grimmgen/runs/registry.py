@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from grimmgen.configuration import Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError, did_you_mean
 from grimmgen.io import files, paths
+from grimmgen.reading import file_kinds
 from grimmgen.runs.checkpoint import Checkpoint, written_by
 
 if TYPE_CHECKING:
@@ -265,12 +266,12 @@ class Run:
         files.write_atomically(self.log_path, text.encode("utf-8", "surrogatepass"))
 
     def size(self) -> int:
-        """Return the size of the run's files in bytes."""
+        """Return the size of the run's files in bytes, with those of its directories, as `tensorboard` is one."""
         total = 0
         with files.wrap_os_errors(f"cannot read {self.path}"):
-            for path in self.path.iterdir():
+            for path in self.path.rglob("*"):
                 with contextlib.suppress(OSError):
-                    total += path.stat().st_size
+                    total += path.stat().st_size if path.is_file() else 0
         return total
 
     @contextlib.contextmanager
@@ -456,6 +457,10 @@ def find(name: str | None = None) -> Run:
     if link:
         raise UsageError(f"the run {name} is a link", "give the run that it points to")
     if not exists:
+        with contextlib.suppress(OSError), files.open_regular(Path(name)) as file:
+            kind = file_kinds.describe(file.read(file_kinds.HEAD)) or "a file"
+            remedy = "give a run, or the path of a .safetensors or .html file"
+            raise UsageError(f"{name} is {kind}, not a run or a checkpoint", remedy)
         names = [other.name for other in all_runs()]
         near = did_you_mean(name, [*names, LATEST])
         remedy = f"the latest are: {', '.join(names[-5:])}" if names else "train one with `grimmgen train`"

@@ -361,7 +361,7 @@ class Training:
         if self._resumed and group.first:
             check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run)
         self._recorder = recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
-        started = self._started_event(text, progress.step, step.description, precision)
+        started = self._started_event(text, progress, step.description, precision)
         if group.first and self._checkpoint is not None:
             # The checkpoint may have been saved before the evaluation at its step.
             self.run.cut_log(progress.evaluated, progress.step)
@@ -434,7 +434,9 @@ class Training:
         found = self._group.broadcast(find)
         return None if found is None else PrecisionChoice(**found)
 
-    def _started_event(self, text: TrainingText, step: int, kernel: str, precision: PrecisionChoice) -> Started:
+    def _started_event(
+        self, text: TrainingText, progress: Progress, kernel: str, precision: PrecisionChoice
+    ) -> Started:
         parts, size = self.split.parts, len(text.vocabulary)
         return Started(
             self.run.name,
@@ -450,11 +452,12 @@ class Training:
             f"{self._group.size} × {self._device.type}" if self._group.size > 1 else str(self._device),
             kernel,
             text.updates,
-            step,
+            progress.step,
             precision.precision,
             dict(precision.milliseconds),
             *self._described_base(text.vocabulary),
             self._reason,
+            progress.seconds,
         )
 
     def _described_base(self, vocabulary: Vocabulary) -> tuple[str | None, int]:
