@@ -226,7 +226,7 @@ def test_a_wrong_option_is_reported_by_one_process(
 
 
 # Processes are forked from one that has imported the package, which takes far longer than what they do.
-_SERVER = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+_SERVER: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 _SERVER.set_forkserver_preload(["grimmgen.training.session"])
 
 _PROCESS = """
