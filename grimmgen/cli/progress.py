@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from grimmgen.cli import console, options
 from grimmgen.configuration import UNLIMITED_EPOCHS
 from grimmgen.errors import GrimmgenError
+from grimmgen.evaluation.card import Course
 from grimmgen.network.cells import cells
 from grimmgen.runs.events import (
     Evaluated,
@@ -256,6 +257,8 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
         ("run", run.name),
         ("path", run.path),
     ]
+    if not (interrupted or quiet) and (course := Course.of_log(run.log())) is not None:
+        facts.insert(3, ("outlook", course))
     if not (interrupted and quiet):
         console.facts(facts, to_error=interrupted)
     if interrupted or quiet:

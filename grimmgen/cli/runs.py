@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grimmgen.cli import formatting, options
+from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
+    from grimmgen.evaluation.card import Card
     from grimmgen.runs.registry import Run
 
 app = typer.Typer(
@@ -20,6 +22,9 @@ app = typer.Typer(
     callback=formatting.help_without_command,
     invoke_without_command=True,
 )
+
+# Characters of the text in which `runs show --measure` looks for copies.
+_GENERATED = 2_000
 
 _Name = Annotated[
     str | None,
@@ -71,8 +76,18 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
 
 
 @app.command("show", cls=formatting.Command)
-def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = False) -> None:
-    """Show the options, the evaluations and the learning curve of a run.
+def show(
+    name: _Name = None,
+    measure: Annotated[
+        bool,
+        options.option(
+            "--measure", help="Also compare the run with counts, and look for copies of its text (some seconds)."
+        ),
+    ] = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show the options, the evaluations and the learning curve of a run, and say what to try next.
 
     Example: grimmgen runs show latest
     """
@@ -83,7 +98,8 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
     run = registry.find(name)
     info, log, summary = run.info(), run.log(), _summary(run)
     if json:
-        console.document({**summary, "path": run.path, "info": info, "log": log})
+        measured = _card(run, log, measure).to_json() if measure else {}
+        console.document({**summary, **measured, "path": run.path, "info": info, "log": log})
         return
     try:
         departures = options.as_typed(run.configuration)
@@ -114,6 +130,7 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
         ]
         best = max((number for number, event in enumerate(scores) if event["best"]), default=None)
         curve = curves.read(run)
+        card = _card(run, log, measure) if rows else None
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise IntegrityError(
             f"the description of the run {run.name} is damaged", f"remove it with `grimmgen runs rm {run.name}`"
@@ -134,6 +151,12 @@ def show(name: _Name = None, json: options.Json = False, quiet: options.Quiet = 
             glyphs.decay: "yellow",
         }
         console.drawing(chart.draw(curve, console.text_width(), glyphs), styles)
+    if card is not None and not quiet:
+        console.out()
+        for sentence in card.sentences():
+            console.sentence(f"{sentence[0].upper()}{sentence[1:]}.")
+        for step in card.next_steps():
+            console.sentence(f"Next: {step}.")
 
 
 @app.command("plot", cls=formatting.Command)
@@ -198,7 +221,6 @@ def rm(
     Example: grimmgen runs rm sly-fox
     """
     from grimmgen.cli import console
-    from grimmgen.errors import UsageError
     from grimmgen.runs import registry
 
     runs = [registry.find(name) for name in dict.fromkeys(names)]
@@ -210,6 +232,21 @@ def rm(
             console.note(f"removed {run.name}")
     if json:
         console.document({"removed": [run.name for run in runs]})
+
+
+def _card(run: Run, log: Sequence[Mapping[str, Any]], measured: bool) -> Card:
+    """The model card of a run that was evaluated at least once."""
+    from grimmgen.evaluation.card import Card, Course, measure_card
+
+    course = Course.of_log(log)
+    if course is None:
+        raise UsageError(f"the run {run.name} was not evaluated yet", "wait for its first evaluation")
+    if not measured:
+        return Card(course)
+    from grimmgen.sampling.generator import TextGenerator
+
+    model = run.load()
+    return measure_card(model, course, TextGenerator(model).generate(length=_GENERATED, random_seed=1))
 
 
 def _summary(run: Run) -> dict[str, Any]:
