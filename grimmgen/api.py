@@ -431,7 +431,9 @@ def _arguments(corpus: Source) -> tuple[list[str], bool]:
         near = did_you_mean(name, (GRIMM, SAMPLER))
         remedy = "give grimm, sampler, the path of a file or directory, or texts in a list, as in [text]"
         raise UsageError(f"there is no corpus {name[:40]!r}{near}", remedy)
-    if isinstance(corpus, Mapping) or hasattr(corpus, "columns") or not isinstance(corpus, Iterable):
+    # A table would yield the names of its columns, and a file its lines.
+    ambiguous = isinstance(corpus, Mapping) or hasattr(corpus, "columns") or hasattr(corpus, "read")
+    if ambiguous or not isinstance(corpus, Iterable):
         raise UsageError(
             f"a corpus cannot be of the type {type(corpus).__name__}",
             "give a path, or a list or column of texts, as in table['text']",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from grimmgen.configuration import Configuration, options_of
 from grimmgen.display import Display
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.io import paths
+from grimmgen.reading import sources
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Event, Finished, Started, Stepped
@@ -114,7 +116,7 @@ def test_train_creates_nothing_before_its_first_event(home: Path) -> None:
         ({"corpus": ["a", 2.5]}, "text 2 is not a string, but of the type float"),
         ({"corpus": {"text": TEXTS}}, r"of the type dict: .*as in table\['text'\]"),
         ({"corpus": 7}, "of the type int"),
-        ({"corpus": ["x" * (17 << 20)]}, "text 1 is longer than 16 MB"),
+        ({"corpus": io.StringIO("a text")}, "of the type StringIO: give a path"),
     ],
 )
 def test_wrong_arguments_are_one_line(options: dict[str, Any], message: str) -> None:
@@ -123,6 +125,14 @@ def test_wrong_arguments_are_one_line(options: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
     assert "--" not in str(caught.value)
     assert not paths.runs_directory().exists()
+
+
+def test_too_long_a_text_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fault 21: as a line of the file that keeps the texts it would not be read.
+    monkeypatch.setattr(sources, "LONGEST_ROW", 1 << 20)
+    with pytest.raises(UsageError, match="text 2 is longer than 1 MB: write it to a file"):
+        grimmgen.fit(["a", "b" * (1 << 20)])
+    assert not [path for path in paths.given_texts_directory().iterdir() if path.is_file()]
 
 
 def test_commands_in_an_error_stay_as_they_are() -> None:

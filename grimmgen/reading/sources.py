@@ -16,6 +16,7 @@ import os
 import shlex
 import stat
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -380,7 +381,7 @@ def _store(pieces: Iterable[bytes], directory: Path, suffix: Callable[[bytes], s
     """
     files.make_directory(directory)
     digest, head = hashlib.sha256(), b""
-    temporary = directory / f"{os.getpid()}.part"
+    temporary = directory / f"{os.getpid()}-{threading.get_ident()}.part"
     with files.atomic_writer(temporary) as file:
         for piece in pieces:
             head = head or piece[: file_kinds.HEAD]
