@@ -3,9 +3,8 @@
     python benchmarks/first_text.py
     python benchmarks/first_text.py --processor-time     # on a busy machine: the budget is processor time of one thread
 
-A word is real if it occurs in the corpus. The rivals have the same budget: the example's preset with the tutorial's
-tokens, and the tutorial's network. Each generates 20 texts, and has a process of its own; "seconds" are all of
-`fit`, PyTorch's import included.
+A word is real if it occurs in the corpus. The rivals are other presets with the same budget. Each generates 20 texts,
+and has a process of its own; "seconds" are all of `fit`, PyTorch's import included.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 _TEXTS = 20
+_RIVALS = ("quick", "tutorial")
 _README = Path(__file__).parent.parent / "README.md"
 
 
@@ -70,7 +70,7 @@ def main() -> None:
         sys.stdout.write(json.dumps(measure(corpus, json.loads(arguments.row), arguments.processor_time)))
         return
     print("| options | seconds | bits/char, test | real words | a text begins |\n|---|--:|--:|--:|---|")
-    rivals = [{name: value for name, value in options.items() if name != "tokens"}, {"budget": options["budget"]}]
+    rivals = ({**options, "preset": preset} for preset in _RIVALS)
     for row in (options, *rivals):
         command = [sys.executable, __file__, "--row", json.dumps(row)]
         command += ["--processor-time"] * arguments.processor_time

@@ -406,7 +406,10 @@ def _prepare(
         )
         if notify:
             leaks = [f"{leak.what}: {leak.remedy}" for leak in find_leaks(training.split)[:1]]
-            read = f"{len(found.documents):,} of {len(items):,} texts" if are_texts else str(found.report)
+            read = str(found.report)
+            if are_texts:
+                blank = len(items) - len(found.documents)
+                read = f"{len(found.documents):,} texts" + (f"; {blank:,} without text left out" if blank else "")
             for line in filter(None, [read, found.report.advice, *leaks]):
                 notify(line)
         return training

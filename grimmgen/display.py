@@ -42,6 +42,8 @@ class Display:
         match event:
             case Started():
                 self._started = event
+                if event.reason:
+                    self.note(f"auto: {event.reason}")
                 self._update(f"{event.run}: {event.parameters:,} parameters on {event.device}")
                 if event.unknown > _MANY_UNKNOWN:
                     self.note(f"{event.unknown:.0%} of the tokens are <unk>: lower min_count for so short a text")

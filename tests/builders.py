@@ -23,7 +23,8 @@ TEXT = "the king and the thin hen; the king is the end.\n"
 TEXTS = [
     f"The {who} went to the forest and found {n} geese.\n" for n in range(12) for who in ("king", "fox", "hen")
 ]
-TINY: dict[str, Any] = {"hidden": 8, "batch_size": 4, "unroll": 10, "min_count": 2, "epochs": 1, "lr": 0.01}
+TINY: dict[str, Any] = {"preset": "tutorial", "hidden": 8, "batch_size": 4, "unroll": 10, "min_count": 2}
+TINY |= {"epochs": 1, "lr": 0.01}
 
 
 # Every cell in one and in two layers, over one-hot n-grams (unless a hook changes its input), over an embedding,

@@ -52,13 +52,15 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> Shown:
 
 
 def test_training_is_shown_in_one_place_of_a_cell(shown: Shown, tales: Path) -> None:
-    model = grimmgen.fit(tales, run="sly-owl", **TINY)
+    model = grimmgen.fit(tales, run="sly-owl", **(TINY | {"preset": "auto"}))
     steps = [data for data in shown if "sly-owl: epoch 1, " in data["text/plain"]]
     assert len(steps) == grimmgen.load().checkpoint.provenance["step"]
     assert shown[1]["text/plain"] == "reading the text"
-    assert shown[-1]["text/plain"].startswith("30 documents, ")  # what was read stays above
+    read, choice, last = shown[-1]["text/plain"].splitlines()  # the first ones stay above
+    assert read.startswith("30 documents, ")
+    assert choice.startswith("auto: for ")
     best = f"sly-owl: best validation perplexity {model.history[0]['perplexity']:.2f} at epoch 1, "
-    assert shown[-1]["text/plain"].splitlines()[-1].startswith(best)
+    assert last.startswith(best)
     assert all("\x1b" not in text for data in shown for text in data.values())
     assert 'value="0.0' in steps[0]["text/html"]
     assert 'value="1.000"></progress>' in shown[-1]["text/html"]
@@ -75,13 +77,13 @@ def test_training_is_shown_on_one_line_of_a_terminal(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
-    grimmgen.fit(TEXTS, run="sly-owl", **TINY)
+    grimmgen.fit(["", *TEXTS], run="sly-owl", **TINY)
     Display().note("a\x1b[2Jb")  # fault 40
     text = terminal.getvalue()
     assert "\x1b" not in text
     assert "a\\x1b[2Jb\n" in text
     *lines, last, _, end = text.split("\n")
-    assert [line.split("\r")[-1].split()[0] for line in lines] == ["36"]  # of 36 texts
+    assert [line.split("\r")[-1].rstrip() for line in lines] == ["36 texts; 1 without text left out"]
     overwritten = last.split("\r")
     assert all(len(part) < 40 for part in overwritten[:-1])
     assert "epoch 1" in overwritten[-2]
