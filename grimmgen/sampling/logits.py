@@ -131,7 +131,9 @@ def top_p(logits: Logits, p: float) -> Logits:
     """
     if p >= 1.0:
         return logits
-    order = np.argsort(-logits, kind="stable")
+    # Those that cannot be drawn, most of them with a lexicon, need no sorting.
+    possible = np.flatnonzero(logits > -np.inf)
+    order = possible[np.argsort(-logits[possible], kind="stable")]
     cumulative = np.cumsum(np.exp(log_probabilities(logits)[order]))
     return allow_only(logits, order[: int(np.searchsorted(cumulative, p)) + 1])
 

@@ -5,9 +5,10 @@ V  vocabulary size
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
-from functools import lru_cache
-from itertools import groupby
+import bisect
+import itertools
+from collections.abc import Collection
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,24 +30,28 @@ class Speller:
 
     def __init__(self, words: Collection[str], vocabulary: Vocabulary) -> None:
         self._letters = frozenset("".join(words))
-        self._words = frozenset(words)
+        self._words, self._sorted = frozenset(words), sorted(words)
         # What a token does to the word before it: the letters that it adds, and whether it ends it.
         kinds: dict[tuple[str, bool], int] = {}
         self._kind_of = np.zeros(len(vocabulary), np.int64)
         # The words that a token has whole, and the beginning of one at its end.
         within: list[tuple[list[str], str]] = []
         for token in range(END, len(vocabulary)):
-            runs = ["".join(run) for _, run in groupby(vocabulary.decode([token]), self._letters.__contains__)]
+            runs = [
+                "".join(run)
+                for _, run in itertools.groupby(vocabulary.decode([token]), self._letters.__contains__)
+            ]
             first = runs.pop(0) if runs and runs[0][0] in self._letters else ""
             last = runs.pop() if runs and runs[-1][0] in self._letters else ""
             within.append(([run for run in runs if run[0] in self._letters], last))
             kind = first, bool(runs) or token == END
             self._kind_of[token] = kinds.setdefault(kind, len(kinds))
         self._kinds = list(kinds)
-        self._beginnings = self._spellable(
-            {added for added, ends in kinds if not ends}, {a for a, e in kinds if e}
-        )
-        wrong = [last not in self._beginnings or not self._words.issuperset(whole) for whole, last in within]
+        # What tokens add that are nothing but letters, and what the others begin with.
+        self._inner, self._final = ({added for added, ends in kinds if ends is final} for final in (False, True))
+        self._longest = max(map(len, self._inner), default=0)
+        self._can_spell, self._is_beginning = cache(self._ends_in), cache(self._is_spellable)
+        wrong = [not (self._is_beginning(last) and self._words.issuperset(whole)) for whole, last in within]
         self._misspelt = np.array([True, *wrong])
         self.misspellings = lru_cache(_REMEMBERED)(self._misspellings)
 
@@ -57,24 +62,20 @@ class Speller:
             begin -= 1
         return text[begin:]
 
-    def _spellable(self, inner: Set[str], final: Set[str]) -> frozenset[str]:
-        """Return the beginnings of words, the empty one included, whose rest can be put together from tokens.
+    def _is_spellable(self, beginning: str) -> bool:
+        """Return whether tokens can complete a beginning, which may be empty, to some word."""
+        at = bisect.bisect_left(self._sorted, beginning)
+        words = itertools.takewhile(
+            lambda word: word.startswith(beginning), itertools.islice(self._sorted, at, None)
+        )
+        return not beginning or any(self._can_spell(word[len(beginning) :]) for word in words)
 
-        Args:
-            inner: what tokens have that are nothing but letters.
-            final: the letters at the beginning of the other tokens; the empty string is among them.
-        """
-        longest = max(map(len, inner), default=0)
-        found = {""}
-        for word in self._words:
-            size = len(word)
-            # Whether the rest from each position on can be spelt; from the last one it is empty.
-            spelt = [False] * size + [True]
-            for begin in range(size - 1, 0, -1):
-                ends = range(begin + 1, min(size, begin + longest) + 1)
-                spelt[begin] = word[begin:] in final or any(spelt[e] and word[begin:e] in inner for e in ends)
-            found.update(word[:begin] for begin in range(1, size + 1) if spelt[begin])
-        return frozenset(found)
+    def _ends_in(self, rest: str) -> bool:
+        """Return whether tokens can spell the rest of a word, and end it."""
+        if not rest or rest in self._final:
+            return True
+        ends = range(1, min(len(rest), self._longest) + 1)
+        return any(rest[:end] in self._inner and self._can_spell(rest[end:]) for end in ends)
 
     def _misspellings(self, word: str) -> NDArray[np.int64]:
         """Return the ids of the tokens that must not follow the beginning of a word, which may be empty.
@@ -82,9 +83,11 @@ class Speller:
         A word that the lexicon does not have, such as one of the prompt, may go on in any way.
         """
         wrong = self._misspelt
-        if word in self._beginnings:
-            endings = self._words | {""}
-            right = [word + added in (endings if ends else self._beginnings) for added, ends in self._kinds]
+        if self._is_beginning(word):
+            right = [
+                not (whole := word + added) or (whole in self._words if ends else self._is_beginning(whole))
+                for added, ends in self._kinds
+            ]
             wrong = wrong | ~np.array(right)[self._kind_of]
         return np.flatnonzero(wrong)
 
