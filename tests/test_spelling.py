@@ -179,7 +179,7 @@ def test_beams_and_copy_limits_know_the_lexicon_or_refuse_it() -> None:
         model("bigram").options(lexicon=True, beam_width=3)
 
 
-@pytest.mark.parametrize("stored", [None, "", 7, [1]])
+@pytest.mark.parametrize("stored", [None, "", 7, [1], "x" * 100_000])
 def test_a_checkpoint_without_a_lexicon_is_an_error(stored: object) -> None:
     teller = model("bigram", lexicon=stored)
     with pytest.raises(UsageError, match="no lexicon"):

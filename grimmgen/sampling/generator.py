@@ -41,7 +41,7 @@ from grimmgen.sampling.sampler import FirstToken, Sampler, Step
 from grimmgen.sampling.spelling import Speller, Spelling
 from grimmgen.text import encoding
 from grimmgen.text.graphemes import cluster_boundary
-from grimmgen.text.lexicon import lexicon
+from grimmgen.text.lexicon import LONGEST_WORD, lexicon
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 
 if TYPE_CHECKING:
@@ -472,7 +472,7 @@ class TextGenerator:
     @cached_property
     def _speller(self) -> Speller:
         stored = self.checkpoint.provenance.get("lexicon")
-        words = stored.split() if isinstance(stored, str) else []
+        words = [w for w in stored.split() if len(w) <= LONGEST_WORD] if isinstance(stored, str) else []
         if stored is None and self.model.run is not None:
             # The run was trained with an earlier version.
             training = encoding.joined(self.model.split().parts["train"])

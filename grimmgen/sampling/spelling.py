@@ -64,11 +64,12 @@ class Speller:
 
     def _is_spellable(self, beginning: str) -> bool:
         """Return whether tokens can complete a beginning, which may be empty, to some word."""
-        at = bisect.bisect_left(self._sorted, beginning)
-        words = itertools.takewhile(
-            lambda word: word.startswith(beginning), itertools.islice(self._sorted, at, None)
-        )
-        return not beginning or any(self._can_spell(word[len(beginning) :]) for word in words)
+        for at in range(bisect.bisect_left(self._sorted, beginning), len(self._sorted)):
+            if not self._sorted[at].startswith(beginning):
+                break
+            if self._can_spell(self._sorted[at][len(beginning) :]):
+                return True
+        return not beginning
 
     def _ends_in(self, rest: str) -> bool:
         """Return whether tokens can spell the rest of a word, and end it."""

@@ -18,6 +18,8 @@ from grimmgen.text.pretokens import LONGEST, count_pretokens
 _MOST_UNSEEN = 0.2
 # Words of a lexicon, at most: the more frequent ones.
 LARGEST = 1 << 16
+# Characters of a word, at most: a longer run of letters may have been cut.
+LONGEST_WORD = LONGEST - 1
 
 
 def lexicon(texts: Iterable[Text], normalisation: Normalisation) -> list[str]:
@@ -37,8 +39,7 @@ def lexicon(texts: Iterable[Text], normalisation: Normalisation) -> list[str]:
     counted, _ = count_pretokens(texts, normalisation)
     words = Counter[str]()
     for pretoken, count in counted.items():
-        # A longer run of letters was cut.
-        if len(pretoken) < LONGEST:
+        if len(pretoken) <= LONGEST_WORD:
             for is_word, run in groupby(pretoken, is_letter):
                 if is_word:
                     words["".join(run)] += count

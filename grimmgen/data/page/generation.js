@@ -2,6 +2,8 @@
 
 // Characters that are searched for the beginning of a grapheme cluster.
 const LONGEST_CLUSTER = 32;
+// Characters of a word of the lexicon, at most.
+const LONGEST_WORD = 31;
 // Standard deviation of the random initial state.
 const STATE_DEVIATION = 0.05;
 
@@ -190,7 +192,7 @@ class TextGenerator {
       (id) => Number.isInteger(id) && id > END && id < this.vocabulary.size);
     this.beginnings = known.length ? known : null;
     const { lexicon } = checkpoint.provenance;
-    const words = typeof lexicon === "string" ? lexicon.split(" ").filter(Boolean) : [];
+    const words = typeof lexicon === "string" ? lexicon.split(" ").filter((word) => word && [...word].length <= LONGEST_WORD) : [];
     this.speller = words.length ? new Speller(words, this.vocabulary) : null;
   }
 
