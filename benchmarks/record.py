@@ -114,7 +114,7 @@ def machine() -> str:
     """This machine, as a record describes it."""
     names = list(instruction_sets())
     titles = [{"avx2": "AVX2", "avx512": "AVX-512"}.get(names[0], names[0]) if names else "no kernels"]
-    titles += sorted({"bfloat16" for name in names if name.endswith("bf16")})
+    titles += [title for name, title in (("avx512bf16", "bfloat16"), ("amxbf16", "AMX")) if name in names]
     return f"{processor()}, {os.cpu_count()} cores, {' with '.join(titles)}"
 
 

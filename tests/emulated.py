@@ -1,4 +1,4 @@
-"""Test the kernels for AVX-512 and bfloat16 on a processor with AVX2 alone; with GCC, on Linux.
+"""Test the kernels for AVX-512, bfloat16 and AMX on a processor with AVX2 alone; with GCC, on Linux.
 
     python -m tests.emulated
 
@@ -17,24 +17,28 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+KERNELS = Path("grimmgen/network/backends/cpu")
+EMULATED = ("avx512", "avx512bf16", "amx")
 TESTS = [f"tests/test_{name}.py" for name in ("cpu_backend", "train_step", "stepper", "optimiser", "precision")]
 
 
-def build(tree: Path) -> None:
-    """Compile the kernels of a copy, with emulated instructions where the processor has none."""
-    kernels = tree / "grimmgen" / "network" / "backends" / "cpu"
+def emulate(kernels: Path) -> None:
+    """Replace the instructions that a processor with AVX2 lacks, and the questions whether it has them, in a copy."""
     header, instructions = kernels / "grimmgen.h", f'#include "{ROOT / "tests" / "emulated.h"}"'
     replacements = {
-        header: [("#include <immintrin.h>", instructions)],
-        kernels / "program.c": [(r'__builtin_cpu_supports\("avx512\w*"\)', "1")],
-        **{path: [(r'target\("avx512[^"]*"\)', 'target("avx2,fma")')] for path in kernels.glob("isa_avx512*.c")},
+        header: (r"#include <immintrin.h>", instructions),
+        kernels / "program.c": (r'__builtin_cpu_supports\("avx512\w*"\)|\bhas_tiles\(\)', "1"),
+        **{kernels / f"isa_{name}.c": (r'target\("a[^"]*"\)', 'target("avx2,fma")') for name in EMULATED},
     }
-    for path, pairs in replacements.items():
-        text = path.read_text(encoding="utf-8")
-        for pattern, replacement in pairs:
-            text, count = re.subn(pattern, replacement, text)
-            assert count, f"{path.name} has no {pattern}"
+    for path, (pattern, replacement) in replacements.items():
+        text, count = re.subn(pattern, replacement, path.read_text(encoding="utf-8"))
+        assert count, f"{path.name} has no {pattern}"
         path.write_text(text, encoding="utf-8")
+
+
+def build(tree: Path) -> None:
+    """Compile the kernels of a copy of the tree with emulated instructions."""
+    emulate(tree / KERNELS)
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     subprocess.run(command, cwd=tree, env={**os.environ, "CFLAGS": "-w"}, check=True)
 

@@ -39,6 +39,7 @@ Tensors: TypeAlias = "list[Tensor]"
 built = pytest.mark.skipif(not FP32, reason=f"there is no compiled library: {library.load()[1]}")
 has_bf16 = pytest.mark.skipif(not BF16, reason="there are no instructions for bfloat16 here")
 each_instruction_set = pytest.mark.parametrize("instructions", FP32 or ["none"])
+each_bf16_set = pytest.mark.parametrize("instructions", BF16 or ["none"])
 each_cell = pytest.mark.parametrize("cell", COMPILED, ids=lambda cell: cell.name)
 each_thread_count = pytest.mark.parametrize("threads", [1, 2, 7])
 SHAPES = [(1, 1, 1), (1, 3, 7), (1, 64, 129), (50, 1, 7), (50, 3, 100), (5, 7, 19), (50, 64, 129)]  # T, B, H
@@ -114,16 +115,18 @@ def test_layer_masks_and_resets(instructions: str, cell: CellSpec, dropout: str,
 @pytest.mark.parametrize("ids", [False, True])
 @pytest.mark.parametrize(("T", "B", "H"), SHAPES)
 @each_cell
-def test_bf16_layer(cell: CellSpec, T: int, B: int, H: int, ids: bool, threads: int) -> None:
+@each_bf16_set
+def test_bf16_layer(instructions: str, cell: CellSpec, T: int, B: int, H: int, ids: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    check_bf16_layer(BF16[0], cell, T, B, H, "fresh", True, ids)
+    check_bf16_layer(instructions, cell, T, B, H, "fresh", True, ids)
 
 
 @has_bf16
 @pytest.mark.parametrize(("dropout", "resets"), [("none", False), ("locked", False), ("none", True)])
 @each_cell
-def test_bf16_layer_masks_and_resets(cell: CellSpec, dropout: str, resets: bool) -> None:
-    check_bf16_layer(BF16[0], cell, 5, 7, 19, dropout, resets, False)
+@each_bf16_set
+def test_bf16_layer_masks_and_resets(instructions: str, cell: CellSpec, dropout: str, resets: bool) -> None:
+    check_bf16_layer(instructions, cell, 5, 7, 19, dropout, resets, False)
 
 
 @has_bf16
@@ -241,7 +244,7 @@ def test_nan_passes_through_a_layer(instructions: str, cell: CellSpec) -> None:
 
 
 @built
-@each_instruction_set
+@pytest.mark.parametrize("instructions", [*FP32, *BF16] or ["none"])
 def test_sigmoid_and_tanh_over_their_whole_range(instructions: str) -> None:
     z = torch.cat([torch.linspace(-100, 100, 4001), torch.logspace(-30, 0, 200), -torch.logspace(-30, 0, 200)])
     H, zeros = len(z), torch.zeros(len(z))
@@ -299,12 +302,13 @@ def test_sabotaged_layer_is_caught(
 
 @has_bf16
 @pytest.mark.parametrize(("cell", "kernel", "field"), OUTPUTS, ids=lambda v: v if isinstance(v, str) else v.name)
+@each_bf16_set
 def test_sabotaged_bf16_layer_is_caught(
-    cell: CellSpec, kernel: str, field: str, monkeypatch: pytest.MonkeyPatch
+    instructions: str, cell: CellSpec, kernel: str, field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sabotage(monkeypatch, kernel, field, 1.0003)
     with pytest.raises(AssertionError):
-        check_bf16_layer(BF16[0], cell, 1, 3, 7, "fresh", True, True)
+        check_bf16_layer(instructions, cell, 1, 3, 7, "fresh", True, True)
 
 
 @built
@@ -345,7 +349,8 @@ def linear_results(backend: Any, x: Tensor, weight: Tensor, bias: Tensor, d_y: T
     return [backend.linear(x, weight), backend.linear(x, weight, bias), *gradients]
 
 
-LINEAR = [(1, 1, 1), (3, 7, 129), (129, 100, 7), (300, 129, 65)]  # N, K, M
+# N, K, M: several passes over the inner dimension, and over the rows for the weight gradient.
+LINEAR = [(1, 1, 1), (3, 7, 129), (129, 100, 7), (300, 129, 65), (17, 2100, 33), (1100, 5, 9)]
 
 
 @built
@@ -365,12 +370,14 @@ def test_linear(instructions: str, N: int, K: int, M: int, threads: int) -> None
 @has_bf16
 @each_thread_count
 @pytest.mark.parametrize(("N", "K", "M"), LINEAR)
-def test_bf16_linear(N: int, K: int, M: int, threads: int) -> None:
+@each_bf16_set
+def test_bf16_linear(instructions: str, N: int, K: int, M: int, threads: int) -> None:
     torch.set_num_threads(threads)
     double, single = draw(N + K + M, (N, K), (K, M), (M,), (N, M))
-    made = linear_results(backend_of(BF16[0]), *single)
+    made = linear_results(backend_of(instructions), *single)
     check_all(made, linear_results(ReferenceBackend("bf16"), *single), 1e-5)
     check_all(made, linear_results(ReferenceBackend(), *double), 1e-2)
+    assert all(map(torch.equal, linear_results(backend_of(instructions), *single), made))
 
 
 def softmax_case(N: int, H: int, V: int) -> tuple[Tensors, Tensors, Tensor]:
@@ -401,10 +408,11 @@ def test_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) 
 @each_thread_count
 # N is a power of two: the kernel divides by N before it rounds to bfloat16, the reference backend afterwards.
 @pytest.mark.parametrize(("N", "H", "V"), [(1, 1, 2), (2, 7, 3), (128, 5, 17), (256, 100, 65), (1024, 129, 545)])
-def test_bf16_cross_entropy(N: int, H: int, V: int, threads: int) -> None:
+@each_bf16_set
+def test_bf16_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) -> None:
     torch.set_num_threads(threads)
     backend, rounded, exact = (
-        cast("Any", b) for b in (backend_of(BF16[0]), ReferenceBackend("bf16"), ReferenceBackend())
+        cast("Any", b) for b in (backend_of(instructions), ReferenceBackend("bf16"), ReferenceBackend())
     )
     double, single, targets = softmax_case(N, H, V)
     made = list(backend.cross_entropy(*single, targets))
@@ -541,13 +549,14 @@ def test_fastest_instruction_set_is_the_default(monkeypatch: pytest.MonkeyPatch)
 
 
 @has_bf16
-def test_bf16_has_an_instruction_set_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("GRIMMGEN_KERNEL", BF16[0].removesuffix("bf16"))
-    backend = backends.choose_backend("lstm", CPU, torch.float32, "bf16")
-    assert isinstance(backend, CPUBackend)
-    assert backend.instructions.name == BF16[0]
-    assert " bf16, " in backend.description
-    assert "bf16" not in description()
+def test_bf16_has_instruction_sets_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for forced, expected_name in (("", BF16[0]), ("native", BF16[0]), ("avx512", "avx512bf16")):
+        monkeypatch.setenv("GRIMMGEN_KERNEL", forced)
+        backend = backends.choose_backend("lstm", CPU, torch.float32, "bf16")
+        assert isinstance(backend, CPUBackend)
+        assert backend.instructions.name == expected_name
+        assert " bf16, " in backend.description
+        assert "bf16" not in description()
 
 
 @built

@@ -6,7 +6,7 @@
 - `numpy`: inference without PyTorch, where there is no compiled library.
 
 The environment variable GRIMMGEN_KERNEL overrides the choice: `plain` is `reference` (`numpy` for inference), `native`
-is `cpu`, and `avx512`, `avx2`, `portable` or `scalar` is `cpu` with that instruction set.
+is `cpu`, and `avx512`, `avx2`, `portable` or `scalar` is `cpu` with that instruction set (`avx512` without AMX).
 """
 
 from __future__ import annotations
@@ -136,7 +136,11 @@ def _instructions(precision: Products = "fp32") -> InstructionSet | None:
     available = library.instruction_sets()
     if precision == "bf16":
         base = _instructions()
-        return None if base is None else available.get(f"{base.name}bf16")
+        if base is None:
+            return None
+        if os.environ.get("GRIMMGEN_KERNEL", "") in {"", "native"}:
+            return next((found for found in available.values() if found.word == 2), None)
+        return available.get(f"{base.name}bf16")
     for_fp32 = [name for name, found in available.items() if found.word == 1]
     forced = os.environ.get("GRIMMGEN_KERNEL", "")
     if forced == "plain":

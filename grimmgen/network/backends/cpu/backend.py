@@ -27,7 +27,7 @@ from grimmgen.network.backends.cpu.program import Argument, Pointers, Program, c
 from grimmgen.network.backends.reference import Layer, LayerGradients, dropout_threshold
 from grimmgen.network.cells import CellSpec, Sizes
 
-_TITLES = {"avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
+_TITLES = {"amx": "AMX", "avx512": "AVX-512", "avx2": "AVX2", "portable": "128-bit vectors", "scalar": "plain C"}
 
 
 @dataclass
@@ -109,11 +109,11 @@ class CPUBackend:
         states, columns = self._empty(S, T + 1, B, H), self._empty(T, B, compiled.width, H)
         for part, target in zip(state, states, strict=True):
             self.copy(part, target[0])
-        u = self._pack_recurrent(compiled, weights)
+        u, scratch = self._pack_recurrent(compiled, weights), self._left_rows(B, H)
         extra = self._extra(cell, weights)
         self._call(
             compiled.forward,
-            *(T, B, H, x, ids, bias, u, extra, mask, resets, states, columns, self._empty(B, H)),
+            *(T, B, H, x, ids, bias, u, extra, mask, resets, states, columns, scratch),
             total=B,
         )
         saved = _Saved(inputs, weights, mask, resets, states, columns)
@@ -142,7 +142,7 @@ class CPUBackend:
         self._call(
             compiled.backward,
             *(T, B, H, u, self._extra(cell, weights), mask, resets, states, columns, gradients),
-            *(self._contiguous(d_h), d_states, d_extra, self._empty(B, G * H)),
+            *(self._contiguous(d_h), d_states, d_extra, self._left_rows(B, G * H)),
             total=B,
         )
         d_weights: dict[str, Tensor] = {}
@@ -205,6 +205,10 @@ class CPUBackend:
         u = self._rotate(u, compiled.recurrent_rotation * len(u))
         return self._pack(u.t() if transposed else u)
 
+    def _left_rows(self, B: int, K: int) -> Tensor:
+        """Scratch for left factors [B, K] whose rows the threads share; `LEFT_ROWS` in packing.h."""
+        return self._empty(B + (self.instructions.tile - 1) * self._threads, self.instructions.words(K))
+
     def _rotate(self, matrix: Tensor, columns: int) -> Tensor:
         """The matrix with its columns rotated to the right."""
         if columns == 0:
@@ -220,7 +224,7 @@ class CPUBackend:
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:  # noqa: D102 - see above
         (N, K), M = x.shape, weight.shape[1]
         y = self._empty(N, M)
-        scratch = self._empty(self._threads, constants().block, K)
+        scratch = self._empty(self._threads, self.instructions.left_words(self.instructions.block, K))
         x, bias = self._contiguous(x), None if bias is None else self._contiguous(bias)
         self._call(self._kernels["linear"], K, M, x, self._pack(weight), bias, y, scratch, total=N)
         return y
@@ -245,7 +249,8 @@ class CPUBackend:
         (N, M), K = d_y.shape, 0 if x is None else x.shape[1]
         panels = -(-M // (4 * self.instructions.lanes))
         widest = max(end - begin for begin, end in program.ranges(panels, self._threads))
-        stride = constants().chunk * (K + widest * 4 * self.instructions.lanes)
+        chunk = self.instructions.chunk
+        stride = self.instructions.left_words(K, chunk) + chunk * widest * 4 * self.instructions.lanes
         scratch = self._empty(self._threads, stride)
         self._call(
             self._kernels["weight_gradient"],
@@ -285,7 +290,9 @@ class CPUBackend:
         hidden, bias = self._contiguous(hidden), self._contiguous(bias)
         self._check("a target", targets, -(2**63), V)
         losses = self._empty(N)
-        stride = constants().block * (2 * (V + self.instructions.lanes) + max(H, V))
+        block, left_words = self.instructions.block, self.instructions.left_words
+        most = max(left_words(block, H), left_words(block, V), left_words(H, block))
+        stride = 2 * block * (V + self.instructions.lanes) + most
         self._call(
             self._kernels["cross_entropy"],
             *(
@@ -424,8 +431,8 @@ class CPUBackend:
     def _pack(self, matrix: Tensor) -> Tensor:
         """The right factor of a product [K, N], in the order in which the kernels read it."""
         K, N = matrix.shape
-        lanes, word = self.instructions.lanes, self.instructions.word
-        packed = self._empty(-(-K // word) * -(-N // lanes) * lanes)
+        lanes = self.instructions.lanes
+        packed = self._empty(self.instructions.words(K) * -(-N // lanes) * lanes)
         panels = -(-N // (4 * lanes))
         self._call(self._kernels["pack"], K, N, matrix, *matrix.stride(), packed, total=panels, elements=K * N)
         return packed

@@ -21,6 +21,10 @@
 #if defined(HAS_AVX) && (defined(__clang__) ? __clang_major__ >= 9 : __GNUC__ >= 10)
 #define HAS_BF16
 #endif
+/* Products on tiles (AMX). On Linux alone: elsewhere it is unknown how a process gets the permission. */
+#if defined(HAS_BF16) && defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#define HAS_AMX
+#endif
 
 #include <math.h>
 #include <stdint.h>
@@ -40,13 +44,6 @@ typedef int64_t size;
 typedef void kernel(const void *arguments, size begin, size end, size share);
 
 enum {
-    /* Words of a product's inner dimension per pass: the panel of the right factor that a pass reads stays in the
-     * first-level cache. */
-    DEPTH = 128,
-    /* Rows of a window added to a weight gradient per pass. */
-    CHUNK = 256,
-    /* Rows of logits made at a time; they stay in the second-level cache. */
-    BLOCK = 128,
     /* Elements of a gradient whose squares are summed by themselves, so that the norm does not depend on threads. */
     SLICE = 4096,
 };
@@ -140,6 +137,9 @@ typedef struct {
     const char *name;
     size lanes; /* floats of a vector */
     size word;  /* elements of a product's inner dimension in a word of 32 bits: 2 for bfloat16 */
+    size tile;  /* rows, and words of a row, of a tile; 1 without tiles */
+    size chunk; /* rows of a window added to a weight gradient per pass */
+    size block; /* rows of logits made at a time */
     const kernel_entry *kernels;
     const cell_entry *cells;
 } instruction_set;

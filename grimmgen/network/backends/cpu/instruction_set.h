@@ -3,9 +3,15 @@
  *     ISA    its name            LANES  floats of a vector
  *     ROWS   rows of a product's register block of ROWS × 4 vectors: 32 vector registers hold 6 × 4 and what feeds them, 16 hold 3 × 4
  *     WORD   elements of a product's inner dimension in a word: 2 for bfloat16
+ *     TILE   rows, and words of a row, of a tile; 1 where products are computed in vector registers
  */
 #include "vectors.h"
+#include "packing.h"
+#if TILE == 1
 #include "products.h"
+#else
+#include "tiles.h"
+#endif
 #include "recurrence.h"
 #include "layers.h"
 #if WORD == 1
@@ -50,4 +56,4 @@ static const kernel_entry kernels[] = {
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 extern const instruction_set JOIN(instruction_set, ISA);
-const instruction_set JOIN(instruction_set, ISA) = {STRING(ISA), LANES, WORD, kernels, cells};
+const instruction_set JOIN(instruction_set, ISA) = {STRING(ISA), LANES, WORD, TILE, CHUNK, BLOCK, kernels, cells};

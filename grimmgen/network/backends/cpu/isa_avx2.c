@@ -12,6 +12,7 @@
 #define LANES 8
 #define ROWS 3
 #define WORD 1
+#define TILE 1
 #include "instruction_set.h"
 
 #if defined(__clang__)

@@ -12,6 +12,7 @@
 #define LANES 16
 #define ROWS 6
 #define WORD 1
+#define TILE 1
 #include "instruction_set.h"
 
 #if defined(__clang__)

@@ -5,6 +5,7 @@
 #define ISA portable
 #define LANES 4
 #define WORD 1
+#define TILE 1
 #if defined(__aarch64__)
 #define ROWS 6
 #else

@@ -5,4 +5,5 @@
 #define LANES 1
 #define ROWS 2
 #define WORD 1
+#define TILE 1
 #include "instruction_set.h"

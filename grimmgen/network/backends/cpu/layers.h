@@ -4,18 +4,20 @@
 
 /* y = x W + b for rows `begin` to `end`.
  *
- * x [N, K]; weight [K, M] packed; bias [M], null for none; y [N, M]; scratch [shares, BLOCK, K]
+ * x [N, K]; weight [K, M] packed; bias [M], null for none; y [N, M]; scratch [shares, LEFT_WORDS(BLOCK, K)]
  */
 static void linear(const void *arguments, size begin, size end, size share)
 {
     const linear_arguments *a = arguments;
     size K = a->K, M = a->M;
+    begin_products();
     for (size n = begin; n < end; n += BLOCK) {
         size rows = SMALLER(BLOCK, end - n);
         for (size row = 0; a->bias && row < rows; row++) memcpy(a->y + (n + row) * M, a->bias, M * sizeof *a->bias);
         multiply_rows(rows, M, K, a->x + n * K, K, 0, a->weight, a->y + n * M, M, a->bias != 0, 0, (M + PANEL - 1) / PANEL,
-                      a->scratch + share * BLOCK * K);
+                      a->scratch + share * LEFT_WORDS(BLOCK, K));
     }
+    end_products();
 }
 
 /* The gradients by the weights of y = x W + b, from d_y: panels `begin` to `end` of its M columns, so that sums do not depend on
@@ -25,15 +27,16 @@ static void linear(const void *arguments, size begin, size end, size share)
  * d_y      [N, M], rows d_y_stride apart
  * d_weight [K, M]; d_bias [M]: null for none
  * d_table  [V, M], by a table whose rows `ids` [N] were added to y; null for none; then d_bias is not
- * scratch  [shares, scratch_stride]; a share needs CHUNK · (K + its columns, rounded up to whole vectors)
+ * scratch  [shares, scratch_stride]; a share needs LEFT_WORDS(K, CHUNK) + CHUNK · its columns, rounded up to whole vectors
  */
 static void weight_gradient(const void *arguments, size begin, size end, size share)
 {
     const weight_gradient_arguments *a = arguments;
     size N = a->N, K = a->K, M = a->M, first = begin * PANEL, columns = SMALLER(end * PANEL, M) - first;
-    float *scratch = a->scratch + share * a->scratch_stride, *packed = scratch + CHUNK * K;
+    float *scratch = a->scratch + share * a->scratch_stride, *packed = scratch + LEFT_WORDS(K, CHUNK);
     for (size v = 0; a->d_table && v < a->V; v++) memset(a->d_table + v * M + first, 0, columns * sizeof *a->d_table);
     if (a->d_bias) memset(a->d_bias + first, 0, columns * sizeof *a->d_bias);
+    begin_products();
     for (size n = 0; n < N; n += CHUNK) {
         size rows = SMALLER(CHUNK, N - n);
         const float *d_y = a->d_y + n * a->d_y_stride + first;
@@ -45,6 +48,7 @@ static void weight_gradient(const void *arguments, size begin, size end, size sh
             if (a->d_table) add_to(a->d_table + a->ids[n + row] * M + first, d_y + row * a->d_y_stride, columns);
             else if (a->d_bias) add_to(a->d_bias + first, d_y + row * a->d_y_stride, columns);
     }
+    end_products();
     for (size v = 0; a->d_table && v < a->V; v++) add_to(a->d_bias + first, a->d_table + v * M + first, columns);
 }
 
@@ -208,7 +212,8 @@ static float softmax(size V, float *y, size target, float scale, float *total)
  * hidden  [N, H]; weight [H, V] packed; weight_transposed [V, H] packed; bias [V]; targets [N], negative for none
  * losses  [N]
  * d_hidden [N, H], d_weight [shares, H, V], d_bias [shares, V]: the last two are sums over a share; null without gradients
- * scratch [shares, scratch_stride]; a share needs BLOCK · (2 · V rounded up to whole vectors + the larger of H and V)
+ * scratch [shares, scratch_stride]; a share needs 2 · BLOCK · V, rounded up to whole vectors, and the most of
+ * LEFT_WORDS(BLOCK, H), LEFT_WORDS(BLOCK, V), LEFT_WORDS(H, BLOCK)
  */
 static void cross_entropy(const void *arguments, size begin, size end, size share)
 {
@@ -217,6 +222,7 @@ static void cross_entropy(const void *arguments, size begin, size end, size shar
     float *logits = a->scratch + share * a->scratch_stride, *packed = logits + BLOCK * width, *left = packed + BLOCK * width;
     float *d_bias = a->d_bias ? a->d_bias + share * V : 0, *d_weight = a->d_weight + share * H * V;
     if (d_bias) memset(d_bias, 0, V * sizeof *d_bias);
+    begin_products();
     for (size n0 = begin; n0 < end; n0 += BLOCK) {
         size rows = SMALLER(BLOCK, end - n0);
         const float *h = a->hidden + n0 * H;
@@ -233,4 +239,5 @@ static void cross_entropy(const void *arguments, size begin, size end, size shar
         pack_panels(rows, V, logits, width, 1, 0, 0, panels, packed);
         multiply_columns(H, V, rows, h, packed, d_weight, V, n0 > begin, 0, panels, left);
     }
+    end_products();
 }

@@ -39,6 +39,9 @@ class _InstructionSet(ctypes.Structure):
         ("name", ctypes.c_char_p),
         ("lanes", ctypes.c_int64),
         ("word", ctypes.c_int64),
+        ("tile", ctypes.c_int64),
+        ("chunk", ctypes.c_int64),
+        ("block", ctypes.c_int64),
         ("kernels", ctypes.POINTER(_KernelEntry)),
         ("cells", ctypes.POINTER(_CellEntry)),
     )
@@ -80,9 +83,12 @@ class InstructionSet:
     """The kernels for one instruction set.
 
     Attributes:
-        name: `avx512`, `avx2`, `portable` or `scalar`, with `bf16` at its end where products are of bfloat16.
+        name: `avx512`, `avx2`, `portable` or `scalar`; `amxbf16` or `avx512bf16` where products are of bfloat16.
         lanes: floats of a vector.
         word: elements of a product's inner dimension in a word of 32 bits: 2 for bfloat16.
+        tile: rows, and words of a row, of a tile; 1 without tiles.
+        chunk: rows of a window added to a weight gradient per pass.
+        block: rows of logits made at a time.
         kernels: by name.
         cells: the cells that have kernels, by name.
         network_fields: of the structure that inference reads.
@@ -91,17 +97,30 @@ class InstructionSet:
     name: str
     lanes: int
     word: int
+    tile: int
+    chunk: int
+    block: int
     kernels: Mapping[str, Kernel]
     cells: Mapping[str, CompiledCell]
     network_fields: tuple[str, ...]
 
+    def words(self, K: int) -> int:
+        """Words of an inner dimension K of a product; `WORDS` in packing.h."""
+        return _rounded_up(-(-K // self.word), self.tile)
+
+    def left_words(self, M: int, K: int) -> int:
+        """Words of a packed left factor [M, K]; `LEFT_WORDS` in packing.h."""
+        return _rounded_up(M, self.tile) * self.words(K)
+
+
+def _rounded_up(count: int, unit: int) -> int:
+    return -(-count // unit) * unit
+
 
 @dataclass(frozen=True)
 class Constants:
-    """Sizes that scratch buffers depend on, and the most threads of a program; see grimmgen.h and program.c."""
+    """Elements of a slice of a gradient, and the most threads of a program; see grimmgen.h and program.c."""
 
-    chunk: int
-    block: int
     slice: int
     most_threads: int
 
@@ -121,7 +140,7 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
     if missing := [name for name in _EXPORTS if not hasattr(library, name)]:
         return None, f"{paths[0]} is of another build of grimmgen: it has no {missing[0]}"
     mirrored = [*map(ctypes.sizeof, (_KernelEntry, _CellEntry, _InstructionSet)), 8 * WORDS_OF_CALL]
-    if _constants(library)[4:] != mirrored:
+    if _constants(library)[2:] != mirrored:
         return None, f"{paths[0]} is of another build of grimmgen: its structures have other sizes"
     library.instruction_sets.restype = library.within.restype = ctypes.c_int64
     library.within.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
@@ -134,11 +153,11 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
 @functools.cache
 def constants() -> Constants:
     """The constants of the library, which must be loaded."""
-    return Constants(*_constants(loaded())[:4])
+    return Constants(*_constants(loaded())[:2])
 
 
 def _constants(library: ctypes.CDLL) -> list[int]:
-    values = (ctypes.c_int64 * 8)()
+    values = (ctypes.c_int64 * 6)()
     library.constants(values)
     return list(values)
 
@@ -152,7 +171,7 @@ def loaded() -> ctypes.CDLL:
 
 @functools.cache
 def instruction_sets() -> dict[str, InstructionSet]:
-    """Those that this machine can run, by name, the fastest first; the one for bfloat16 products is last."""
+    """Those that this process can use, by name, the fastest first; those for bfloat16 products are last."""
     library, _ = load()
     if library is None:
         return {}
@@ -177,7 +196,8 @@ def _instruction_set(raw: Any) -> InstructionSet:
         cells[name] = CompiledCell(*sizes, *functions)
     network = kernels["network"].fields
     callable_kernels = {name: kernel for name, kernel in kernels.items() if kernel.address}
-    return InstructionSet(raw.name.decode(), raw.lanes, raw.word, callable_kernels, cells, network)
+    products = raw.lanes, raw.word, raw.tile, raw.chunk, raw.block
+    return InstructionSet(raw.name.decode(), *products, callable_kernels, cells, network)
 
 
 def _entries(pointer: Any) -> Iterator[Any]:

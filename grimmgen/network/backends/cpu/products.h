@@ -1,77 +1,17 @@
-/* Matrix products: packing, and the register-blocked loops. ROWS × 4 vectors are a register block. */
+/* Matrix products in vector registers: a register block is ROWS × 4 vectors. tiles.h has the same functions on tiles. */
 
-/* The inner loop of a product reads its factors a word of 32 bits at a time: a float or, where WORD is 2, two neighbours along
- * the inner dimension, rounded to bfloat16. Sums are float32 in both cases. */
-#define WORDS(K) (((K) + WORD - 1) / WORD)
+/* Around the products of a kernel; see tiles.h. */
+INLINE void begin_products(void) {}
+INLINE void end_products(void) {}
 
 #if WORD == 2
 INLINE vec multiply_add(vec sum, vec left, vec right)
 {
     return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
 }
-
-/* The words (first[0], first[1]), (first[2], first[3]), … to (second[14], second[15]). */
-INLINE vec neighbours(vec first, vec second) { return (vec)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first); }
-
-/* The words (even[0], odd[0]), (even[1], odd[1]), … */
-INLINE vec pairs(vec even, vec odd)
-{
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
-                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    return (vec)_mm512_permutexvar_epi16(order, (__m512i)neighbours(even, odd));
-}
 #else
 INLINE vec multiply_add(vec sum, vec left, vec right) { return sum + left * right; }
 #endif
-
-/* The right factor of a product is packed beforehand, so that the inner loop reads it sequentially: DEPTH rows of words at a
- * time, and of these a panel of 4 · LANES columns at a time; the last panel is as many vectors wide as it needs, padded with
- * zeros. A packed matrix [K, N] has WORDS(K) · ⌈N / LANES⌉ · LANES words. */
-enum { PANEL = 4 * LANES };
-#define PADDED(N) (((N) + LANES - 1) / LANES * LANES)
-
-/* The first `count` of p[0], p[stride], p[2 · stride], …, then zeros. */
-INLINE vec load_strided(const float *p, size stride, size count)
-{
-    if (stride == 1) return load_some(p, count);
-    float lanes[LANES] = {0};
-    for (size i = 0; i < SMALLER(count, LANES); i++) lanes[i] = p[i * stride];
-    return load(lanes);
-}
-
-/* Pack panels `begin` to `end` (of ⌈N / PANEL⌉) of a matrix [K, N] whose element (k, n) is b[k · row_stride + n · column_stride].
- * Rows with `skip[k]` are packed as zeros; a null pointer skips none. */
-INLINE void pack_panels(size K, size N, const float *b, size row_stride, size column_stride, const uint8_t *skip, size begin,
-                        size end, float *packed)
-{
-#define ROW(k) \
-    ((k) < K && !(skip && skip[k]) ? load_strided(b + (k) * row_stride + (n0 + n) * column_stride, column_stride, columns - n) : splat(0))
-    for (size w0 = 0; w0 < WORDS(K); w0 += DEPTH) {
-        size depth = SMALLER(DEPTH, WORDS(K) - w0);
-        for (size panel = begin; panel < end; panel++) {
-            size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0), width = PADDED(columns);
-            float *to = packed + w0 * PADDED(N) + n0 * depth;
-            for (size n = 0; n < columns; n += LANES)
-                for (size w = 0; w < depth; w++) {
-                    size k = (w0 + w) * WORD;
-#if WORD == 2
-                    store(to + w * width + n, pairs(ROW(k), ROW(k + 1)));
-#else
-                    store(to + w * width + n, ROW(k));
-#endif
-                }
-        }
-    }
-#undef ROW
-}
-
-/* Pack panels `begin` to `end` of a matrix [K, N] whose element (k, n) stands at matrix[k · row_stride + n · column_stride]. */
-static void pack(const void *arguments, size begin, size end, size share)
-{
-    const pack_arguments *a = arguments;
-    (void)share;
-    pack_panels(a->K, a->N, a->matrix, a->row_stride, a->column_stride, 0, begin, end, a->packed);
-}
 
 /* c = a b, or c += a b if `add`, for a register block of `rows` rows and `vectors` vectors of columns; both are constants where
  * this is inlined, so that the sums stay in registers. a's element (m, k) is a[m · a_row + k · a_step]; rows of b and c are b_row
@@ -151,7 +91,7 @@ ONE_COPY void multiply(size M, size N, size K, const float *a, size a_row, size 
 }
 
 /* The same for floats a [M, K], whose rows are a_row apart; rows with `skip[m]` count as zeros (a null pointer skips none).
- * `scratch` has M · K floats. */
+ * `scratch` has LEFT_WORDS(M, K) words. */
 static void multiply_rows(size M, size N, size K, const float *a, size a_row, const uint8_t *skip,
                           const float *packed, float *c, size c_row, int add, size begin, size end, float *scratch)
 {
@@ -176,7 +116,7 @@ static void multiply_rows(size M, size N, size K, const float *a, size a_row, co
     multiply(M, N, K, a, a_row, 1, packed, c, c_row, add, begin, end);
 }
 
-/* c = aᵀ b, or c += aᵀ b if `add`, for floats a [K, M]. `scratch` has K · M floats. */
+/* c = aᵀ b, or c += aᵀ b if `add`, for floats a [K, M]. `scratch` has LEFT_WORDS(M, K) words. */
 static void multiply_columns(size M, size N, size K, const float *a, const float *packed, float *c, size c_row,
                              int add, size begin, size end, float *scratch)
 {

@@ -4,6 +4,7 @@
  */
 #if !defined(_WIN32)
 #define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE /* for syscall */
 #endif
 #include "grimmgen.h"
 
@@ -26,10 +27,38 @@ extern const instruction_set instruction_set_avx2, instruction_set_avx512;
 #ifdef HAS_BF16
 extern const instruction_set instruction_set_avx512bf16;
 #endif
+#ifdef HAS_AMX
+extern const instruction_set instruction_set_amxbf16;
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Whether the processor has tiles and bfloat16 products of them, and the system saves both parts of their state. */
+static int has_tiles(void)
+{
+    const unsigned tiles = 1u << 24 | 1u << 22, xgetbv = 1u << 27, state = 3u << 17;
+    unsigned eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & xgetbv)) return 0;
+    if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & tiles) != tiles) return 0;
+    __asm__("xgetbv" : "=a"(eax), "=d"(edx) : "c"(0));
+    return (eax & state) == state;
+}
+
+/* Ask Linux for the permission to use tiles: without it, their first instruction kills the process. It holds for all threads, also
+ * later ones. The numbers are from Linux' Documentation/arch/x86/xstate.rst. */
+static int may_use_tiles(void)
+{
+    enum { GET_PERMISSION = 0x1022, REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+    uint64_t permitted = 0;
+    return !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) && !syscall(SYS_arch_prctl, GET_PERMISSION, &permitted) &&
+           permitted >> TILE_DATA & 1;
+}
+#endif
 #endif
 
-/* Fill in the instruction sets that this machine can run, the fastest first, the one for bfloat16 products last; returns how many
- * there are. */
+/* Fill in the instruction sets that this process can use, the fastest first, those for bfloat16 products last; returns how many
+ * there are. To be called before other threads run kernels. */
 EXPORT size instruction_sets(const instruction_set *found[8])
 {
     size count = 0;
@@ -45,7 +74,11 @@ EXPORT size instruction_sets(const instruction_set *found[8])
 #endif
     found[count++] = &instruction_set_scalar;
 #ifdef HAS_BF16
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) found[count++] = &instruction_set_avx512bf16;
+    int bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+#ifdef HAS_AMX
+    if (bf16 && has_tiles() && may_use_tiles()) found[count++] = &instruction_set_amxbf16;
+#endif
+    if (bf16) found[count++] = &instruction_set_avx512bf16;
 #endif
     return count;
 }
@@ -70,12 +103,11 @@ typedef struct {
     size begin, end;
 } call;
 
-/* The constants that Python sizes scratch buffers with, and the sizes of the structures that it reads or writes, which it checks at
- * load: CHUNK, BLOCK, SLICE, the most threads of a program; kernel_entry, cell_entry, instruction_set, call. */
-EXPORT void constants(size values[8])
+/* The constants that Python needs, and the sizes of the structures that it reads or writes, which it checks at load: SLICE, the
+ * most threads of a program; kernel_entry, cell_entry, instruction_set, call. */
+EXPORT void constants(size values[6])
 {
-    const size found[8] = {CHUNK, BLOCK, SLICE, MOST_THREADS, sizeof(kernel_entry), sizeof(cell_entry), sizeof(instruction_set),
-                           sizeof(call)};
+    const size found[6] = {SLICE, MOST_THREADS, sizeof(kernel_entry), sizeof(cell_entry), sizeof(instruction_set), sizeof(call)};
     memcpy(values, found, sizeof found);
 }
 

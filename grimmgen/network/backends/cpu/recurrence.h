@@ -59,9 +59,10 @@ INLINE void set_input(const shape cell, size H, float *saved, const float *x, co
  * extra   [extra, H]; mask [T, B, H]; resets [T, B]: null for none
  * states  [S, T + 1, B, H]; the first of each is the state before the window
  * saved   [T, B, WH]
- * scratch [B, H]
+ * scratch LEFT_ROWS(B, shares) · WORDS(H) words
  */
-INLINE void recurrence_forward(const shape cell, pointwise_forward *pointwise, const forward_arguments *a, size begin, size end)
+INLINE void recurrence_forward(const shape cell, pointwise_forward *pointwise, const forward_arguments *a, size begin, size end,
+                               size share)
 {
     size T = a->T, B = a->B, H = a->H, G = cell.gates, panels = (G * H + PANEL - 1) / PANEL;
     for (size t = 0; t < T; t++) {
@@ -71,7 +72,7 @@ INLINE void recurrence_forward(const shape cell, pointwise_forward *pointwise, c
             set_input(cell, H, saved + b * cell.width * H, a->x + (a->ids ? a->ids[t * B + b] : t * B + b) * G * H, a->bias);
         if (cell.recurrent_rotation >= 0)
             multiply_rows(end - begin, G * H, H, a->states + (t * B + begin) * H, H, resets ? resets + begin : 0, a->u,
-                          saved + begin * cell.width * H, cell.width * H, 1, 0, panels, a->scratch + begin * H);
+                          saved + begin * cell.width * H, cell.width * H, 1, 0, panels, a->scratch + LEFT_ROWS(begin, share) * WORDS(H));
         for (size b = begin; b < end; b++) {
             const float *states[MOST_STATES];
             float *new_states[MOST_STATES];
@@ -93,9 +94,10 @@ INLINE void recurrence_forward(const shape cell, pointwise_forward *pointwise, c
  * d_h       [T, B, H]: by the hidden states; null for zeros
  * d_states  [S, B, H]: before, by the states after the window; after, by those before it
  * d_extra   [B, extra, H]: the gradients by the extra weights are added, for each row
- * scratch   [B, GH]
+ * scratch   LEFT_ROWS(B, shares) · WORDS(GH) words
  */
-INLINE void recurrence_backward(const shape cell, pointwise_backward *pointwise, const backward_arguments *a, size begin, size end)
+INLINE void recurrence_backward(const shape cell, pointwise_backward *pointwise, const backward_arguments *a, size begin, size end,
+                                size share)
 {
     size T = a->T, B = a->B, H = a->H, G = cell.gates, W = cell.width, panels = (H + PANEL - 1) / PANEL;
     for (size t = T; t-- > 0;) {
@@ -134,7 +136,7 @@ INLINE void recurrence_backward(const shape cell, pointwise_backward *pointwise,
         }
         if (cell.recurrent_rotation >= 0)
             multiply_rows(end - begin, H, G * H, a->gradients + (t * B + begin) * W * H, W * H, 0, a->u,
-                          a->d_states + begin * H, H, 1, 0, panels, a->scratch + begin * G * H);
+                          a->d_states + begin * H, H, 1, 0, panels, a->scratch + LEFT_ROWS(begin, share) * WORDS(G * H));
         for (size b = begin; resets && b < end; b++)
             if (resets[b]) memset(a->d_states + b * H, 0, H * sizeof *a->d_states);
     }
@@ -145,11 +147,13 @@ INLINE void recurrence_backward(const shape cell, pointwise_backward *pointwise,
 #define DEFINE_WINDOW(NAME)                                                                               \
     static void NAME##_forward(const void *arguments, size begin, size end, size share)                   \
     {                                                                                                     \
-        (void)share;                                                                                      \
-        recurrence_forward(NAME##_shape, NAME##_pointwise_forward, arguments, begin, end);                \
+        begin_products();                                                                                 \
+        recurrence_forward(NAME##_shape, NAME##_pointwise_forward, arguments, begin, end, share);         \
+        end_products();                                                                                   \
     }                                                                                                     \
     static void NAME##_backward(const void *arguments, size begin, size end, size share)                  \
     {                                                                                                     \
-        (void)share;                                                                                      \
-        recurrence_backward(NAME##_shape, NAME##_pointwise_backward, arguments, begin, end);              \
+        begin_products();                                                                                 \
+        recurrence_backward(NAME##_shape, NAME##_pointwise_backward, arguments, begin, end, share);       \
+        end_products();                                                                                   \
     }

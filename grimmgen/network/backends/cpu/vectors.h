@@ -141,7 +141,19 @@ INLINE vec exponential(vec x)
     return as_vec(as_ints(p) + (as_ints(shifted) << 23));
 }
 
-INLINE vec sigmoid(vec x) { return 1.0f / (1.0f + exponential(-x)); }
+#if TILE > 1
+/* 1 / x by an estimate to 14 bits and a step of Newton's method: relative error below 2e-7, in a third of the time. Beside products on
+ * tiles, the divisions would be what takes longest. */
+INLINE vec reciprocal(vec x)
+{
+    vec r = (vec)_mm512_rcp14_ps((__m512)x);
+    return r + r * (1.0f - x * r);
+}
+#else
+INLINE vec reciprocal(vec x) { return 1.0f / x; }
+#endif
+
+INLINE vec sigmoid(vec x) { return reciprocal(1.0f + exponential(-x)); }
 
 /* A rational function of degrees 13 and 6, as in Eigen; relative error below 5e-7, near zero too. */
 INLINE vec hyperbolic_tangent(vec x)
@@ -157,5 +169,5 @@ INLINE vec hyperbolic_tangent(vec x)
     vec q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
     q = q * s + 2.26843463243900e-03f;
     q = q * s + 4.89352518554385e-03f;
-    return x * p / q;
+    return TILE > 1 ? x * p * reciprocal(q) : x * p / q;
 }
