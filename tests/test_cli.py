@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -112,20 +113,25 @@ def test_help_shows_defaults_in_words(run: Program) -> None:
     assert "[default: (a new one each time)]" in shown
 
 
+@pytest.mark.parametrize("columns", [40, 72, 80])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_help_on_a_narrow_terminal_cuts_nothing_off(
-    name: str, run: Program, monkeypatch: pytest.MonkeyPatch
+    name: str, columns: int, run: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = run(*name.split(), "--help").out
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("COLUMNS", str(columns))
     shown = run(*name.split(), "--help").out
     assert "…" not in shown
     assert "..." not in shown.replace("]...", "").replace("}...", "")
-    assert set(re.findall(r"--[a-z][a-z-]+", wide)) <= set(
-        re.findall(r"--[a-z][a-z-]+", shown.replace("-\n  ", "-"))
-    )
+    options = r"--[a-z][a-z-]+"
+    assert set(re.findall(options, wide)) <= set(re.findall(options, re.sub(r"-[ │]*\n[ │]+", "-", shown)))
     # Choices are not broken: <tutorial|quick|strong|large>.
-    assert all(len(line) < 40 for line in shown.splitlines() if "|" not in line)
+    assert all(len(line) <= columns for line in shown.splitlines() if "|" not in line)
+
+
+def test_screens_show_the_help_of_every_command() -> None:
+    shown = runpy.run_path(str(Path(__file__).parent.parent / "docs" / "screens.py"))["HELPS"]
+    assert {one.removesuffix("--help").strip() for one in shown} == set(commands()) - {"help"}
 
 
 @pytest.mark.parametrize("name", OPTIONS)

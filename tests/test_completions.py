@@ -67,6 +67,9 @@ def fish(*words: str) -> list[str]:
         (["runs", "rm", "sly-fox", "sly-o"], ["sly-owl"]),
         (["generate", "--run", ""], ["sly-fox", "sly-owl"]),
         (["train", "--init", "x"], ["xavier"]),
+        (["train", "--corpus", "sam"], ["sampler"]),
+        (["train", "--device", "c"], ["cpu", "cuda"]),
+        (["generate", "--until", "p"], ["page", "paragraph"]),
     ],
     ids=lambda value: " ".join(value),
 )

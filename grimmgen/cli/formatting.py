@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from grimmgen.cli import variables
 
 # Columns that Typer's panels need to cut nothing off.
-_PANELS = 72
+_PANELS = 80
 
 
 def plain_help(command: Any, context: Any, columns: int) -> str:
@@ -62,10 +62,14 @@ def plain_help(command: Any, context: Any, columns: int) -> str:
 class _Parsing:
     """What commands and groups have in common: plain help on a narrow terminal, errors that name variables."""
 
+    help: str | None
+
     def get_help(self, ctx: Any) -> str:
         """The help; Typer itself prints its panels and returns an empty text."""
         columns = shutil.get_terminal_size().columns
         full: Any = super()
+        # Typer would keep the line ends of the docstring, besides those at the width of the terminal.
+        self.help = "\n\n".join(" ".join(one.split()) for one in inspect.cleandoc(self.help or "").split("\n\n"))
         return str(full.get_help(ctx)) if columns >= _PANELS else plain_help(self, ctx, columns - 1)
 
     def get_help_option(self, ctx: Any) -> Any:

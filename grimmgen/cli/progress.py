@@ -32,7 +32,7 @@ from grimmgen.text.graphemes import cluster_boundary
 _MANY_UNKNOWN = 0.05
 
 # Characters of a sample at an evaluation, and how many documents it has if they are lines.
-_LONGEST_SAMPLE, _SAMPLED_LINES = 200, 5
+_LONGEST_SAMPLE, _SAMPLED_LINES = 150, 5
 # Characters of the prompt in the hint after training.
 _LONGEST_PROMPT = 20
 
