@@ -14,7 +14,7 @@ import itertools
 
 from grimmgen.runs import registry
 
-PATIENCES = 3, 5, 10, 15, 20
+PATIENCES = 5, 10, 15, 20
 
 
 def stop(perplexities: list[float], patience: int) -> int:

@@ -486,7 +486,7 @@ class Configuration:
         typed=lambda seconds: f"{seconds:.15g}s",  # without an exponent
     )
     patience: int = option(
-        10,
+        15,
         "Evaluations without improvement of the validation perplexity before training stops; 0 never stops",
         low=0,
         high=_LARGEST,
