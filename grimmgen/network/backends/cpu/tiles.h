@@ -72,7 +72,7 @@ ONE_COPY void multiply(size M, size N, size K, const float *a, const float *pack
                        size end)
 {
     enum { BOTH = 2 * TILE };
-    float edge[BOTH * BOTH] = {0}; /* serves where less than whole tiles of c are left */
+    float edge[BOTH * BOTH] __attribute__((aligned(64))) = {0}; /* serves where less than whole tiles of c are left */
     for (size w0 = 0; w0 < WORDS(K); w0 += DEPTH) {
         size depth = SMALLER(DEPTH, WORDS(K) - w0), last = SMALLER(end * PANEL, N);
         for (size n = begin * PANEL; n < last; n += BOTH)
