@@ -15,13 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from quality import Result, Task, ours, read_record, table
 
@@ -50,8 +50,10 @@ def cut(options: argparse.Namespace, directory: Path) -> Path:
     """Write the cut texts into `texts` in a directory, and their split into a file, whose path is returned."""
     corpus = open_corpus(options.corpus)
     parts = (split_by_file(corpus, options.split) if options.split else split_by_hash(corpus)).parts
-    draw = np.random.default_rng(1)
-    train, valid = ([parts[part][i] for i in draw.permutation(len(parts[part]))] for part in ("train", "valid"))
+    draw = random.Random(1)  # noqa: S311 - the same order each time
+    train, valid = (sorted(parts[part], key=lambda document: document.name) for part in ("train", "valid"))
+    draw.shuffle(train)
+    draw.shuffle(valid)
     half = len(valid) // 2
     wanted = {
         "train": (train, options.characters),

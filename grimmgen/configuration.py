@@ -663,18 +663,6 @@ _STRONG: dict[str, Any] = {
 # What the departures from the tutorial add up to, by purpose; README has what each is good for.
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
-    "quick": {
-        "hidden": 256,
-        "initialisation": "xavier",
-        "dropout": 0.3,
-        "dropout_mode": "output",
-        "learning_rate": 0.008,
-        "clip": 1.0,
-        "batch_size": 32,
-        "schedule": "cosine",
-        "phases": True,
-        "epochs": 10,
-    },
     # What does not depend on the text and the time; `grimmgen.training.auto` chooses the rest.
     "auto": {
         "tokens": "bpe:1000",
@@ -686,6 +674,18 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "schedule": "cosine",
         "epochs": 15,
+    },
+    "quick": {
+        "hidden": 256,
+        "initialisation": "xavier",
+        "dropout": 0.3,
+        "dropout_mode": "output",
+        "learning_rate": 0.008,
+        "clip": 1.0,
+        "batch_size": 32,
+        "schedule": "cosine",
+        "phases": True,
+        "epochs": 10,
     },
     "strong": _STRONG,
     "large": {

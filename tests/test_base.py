@@ -13,7 +13,8 @@ import torch
 
 import grimmgen
 from grimmgen.configuration import Configuration, base_options
-from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.io import files
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
@@ -184,6 +185,23 @@ def test_damaged_copy_of_the_base_is_refused(letters: Path, trained: Run, damage
         path.write_text(path.read_text("utf-8").replace("copy_sha256", "copied"), encoding="utf-8")
     with pytest.raises(IntegrityError, match=r"base\.safetensors"):
         Training.resume(run)
+
+
+def test_failing_copy_of_the_base_leaves_no_run(
+    letters: Path, trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = files.write_atomically
+
+    def full(path: Path, content: bytes) -> None:
+        if path.name == "base.safetensors":
+            raise GrimmgenError(f"cannot write {path}: no space left")
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_atomically", full)
+    with pytest.raises(GrimmgenError, match="no space"):
+        begin(letters, trained)
+    assert [path.name for path in trained.path.parent.iterdir() if path.name[0] != "."] == [trained.name]
+    assert not list(trained.path.parent.glob(".draft-*"))
 
 
 def test_every_process_has_the_vocabulary_of_the_base(trained: Run) -> None:
