@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 CPU = Path("grimmgen/network/backends/cpu")
 CELLS = Path("grimmgen/network/cells")
@@ -17,6 +20,24 @@ def list_cells() -> str:
     includes = "".join(f'#include "../../cells/{header.name}"\n' for header in headers)
     names = " ".join(f"DO({header.stem})" for header in headers)
     return f"/* Made by setup.py. */\n{includes}#define FOR_EACH_CELL(DO) {names}\n"
+
+
+class ParallelBuild(build_ext):
+    """Compiles the files of an extension in parallel, since each takes seconds."""
+
+    def build_extensions(self) -> None:
+        """Compile and link."""
+        compile_files = self.compiler.compile
+
+        def compile_in_parallel(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
+            with ThreadPoolExecutor() as pool:
+                compiled = pool.map(lambda source: compile_files([source], *arguments, **options), sources)
+                return [file for files in compiled for file in files]
+
+        # The setup of Microsoft's compiler, at its first call, is not safe in threads.
+        if sys.platform != "win32":
+            self.compiler.compile = compile_in_parallel
+        super().build_extensions()
 
 
 (CPU / "cells.h").write_text(list_cells(), encoding="utf-8")
@@ -36,5 +57,6 @@ setup(
             optional=True,
         )
     ],
+    cmdclass={"build_ext": ParallelBuild},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
