@@ -215,6 +215,16 @@ def test_an_error_is_one_line_and_an_exit_code(
     assert not home.exists()
 
 
+def test_ctrl_c_is_said_in_every_command(run: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> list[Run]:
+        raise KeyboardInterrupt
+
+    # Typer would exit with the code alone.
+    monkeypatch.setattr(registry, "all_runs", interrupted)
+    for command in ("runs list", "eval --cells", "generate"):
+        assert run(*command.split()) == (130, "", "stopped\n")
+
+
 @pytest.mark.parametrize(
     ("line", "wrong"),
     [
