@@ -85,6 +85,7 @@ def test_paths_in_a_list_are_files(tales: Path) -> None:
 
 
 def test_train_creates_nothing_before_its_first_event(home: Path) -> None:
+    # Fault 55.
     events = grimmgen.train(TEXTS, **TINY)
     assert not home.exists()
     assert isinstance(next(events), Started)
@@ -165,6 +166,7 @@ def stop_at(steps: int, monkeypatch: pytest.MonkeyPatch, presses: int = 1) -> No
 
 
 def test_interrupt_returns_the_model_so_far(tales: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Fault 33.
     before = signal.getsignal(signal.SIGINT)
     stop_at(3, monkeypatch)
     model = grimmgen.fit(tales, run="owl", **TINY)

@@ -212,8 +212,12 @@ def _distance(row: Recommended, characters: float, work: float) -> float:
 
 
 def _magnitude(number: float) -> str:
-    """A number in two digits, as in `1.2 million`."""
-    for unit, name in ((1e9, " billion"), (1e6, " million"), (1e3, ",000")):
+    """A number in two digits.
+
+    >>> _magnitude(1.234e6), _magnitude(1834)
+    ('1.2 million', '1,800')
+    """
+    for unit, name in ((1e9, " billion"), (1e6, " million")):
         if number >= unit:
             return f"{float(f'{number / unit:.2g}'):g}{name}"
-    return f"{number:.0f}"
+    return f"{float(f'{number:.2g}'):,.0f}"
