@@ -69,9 +69,21 @@ def test_operations_are_those_of_the_products() -> None:
 def test_each_row_of_the_table_is_chosen_at_its_place() -> None:
     for row in RECOMMENDED:
         made = chosen_for(TextFacts(row.characters, 40, 2_000), row.work / 60, budget=60.0)
-        assert {name: getattr(made, name) for name in row.options if name != "epochs"} == {
-            name: value for name, value in row.options.items() if name != "epochs"
-        }
+        expected = {name: value for name, value in row.options.items() if name not in {"epochs", "dropout"}}
+        assert {name: getattr(made, name) for name in expected} == expected
+
+
+def test_dropout_follows_from_the_epochs() -> None:
+    small, large = TextFacts(1e5, 40, 2_000), TextFacts(1e6, 40, 2_000)
+    assert chosen_for(small, 1e11, budget=60.0).dropout == 0.5
+    assert chosen_for(large, 1e12, budget=60.0).dropout == 0.3
+    assert chosen_for(large, 1e10, budget=20.0).dropout == 0.0
+    assert chosen_for(large, 1e10, budget=20.0, dropout=0.4).dropout == 0.4
+
+
+def test_large_text_needs_fewer_epochs() -> None:
+    epochs = [chosen_for(TextFacts(size, 40, 2_000), 1e11).epochs for size in (1e6, 1e7, 1e9)]
+    assert epochs[0] > epochs[1] > epochs[2] == 1
 
 
 def test_more_work_never_chooses_a_smaller_network() -> None:

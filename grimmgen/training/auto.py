@@ -117,17 +117,22 @@ def choose(chosen: Mapping[str, Any], text: TextFacts, speed: float, base: Confi
     budget = chosen.get("budget")
     work = speed * (_PLANNED if budget is None else budget)
     row = min(RECOMMENDED, key=lambda row: _distance(row, text.characters, work))
-    suited = {**PRESETS["auto"], **row.options, "epochs": row.epochs, **_of_kind(text)}
-    values = merge_options(suited, chosen)
+    # A text that is larger than that of the row needs as many updates, not as many epochs.
+    most = max(1, round(row.epochs * min(1.0, row.characters / text.characters)))
+    values = merge_options({**PRESETS["auto"], **row.options, "epochs": most, **_of_kind(text)}, chosen)
     if base is not None:
         values = base_options(base, values, chosen)
     made = Configuration(**values)
-    done = work / operations_per_token(made) / (text.characters / _characters_per_token(made))
-    if budget is not None and "epochs" not in chosen and done < row.epochs / 2:
-        # The rate anneals to the end of the budget.
-        made = dataclasses.replace(made, epochs=UNLIMITED_EPOCHS)
+    epochs = float(made.epochs)
+    if budget is not None:
+        affordable = work / operations_per_token(made) / (text.characters / _characters_per_token(made))
+        epochs = min(epochs, affordable)
+        if "epochs" not in chosen and affordable < most / 2:
+            # The rate anneals to the end of the budget.
+            made = dataclasses.replace(made, epochs=UNLIMITED_EPOCHS)
+    if "dropout" not in chosen:
+        made = dataclasses.replace(made, dropout=min(made.dropout, _largest_dropout(epochs)))
     limit = "no time limit" if budget is None else OPTIONS["budget"].typed(budget)
-    epochs = made.epochs if budget is None else min(float(made.epochs), done)
     reason = (
         f"for {_magnitude(text.characters)} characters and {limit} at {speed / 1e9:.0f} GFLOP/s (about {epochs:.2g}"
         f" epochs): {made.tokens}, {made.hidden} units, {made.batch_size} rows, rate {made.learning_rate:g}, dropout"
@@ -191,6 +196,11 @@ def operations_per_token(configuration: Configuration, vocabulary_size: int = 10
     # The product of embedding and input weight is computed once per window.
     shapes.pop("embedding" if configuration.embedding else "layers.0.input_weight")
     return 6.0 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _largest_dropout(epochs: float) -> float:
+    """A text that is read a few times is not learnt by heart: dropout then only slows the training down."""
+    return 0.0 if epochs < 4 else 0.3 if epochs < 15 else 1.0
 
 
 def _of_kind(text: TextFacts) -> dict[str, Any]:
