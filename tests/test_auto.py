@@ -159,6 +159,16 @@ def test_tutorial_is_the_default_for_the_tales(letters: Path, run: Callable[...,
     assert registry.find("hen").configuration.tokens == "bigram"
 
 
+def test_run_that_has_read_more_is_proposed(letters: Path, run: Callable[..., Ran]) -> None:
+    small = ["--hidden", "4", "--epochs", "1", "--unroll", "400"]
+    hint = "--from cat"
+    assert hint not in run("train", str(letters), *small).err
+    assert run("train", "--corpus", "sampler", "--run", "cat", *small).code == 0
+    assert hint in run("train", str(letters), *small).err
+    assert hint not in run("train", str(letters), "--from", "cat", "--epochs", "1").err
+    assert hint not in run("train", str(letters), "--quiet", *small).err
+
+
 def test_impossible_option_is_refused_before_reading(run: Callable[..., Ran], letters: Path) -> None:
     ran = run("train", str(letters.with_name("missing.txt")), "--preset", "auto", "--decay-factor", "0.5")
     assert (ran.code, ran.err.count("\n")) == (2, 1)

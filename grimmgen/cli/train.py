@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # The parameters that may be given with --resume; the others are the run's own.
 _WITH_RESUME = {"sources", "run", "resume", "corpus", "epochs", "budget", "patience", "device"}
 _WITH_RESUME |= {"log_to", "sample_every", "json", "quiet"}
+# Tokens of a run for each byte of a text that make it a model that has read more.
+_MORE = 2
 _SHOW_CURSOR = b"\x1b[?25h"
 _SIGPIPE = 13  # on Windows, too, where there is no such signal
 _STOPPING = "finishing the update and saving; once more to stop at once"
@@ -121,7 +123,7 @@ def train(
     from grimmgen.evaluation.corpus_checks import find_leaks
     from grimmgen.io import files
     from grimmgen.runs import registry, tensorboard
-    from grimmgen.text.corpus import open_corpus
+    from grimmgen.text.corpus import open_corpus, size_of
     from grimmgen.text.encoding import IN_MEMORY
     from grimmgen.text.split import split_by_file, split_by_hash
     from grimmgen.training import auto, distributed
@@ -155,7 +157,10 @@ def train(
             reason = ""
             if preset == "auto":
                 parts = parts or split_by_hash(text)
-                configuration, reason = auto.adapt(chosen, parts.parts["train"], device, group, architecture)
+                train_set = parts.parts["train"]
+                configuration, reason = auto.adapt(chosen, train_set, device, group, architecture)
+                if notify and model is None and (larger := _run_on_more_text(size_of(train_set))) is not None:
+                    console.hint(f"--from {larger}", "starts from a model that has read more")
             training = Training.begin(
                 text,
                 configuration,
@@ -218,6 +223,25 @@ def train(
                     console.hint(again, "resume with")
     if code:
         raise typer.Exit(code)
+
+
+def _run_on_more_text(size: int) -> str | None:
+    """The latest run that has read several times as much text as a small one has; None if there is none.
+
+    Args:
+        size: of the text in bytes.
+    """
+    from grimmgen.evaluation.card import SMALL_TEXT
+    from grimmgen.runs import registry
+
+    if size >= SMALL_TEXT:
+        return None
+    for run in reversed(registry.all_runs()):
+        started = next((event for event in run.log() if event.get("event") == "started"), {})
+        tokens = started.get("ngrams")
+        if run.has_checkpoint and isinstance(tokens, int) and tokens > _MORE * size:
+            return run.name
+    return None
 
 
 def _log_directory(log_to: str) -> Path | None:

@@ -22,7 +22,7 @@ Verdict = Literal["improving", "converged", "overfitted"]
 # In bits per character: less is no difference to speak of.
 _DIFFERENCE = 0.01
 # A text of fewer characters is small: another model's weights are a better start than random ones.
-_SMALL = 300_000
+SMALL_TEXT = 300_000
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Card:
         steps, verdict = [], self.course.verdict
         if verdict == "improving":
             steps.append("train longer: a new run with twice the --budget or --epochs")
-        small = self.characters is not None and self.characters < _SMALL
+        small = self.characters is not None and self.characters < SMALL_TEXT
         if small and verdict != "improving":
             steps.append(
                 "give more text of the same kind, or start from a model that has read more (train --from)"
