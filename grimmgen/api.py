@@ -276,8 +276,7 @@ def fit(
     display = Display()
     display.begin()
     try:
-        training = begin(display.note)
-        training.counted_from = began
+        training = begin(display.note, began)
         with _stopped_by_interrupt(training):
             for event in training.events():
                 display.show(event)
@@ -321,7 +320,7 @@ def train(
 
     def events() -> Iterator[Event]:
         with _arguments_in_errors():
-            yield from begin(None).events()
+            yield from begin(None, None).events()
 
     return events()
 
@@ -345,8 +344,10 @@ def _prepare(
     split: str | os.PathLike[str] | None,
     device: str,
     options: Mapping[str, Any],
-) -> Callable[[Notify | None], Training]:
-    """Check the options of a training; the function that is returned begins it.
+) -> Callable[[Notify | None, float | None], Training]:
+    """Check the options of a training; returns a function that begins it.
+
+    The function takes where to say what was read, and when the budget began; None is at the first event.
 
     Raises:
         UsageError: an option is unknown or out of range.
@@ -365,12 +366,14 @@ def _prepare(
                 f"{', '.join(refused)} cannot be given with resume", "leave it out: a run keeps its options"
             )
 
-        def resume_run(notify: Notify | None) -> Training:
+        def resume_run(notify: Notify | None, began: float | None) -> Training:
             from grimmgen.training.session import Training
 
             limits: dict[str, Any] = {name: chosen.get(name) for name in _LIMITS}
             moved_to = [str(store_texts(items))] if are_texts else items
-            return Training.resume(registry.find(run), device, **limits, notify=notify, moved_to=moved_to)
+            training = Training.resume(registry.find(run), device, **limits, notify=notify, moved_to=moved_to)
+            training.counted_from = began
+            return training
 
         return resume_run
     started_from = None if base is None else (base if isinstance(base, Model) else load(base)).model
@@ -382,13 +385,17 @@ def _prepare(
         remedy = "leave it out, and cut the text, as with text.splitlines()"
         raise UsageError("documents has no effect on texts in a list, each of which is a document", remedy)
 
-    def begin_run(notify: Notify | None) -> Training:
+    def begin_run(notify: Notify | None, began: float | None) -> Training:
         from grimmgen.evaluation.corpus_checks import find_leaks
+        from grimmgen.text.encoding import IN_MEMORY
         from grimmgen.text.split import split_by_file, split_by_hash
         from grimmgen.training import auto
         from grimmgen.training.session import Training
 
+        opening = time.monotonic()
         found = open_corpus([str(store_texts(items))] if are_texts else items, configuration, notify=notify)
+        if began is not None and found.report.size > IN_MEMORY:
+            began += time.monotonic() - opening
         parts = split_by_hash(found) if split is None else split_by_file(found, Path(split))
         choice = auto.Choice(configuration, "")
         if preset == "auto":
@@ -404,6 +411,7 @@ def _prepare(
             numbered=True,
             reason=choice.reason,
         )
+        training.counted_from = began
         if notify:
             leaks = [f"{leak.what}: {leak.remedy}" for leak in find_leaks(training.split)[:1]]
             read = str(found.report)

@@ -79,13 +79,13 @@ class Display:
         name, best = self._started.run, "no evaluation yet"
         if event.best_perplexity is not None:
             best = f"best validation perplexity {event.best_perplexity:.2f} at epoch {event.best_epoch}"
-        again = ""
-        if event.reason == "interrupted":
-            again = f"; interrupted and saved, continue with fit(resume=True, run={name!r})"
-        else:
-            self._share = 1.0
+        self._share = self._share if event.reason == "interrupted" else 1.0
+        why = {
+            "interrupted": f"; interrupted and saved, continue with fit(resume=True, run={name!r})",
+            "patience": f"; not improved since, stopped after epoch {event.epoch}",
+        }.get(event.reason, "")
         if self._place is not None:
-            self._place.end(f"{name}: {best}, {event.seconds:.0f} s{again}", self._share)
+            self._place.end(f"{name}: {best}, {event.seconds:.0f} s{why}", self._share)
 
     def _update(self, text: str) -> None:
         self._shown = time.monotonic()

@@ -24,6 +24,7 @@ from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Event, Finished, Started, Stepped
 from grimmgen.runs.registry import Run
 from grimmgen.sampling.options import PAGE_LENGTHS, SamplingOptions
+from grimmgen.text import encoding
 from tests.builders import TEXTS, TINY
 
 
@@ -93,6 +94,16 @@ def test_train_creates_nothing_before_its_first_event(home: Path) -> None:
     assert not run.has_checkpoint
     assert isinstance([*events][-1], Finished)
     assert run.has_checkpoint
+
+
+def test_reading_a_large_text_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {name: value for name, value in TINY.items() if name != "preset"}
+    begin = api._prepare(TEXTS, "tutorial", None, False, None, None, "auto", options)
+    assert begin(None, 5.0).counted_from == 5.0
+    monkeypatch.setattr(encoding, "IN_MEMORY", 10)
+    counted_from = begin(None, 5.0).counted_from
+    assert counted_from is not None
+    assert counted_from > 5.0
 
 
 @pytest.mark.parametrize(

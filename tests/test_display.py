@@ -99,11 +99,18 @@ def test_nothing_is_shown_elsewhere(monkeypatch: pytest.MonkeyPatch, stream: io.
     assert stream.getvalue() == ""
 
 
-def test_interrupted_training_shows_how_to_continue(shown: Shown) -> None:
+@pytest.mark.parametrize(
+    ("reason", "end"),
+    [
+        ("interrupted", "continue with fit(resume=True, run='sly-owl')"),
+        ("patience", "stopped after epoch 1"),
+    ],
+)
+def test_end_of_a_training_is_explained(shown: Shown, reason: Any, end: str) -> None:
     progress = Display()
     for event in grimmgen.train(TEXTS, run="sly-owl", **TINY):
-        progress.show(replace(event, reason="interrupted") if isinstance(event, Finished) else event)
-    assert shown[-1]["text/plain"].endswith("continue with fit(resume=True, run='sly-owl')")
+        progress.show(replace(event, reason=reason) if isinstance(event, Finished) else event)
+    assert shown[-1]["text/plain"].endswith(end)
 
 
 def test_nothing_of_ipython_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
