@@ -41,7 +41,7 @@ def course_of(*bits: float) -> Course:
         ([3.0, 2.5, 2.2, 2.0], "improving", 0.5),
         ([3.0, 2.0, 1.997, 1.995], "converged", 0.005),
         ([3.0, 2.0, 2.1, 2.2, 2.3], "overfitted", 0.0),
-        ([3.0], "converged", 0.0),
+        ([3.0], "unknown", None),
     ],
 )
 def test_course_is_judged_by_its_second_half(bits: list[float], verdict: Verdict, second_half: float) -> None:

@@ -17,7 +17,7 @@ from grimmgen.errors import IntegrityError
 if TYPE_CHECKING:
     from grimmgen.runs.registry import TrainedModel
 
-Verdict = Literal["improving", "converged", "overfitted"]
+Verdict = Literal["improving", "converged", "overfitted", "unknown"]
 
 # In bits per character: less is no difference to speak of.
 _DIFFERENCE = 0.01
@@ -33,14 +33,14 @@ class Course:
         bits_per_character: the best.
         best_epoch: when it was reached.
         last_epoch: of the last evaluation.
-        second_half: bits per character that the second half of the training brought.
+        second_half: bits per character that the second half of the training brought; None after one evaluation.
         gap: by how many bits a token of the validation set costs more than one of the training set, at the end.
     """
 
     bits_per_character: float
     best_epoch: int
     last_epoch: int
-    second_half: float
+    second_half: float | None
     gap: float
 
     @classmethod
@@ -58,11 +58,10 @@ class Course:
             seconds = [float(event["seconds"]) for event in scores]
             best = bits.index(min(bits))
             half = [b for b, s in zip(bits, seconds, strict=True) if s <= seconds[-1] / 2] or bits[:1]
+            brought = min(half) - bits[best] if len(bits) > 1 else None
             validation, training = (float(scores[-1][name]) for name in ("perplexity", "training_perplexity"))
             gap = math.log2(validation / training) if min(validation, training) > 0 else 0.0
-            return cls(
-                bits[best], int(scores[best]["epoch"]), int(scores[-1]["epoch"]), min(half) - bits[best], gap
-            )
+            return cls(bits[best], int(scores[best]["epoch"]), int(scores[-1]["epoch"]), brought, gap)
         except (KeyError, TypeError, ValueError, OverflowError):
             raise IntegrityError(
                 "the log of the run is damaged", "remove the run with `grimmgen runs rm`"
@@ -73,6 +72,8 @@ class Course:
         """Whether more time would bring more."""
         if self.last_epoch - self.best_epoch > max(1, self.last_epoch // 10):
             return "overfitted"
+        if self.second_half is None:
+            return "unknown"
         return "improving" if self.second_half > _DIFFERENCE else "converged"
 
     def __str__(self) -> str:
@@ -82,6 +83,8 @@ class Course:
                 f"validation has not improved since epoch {self.best_epoch} of {self.last_epoch}: more time brings"
                 " nothing"
             )
+        if self.verdict == "unknown":
+            return "one evaluation does not say what more time would bring"
         if self.verdict == "improving":
             return (
                 f"validation was still improving: the second half of the training brought {self.second_half:.2f} bits"
@@ -138,10 +141,10 @@ class Card:
     def next_steps(self) -> list[str]:
         """What to try, the most promising first; each is a sentence with an option or a command."""
         steps, verdict = [], self.course.verdict
-        if verdict == "improving":
+        if verdict in {"improving", "unknown"}:
             steps.append("train longer: a new run with twice the --budget or --epochs")
         small = self.characters is not None and self.characters < SMALL_TEXT
-        if small and verdict != "improving":
+        if small and verdict in {"converged", "overfitted"}:
             steps.append(
                 "give more text of the same kind, or start from a model that has read more (train --from)"
             )
