@@ -106,7 +106,7 @@ def test_training_stops_when_validation_does(training: list[str], run: Program) 
     facts = dict(line.split(maxsplit=1) for line in ran.out.splitlines()[:4])
     log = registry.find("sly-owl").log()
     epochs = [event["epoch"] for event in log if event["event"] == "evaluated"]
-    assert facts["ended"] == "validation has stopped improving"
+    assert facts["ended"] == "validation has stopped improving (--patience 2)"
     assert re.fullmatch(
         rf"perplexity [\d.]+, at epoch {epochs[-1] - 2}, whose weights are kept", facts["validation"]
     )
@@ -125,6 +125,19 @@ def test_samples_are_shown_where_they_are_wanted(training: list[str], trained: R
     assert without_times(registry.find("sly-owl").log()) == without_times(trained.log())
     for flag in "--json", "--quiet":
         assert "--sample-every has no effect with " + flag in run("train", "--sample-every", "2", flag).err
+
+
+def test_sample_of_a_list_has_several_lines(tmp_path: Path, run: Program) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text(
+        "".join(f"{first}{last}\n" for first in "klmnrst" for last in ("ana", "ira", "ola", "ena") * 3)
+    )
+    options = "--documents line --tokens char --min-count 1 --hidden 4 --batch-size 2 --lr 0.1 --epochs 2"
+    ran = run("train", str(names), *options.split())
+    assert ran.code == 0, ran.err
+    [sample] = [line for line in ran.out.splitlines() if line.startswith("Sample: ")]
+    assert sample.count(", ") >= 2
+    assert ran.err.splitlines()[-1] == "next: grimmgen generate --stories 20 --unique"
 
 
 @pytest.mark.slow

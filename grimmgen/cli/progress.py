@@ -250,8 +250,9 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
         validation = "diverged: perplexity too large to measure"
     else:
         validation = _UNEVALUATED[finished.reason]
+    patience = f" (--patience {run.configuration.patience})" if finished.reason == "patience" else ""
     facts: list[tuple[str, object]] = [
-        ("ended", _REASONS[finished.reason]),
+        ("ended", _REASONS[finished.reason] + patience),
         ("epochs", f"{finished.epoch} ({_updates(finished.step)} in {console.seconds(finished.seconds)})"),
         ("validation", validation),
         ("run", run.name),
@@ -265,9 +266,14 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
         return
     from grimmgen.sampling.generator import TextGenerator
 
-    text = TextGenerator(run.load()).generate(length=240, random_seed=1)
-    words = text.split()
+    model = run.load()
     console.out()
+    if model.checkpoint.configuration.documents == "line":
+        console.sentence(f"Sample: {sample(model, random_seed=1)}")
+        console.out()
+        console.hint("grimmgen generate --stories 20 --unique", "next")
+        return
+    words = TextGenerator(model).generate(length=240, random_seed=1).split()
     console.sentence(f"Sample: {' '.join(words)} …")
     console.out()
     # A prompt of the text's own words; where words are not separated by spaces, of its first characters.
