@@ -299,6 +299,10 @@ def test_directory_is_created_with_its_parents(path: Path) -> None:
         (OSError(errno.ENOSPC, "Full"), f"cannot do it (Full): {FREE_SPACE}"),
         (PermissionError(errno.EACCES, "No"), f"cannot do it (No): check the permissions, {SET_HOME}"),
         (PermissionError(errno.EPERM, "No"), f"cannot do it (No): check the permissions, {SET_HOME}"),
+        (
+            PermissionError(errno.EACCES, "No", "/a/story.txt"),
+            "cannot do it (No): check the permissions, or give another path",
+        ),
         (FileNotFoundError(errno.ENOENT, "Gone"), "cannot do it (Gone): check the path"),
         (OSError("no number"), "cannot do it (OSError): check the path"),
     ],

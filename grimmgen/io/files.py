@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.io import paths
 
 # What a remedy says where the same command may succeed; a caller that knows a better one replaces it.
 AGAIN = "run the command again"
@@ -298,7 +299,20 @@ def wrap_os_errors(what: str, missing_ok: bool = False) -> Iterator[None]:
         if missing_ok and isinstance(error, FileNotFoundError):
             raise
         reason = error.strerror or error.__class__.__name__
-        raise GrimmgenError(f"{what} ({reason})", _REMEDIES.get(error.errno or 0, "check the path")) from error
+        raise GrimmgenError(f"{what} ({reason})", _remedy(error)) from error
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a failure; another GRIMMGEN_HOME helps only where the file is one of grimmgen's own."""
+    if error.errno in {errno.EROFS, errno.EACCES, errno.EPERM} and isinstance(error.filename, str | os.PathLike):
+        path = Path(error.filename).absolute()
+        try:
+            own = any(map(path.is_relative_to, (paths.cache_directory(), paths.data_directory())))
+        except UsageError:
+            own = False
+        if not own:
+            return "check the permissions, or give another path"
+    return _REMEDIES.get(error.errno or 0, "check the path")
 
 
 _REMEDIES = {
