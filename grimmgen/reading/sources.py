@@ -126,6 +126,10 @@ def wrap_read_errors(path: Path) -> Iterator[None]:
         raise GrimmgenError(f"cannot read {path} ({_reason(error)})", _read_remedy(error, path)) from error
 
 
+def _missing(argument: str) -> UsageError:
+    return UsageError(f"there is no corpus {argument!r}{did_you_mean(argument, ('grimm', 'sampler'))}", _EXPECTED)
+
+
 def _read_remedy(error: OSError, path: Path) -> str:
     if error.errno in {errno.EACCES, errno.EPERM}:
         if os.name == "nt":
@@ -185,8 +189,6 @@ class _Search:
         if argument == STANDARD_INPUT:
             self._add_file(_spool(), (STANDARD_INPUT_NAME,), required=True)
             return
-        near = did_you_mean(argument, ("grimm", "sampler"))
-        missing = UsageError(f"there is no corpus {argument!r}{near}", _EXPECTED)
         if not argument:
             raise UsageError("--corpus is empty", _EXPECTED)
         path = Path(argument)
@@ -202,10 +204,10 @@ class _Search:
                     self._add_file(path, (path.name,), required=True)
         except (ValueError, RuntimeError):
             # A NUL in the path; a circle of links, or the home directory of an unknown user.
-            raise missing from None
+            raise _missing(argument) from None
         except GrimmgenError as error:
             if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
-                raise missing from None
+                raise _missing(argument) from None
             raise
 
     def _add_matches(self, pattern: Path) -> None:

@@ -269,6 +269,7 @@ class Run:
         """Return the size of the run's files in bytes, with those of its directories, as `tensorboard` is one."""
         total = 0
         with files.wrap_os_errors(f"cannot read {self.path}"):
+            self.path.stat()  # `rglob` finds nothing where there is no directory
             for path in self.path.rglob("*"):
                 with contextlib.suppress(OSError):
                     total += path.stat().st_size if path.is_file() else 0
