@@ -569,6 +569,13 @@ class Configuration:
     phases: bool = option(
         False, "Train on tokens cut from every offset, a new offset for each story and epoch", panel=TEXT
     )
+    counts: bool = option(
+        False,
+        "Keep counts of the training set beside the network, for a mixture of both that predicts better; it is"
+        " fitted on the validation set when training is complete",
+        flag="--counts/--no-counts",
+        panel=TRAINING,
+    )
 
     # The name that `tokens` had when tokens could only be n-grams.
     ngram: InitVar[int | None] = None
@@ -658,6 +665,7 @@ _STRONG: dict[str, Any] = {
     "schedule": "cosine",
     "phases": True,
     "epochs": 40,
+    "counts": True,
 }
 
 # What the departures from the tutorial add up to, by purpose; README has what each is good for.
@@ -674,6 +682,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 8,
         "schedule": "cosine",
         "epochs": 15,
+        "counts": True,
     },
     "quick": {
         "hidden": 256,
@@ -686,6 +695,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
         "phases": True,
         "epochs": 10,
+        "counts": True,
     },
     "strong": _STRONG,
     "large": {

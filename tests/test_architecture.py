@@ -30,6 +30,7 @@ PACKAGES = [
     "configuration",
     "reading",
     "text",
+    "counts",
     "network",
     "nn",
     "runs",

@@ -12,7 +12,6 @@ from grimmgen.configuration import Configuration
 from grimmgen.network import backends
 from grimmgen.network.backends.numpy import Floats, Stepper
 from grimmgen.network.shapes import weight_shapes
-from grimmgen.sampling import beams
 from grimmgen.sampling.beams import Beam, BeamSearch, grow
 from grimmgen.sampling.logits import log_probabilities
 from grimmgen.sampling.options import SamplingOptions
@@ -80,7 +79,7 @@ def test_beams_carry_their_own_state_in_order_of_their_score(random_seed: int) -
         log_p[:, UNKNOWN] = -np.inf
         grown = grow(grown, log_p, width, VOCABULARY)
         rows = grown + grown[:1] * (width - len(grown))
-        beams._select_rows(stepper, np.array([beam.parent for beam in rows]))
+        stepper.select_rows(np.array([beam.parent for beam in rows]))
         stepper.step([beam.ids[-1] for beam in rows])
     scores = all_sequences(weights)
     assert {beam.ids for beam in grown} == set(scores)

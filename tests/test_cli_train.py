@@ -492,7 +492,7 @@ def test_every_option_of_train_has_a_bad_value_here() -> None:
     from tests.test_cli import OPTIONS
 
     without = {"--resume", "--reset-state", "--no-reset-state", "--keep-case", "--phases", "--no-phases"}
-    without |= {"--tied", "--untied", "--keep-boilerplate"}
+    without |= {"--tied", "--untied", "--keep-boilerplate", "--counts", "--no-counts"}
     assert set(BAD) | without == set(OPTIONS["train"].split())
 
 

@@ -86,7 +86,9 @@ def test_results_are_ranked_with_differences_to_the_best(trained: Run) -> None:
         dynamic=True,
         notify_done=lambda *progress: reported.append(progress),
     )
-    best, other = comparison.results
+    # The ensemble of both is between them.
+    best, ensemble, other = comparison.results
+    assert ensemble.kind == "ensemble"
     assert (best.name, other.name, comparison.warning) == ("sly-fox", "old-owl", "")
     assert best.difference is None
     assert other.difference is not None

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from grimmgen.evaluation.dynamic import evaluate_dynamically, gradient_rms, sample
+from grimmgen.evaluation.dynamic import _Step, evaluate_dynamically, gradient_rms, sample
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import evaluate
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.gradients import gradients
 from grimmgen.network.model import Inputs, LanguageModel
-from grimmgen.network.train_step import GradientStep
 from tests.builders import NETWORKS
 from tests.test_evaluation import TEXTS, model_and_documents
 
@@ -82,17 +81,13 @@ def test_repetition_is_adapted_to_after_it_is_scored() -> None:
     assert one_segment == pytest.approx(static, rel=1e-5)
 
 
-def gradient_step(model: LanguageModel, segment: int) -> GradientStep:
-    return GradientStep(model, model.backend(), (segment, 1), dropout=False)
-
-
 def test_update_follows_the_equation_of_krause() -> None:
     model, documents = model_and_documents(embedding=4)
     document, rate, decay, damping = documents[0], 0.01, 0.1, 0.5
     expected = 0.0
     twin = LanguageModel(model.configuration, model.vocabulary_size)
     twin.load_weights(model.weights())
-    rms = gradient_rms(model, gradient_step(model, 7), 7)
+    rms = gradient_rms(model, _Step(model, 7), 7)
     mean = torch.cat([r.flatten() for r in rms.values()]).mean()
     trained = dict(model.named_parameters())
     state = twin.zero_state(1)
@@ -115,7 +110,7 @@ def test_update_follows_the_equation_of_krause() -> None:
 @pytest.mark.parametrize("network", SOME)
 def test_gradient_rms_is_finite_and_reproducible(network: str) -> None:
     model, _ = model_and_documents(**NETWORKS[network])
-    rms, again = (gradient_rms(model, gradient_step(model, 3), 3) for _ in range(2))
+    rms, again = (gradient_rms(model, _Step(model, 3), 3) for _ in range(2))
     assert {name: r.shape for name, r in rms.items()} == {n: w.shape for n, w in model.named_parameters()}
     assert all(torch.isfinite(r).all() for r in rms.values())
     assert sum(float(r.sum()) for r in rms.values()) > 0

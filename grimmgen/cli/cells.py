@@ -443,7 +443,7 @@ def show_unit(
     ]
     named = unit.name(checkpoint.configuration)
     if output is not None:
-        surprisals = [surprisal(checkpoint, text) for _, text in read]
+        surprisals = [surprisal(checkpoint, text, mix=0.0) for _, text in read]
         content = _page_of_unit(model.name, named, traces, surprisals)
         files.write_atomically(output, content.encode("utf-8", "backslashreplace"))
     if json:

@@ -52,6 +52,7 @@ def evaluate(
         bool,
         options.option("--dynamic", help="Also evaluate dynamically: adapt the model to each text as it reads."),
     ] = False,
+    mix: options.Mix = None,
     novelty: Annotated[
         bool,
         options.option(
@@ -85,7 +86,9 @@ def evaluate(
 ) -> None:
     """Measure perplexity per token and bits per character, for each story and in total.
 
-    Several runs are compared on the same stories, with a 95 % bootstrap interval for the difference.
+    Several runs are compared on the same stories, with a 95 % bootstrap interval for the difference. A run with counts
+    is evaluated without and with them; runs that share a vocabulary also as an ensemble, which averages their
+    probabilities.
 
     Example: grimmgen eval --split test
 
@@ -101,6 +104,7 @@ def evaluate(
     from grimmgen.errors import UsageError
     from grimmgen.runs import registry
 
+    options.MIX.check(mix)
     views = {"--novelty": novelty, "--cells": cells, "--unit": unit is not None}
     views["--heatmap"] = heatmap or (html is not None and not cells and unit is None)
     wanted = [name for name, is_wanted in views.items() if is_wanted]
@@ -113,6 +117,8 @@ def evaluate(
         raise UsageError(f"--device has no effect with {view}, which runs on the CPU", "leave it out")
     if view and (len(names) > 1 or dynamic or baseline or len(wanted) > 1):
         raise UsageError(f"{view} takes one run and no other measure", "leave out the other options")
+    if view not in {"", "--heatmap"} and "mix" in typed:
+        raise UsageError(f"--mix has no effect with {view}", "leave it out")
     if view in {"--heatmap", "--unit"} and not files:
         raise UsageError(f"{view} needs a text", "give a FILE")
 
@@ -145,7 +151,7 @@ def evaluate(
     elif view == "--heatmap":
         from grimmgen.cli.heatmap import show_heatmap
 
-        show_heatmap(models[0], documents, html, json, quiet)
+        show_heatmap(models[0], documents, html, json, quiet, mix)
     elif unit is not None:
         from grimmgen.cli.cells import Unit, show_unit
 
@@ -167,7 +173,9 @@ def evaluate(
                     bars[name] = progress.add("texts", count)
                 progress.update(bars[name], done, info="dynamic evaluation", short="")
 
-            comparison = evaluate_models(models, documents, split, place, dynamic, baseline, notify, notify_done)
+            comparison = evaluate_models(
+                models, documents, split, place, dynamic, baseline, notify, notify_done, mix
+            )
         _show(comparison, None if files else split, json, read.report if read else None)
 
 
@@ -265,7 +273,8 @@ def _cells(result: Result, scores: tuple[Score, Score | None], dynamic: bool) ->
 
 
 def _to_json(result: Result, best: str, split: options.Part | None, read: Report | None) -> dict[str, Any]:
-    value: dict[str, Any] = {"run": result.name, "split": split, **_figures(result, result.total)}
+    name = result.run or result.name
+    value: dict[str, Any] = {"run": name, "kind": result.kind, "split": split, **_figures(result, result.total)}
     value["read"] = read and read.to_json()
     value["stories"] = [{"name": scores[0].name, **_figures(result, scores)} for scores in result.documents]
     if found := result.difference:

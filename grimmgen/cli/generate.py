@@ -36,7 +36,7 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    run: options.RunOrFile = None,
+    run: options.RunsOrFiles = None,
     seed: Annotated[
         str | None,
         options.option(
@@ -99,9 +99,10 @@ def generate(
     if len(used := [name for name, value in given.items() if value is not None]) > 1:
         raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
     prompt = _prompt(seed if text is None else text, seed_file)
-    generator = TextGenerator.load(run, corpus)
+    first, others = (run[0], run[1:]) if run else (None, [])
+    generator = TextGenerator.load(first, corpus, others)
     sampling = generator.options(**values)
-    if run in {None, "latest"}:
+    if first in {None, "latest"}:
         options.report_skipped(generator.model.run, quiet)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):
         console.warn(warning)
@@ -151,11 +152,12 @@ def generate(
     if "random_seed" not in chosen and sys.stderr.isatty() and not (json or quiet):
         count = f" --stories {stories}" if stories > 1 else ""
         kind = " --unique" * unique + " --novel" * novel
-        reproduce = f"--run {generator.name} --random-seed {sampling.random_seed}{count}{kind}"
+        names = " ".join(f"--run {name}" for name in generator.names)
+        reproduce = f"{names} --random-seed {sampling.random_seed}{count}{kind}"
         console.hint(reproduce, "Reproduce with")
 
 
-def _replay(path: Path, run: str | None, lines: bool, json: bool, quiet: bool) -> None:
+def _replay(path: Path, run: list[str] | None, lines: bool, json: bool, quiet: bool) -> None:
     """Generate the stories of a file of records again; none is printed unless all are reproduced."""
     from grimmgen.cli import console
     from grimmgen.sampling import records
@@ -166,9 +168,10 @@ def _replay(path: Path, run: str | None, lines: bool, json: bool, quiet: bool) -
     generator = None
     for record in records.Record.parse_all(content, source):
         # The records of one file usually have one model.
-        if generator is None or (run is None and record.run != generator.name):
+        if generator is None or (run is None and record.names != generator.names):
             try:
-                generator = TextGenerator.load(run or record.run)
+                first, *others = run or record.names
+                generator = TextGenerator.load(first, others=others)
             except IntegrityError:
                 raise
             except GrimmgenError as error:

@@ -45,7 +45,12 @@ SCALE = Scale(
 
 
 def show_heatmap(
-    model: TrainedModel, documents: Sequence[Document], target: Path | None, json: bool, quiet: bool
+    model: TrainedModel,
+    documents: Sequence[Document],
+    target: Path | None,
+    json: bool,
+    quiet: bool,
+    mix: float | None = None,
 ) -> None:
     """Print the heat-map of each document, or write all to an HTML file.
 
@@ -55,6 +60,7 @@ def show_heatmap(
         target: the HTML file; None prints to standard output.
         json: print a JSON document in place of the heat-maps.
         quiet: do not report that the file was written.
+        mix: weight of the counts, as for `surprisal`.
 
     Raises:
         UsageError: a document is too large.
@@ -65,7 +71,7 @@ def show_heatmap(
 
     output = None if target is None else files.output_path(target)
     check_sizes(documents)
-    texts = [(document.name, surprisal(model.checkpoint, document.read())) for document in documents]
+    texts = [(document.name, surprisal(model.checkpoint, document.read(), mix=mix)) for document in documents]
     if output is not None:
         files.write_atomically(output, _page(model.name, texts).encode("utf-8", "backslashreplace"))
     if json:

@@ -14,10 +14,14 @@ import typer
 
 from grimmgen.configuration import OPTIONS, UNLIMITED_EPOCHS, Configuration, Option, options_of
 from grimmgen.errors import UsageError
+from grimmgen.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
     from grimmgen.runs.registry import Run
     from grimmgen.text.corpus import Report
+
+# Declared for generation, and offered by evaluation as well.
+MIX = options_of(SamplingOptions)["mix"]
 
 Part = Literal["train", "valid", "test"]
 
@@ -108,6 +112,22 @@ RunOrFile = Annotated[
         help="A run, or the path of a checkpoint or an exported page.",
         show_default="the latest run",
         autocompletion=complete_runs,
+    ),
+]
+RunsOrFiles = Annotated[
+    list[str] | None,
+    option(
+        "--run",
+        help="A run, or the path of a checkpoint or an exported page; of several that share a vocabulary, the"
+        " probabilities are averaged.",
+        show_default="the latest run",
+        autocompletion=complete_runs,
+    ),
+]
+Mix = Annotated[
+    float | None,
+    option(
+        help=f"{MIX.description}.", metavar=MIX.metavar, parser=MIX.parse, show_default=MIX.default_text or True
     ),
 ]
 

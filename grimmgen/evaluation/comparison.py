@@ -1,23 +1,34 @@
-"""Evaluate trained models on the same documents, rank them, and test the differences for significance."""
+"""Evaluate trained models on the same documents, rank them, and test the differences for significance.
+
+A model with counts is evaluated as a network alone and as a mixture of both. Several models that share a vocabulary are
+also evaluated as an ensemble, which averages their probabilities of each token.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from grimmgen.counts.mixture import TokenScores
 from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.evaluation import static
 from grimmgen.evaluation.baseline import KneserNey
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Difference, Evaluation, Score, compare
+from grimmgen.evaluation.static import EncodedDocument
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.text.corpus import Document, digest_of
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import Part
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -25,11 +36,13 @@ class Result:
     """The scores of one model.
 
     Attributes:
-        name: of the run or file, or `Kneser-Ney`.
+        name: of the run or file, or `Kneser-Ney`; that of a mixture or an ensemble says so.
         static: scores with fixed weights.
         dynamic: scores under dynamic evaluation; None without it.
         ngrams: whether its predictions are n-grams; those of the baseline are characters.
         difference: to the best model; None for the best, and if the models are not comparable.
+        kind: what predicted.
+        run: the run or file; empty for the baseline and an ensemble.
     """
 
     name: str
@@ -37,6 +50,8 @@ class Result:
     dynamic: Evaluation | None = None
     ngrams: bool = True
     difference: Difference | None = None
+    kind: Literal["network", "mixture", "ensemble", "baseline"] = "network"
+    run: str = ""
 
     @property
     def total(self) -> tuple[Score, Score | None]:
@@ -72,6 +87,7 @@ def evaluate_models(
     baseline: bool = False,
     notify: Callable[[str], None] | None = None,
     notify_done: Callable[[str, int, int], None] | None = None,
+    mix: float | None = None,
 ) -> Comparison:
     """Evaluate and compare models.
 
@@ -84,6 +100,7 @@ def evaluate_models(
         baseline: also evaluate a Kneser-Ney model of characters, trained on the first model's training set.
         notify: receives a message for each model.
         notify_done: receives (model name, documents done, documents) during dynamic evaluation.
+        mix: constant weight of the counts; None is that of the fitted gate, 0 evaluates networks alone.
 
     Raises:
         UsageError: a checkpoint file is to be evaluated on its run's documents, or is the first with `baseline`.
@@ -93,11 +110,21 @@ def evaluate_models(
         raise UsageError(f"{models[0].name} does not include its training stories", "give a run's name first")
     read = [documents or documents_of(model, part) for model in models]
     warning = _why_not_comparable(models, read)
-    results = []
+    vocabularies = [model.checkpoint.vocabulary for model in models]
+    alike = len(models) > 1 and not warning and all(own == vocabularies[0] for own in vocabularies)
+    results, members = list[Result](), list[_Predictions]()
     for model, own in zip(models, read, strict=True):
         if notify:
             notify(f"reading {len(own)} text{'' if len(own) == 1 else 's'} with {model.name}")
-        results.append(_evaluate(model, own, device, dynamic, notify_done))
+        encoded = static.encode_documents_for_evaluation(own, model.checkpoint.vocabulary)
+        if not alike and (model.checkpoint.mixture is None or mix == 0.0):
+            results.append(_evaluate(model, encoded, device, dynamic, notify_done))
+            continue
+        predictions = _predict(model, encoded, device, dynamic, mix, notify_done)
+        results += [prediction.result(encoded) for prediction in predictions]
+        members.append(predictions[-1])
+    if alike:
+        results.append(_ensemble(members).result(encoded))
     if baseline:
         results.append(_evaluate_baseline(models[0], read[0]))
     results.sort(key=lambda result: result.static.total.bits_per_character)
@@ -135,26 +162,105 @@ def _why_not_comparable(models: Sequence[TrainedModel], read: Sequence[Sequence[
     return ""
 
 
+@dataclass(frozen=True)
+class _Predictions:
+    """What a model, a mixture or an ensemble says of each token of the documents, in nats, [N] for each document.
+
+    Attributes:
+        name: of the result.
+        kind: of the result.
+        run: of the result.
+        static: with fixed weights.
+        dynamic: under dynamic evaluation; None without it.
+    """
+
+    name: str
+    kind: Literal["network", "mixture", "ensemble"]
+    run: str
+    static: Sequence[Floats]
+    dynamic: Sequence[Floats] | None
+
+    def result(self, documents: Sequence[EncodedDocument]) -> Result:
+        found = [
+            nats and Evaluation(tuple(d.score(float(n.sum())) for d, n in zip(documents, nats, strict=True)))
+            for nats in (self.static, self.dynamic)
+        ]
+        assert found[0]
+        return Result(self.name, found[0], found[1] or None, kind=self.kind, run=self.run)
+
+
+def _load(trained: TrainedModel, device: torch.device) -> LanguageModel:
+    checkpoint = trained.checkpoint
+    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
+    model.load_weights(checkpoint.weights)
+    return model
+
+
+def _notify(
+    trained: TrainedModel, documents: int, notify_done: Callable[[str, int, int], None] | None
+) -> Callable[[int], None]:
+    return lambda done: notify_done(trained.name, done, documents) if notify_done else None
+
+
 def _evaluate(
     trained: TrainedModel,
-    documents: Sequence[Document],
+    encoded: Sequence[EncodedDocument],
     device: torch.device,
     dynamic: bool,
     notify_done: Callable[[str, int, int], None] | None,
 ) -> Result:
-    checkpoint = trained.checkpoint
-    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
-    model.load_weights(checkpoint.weights)
-    encoded = static.encode_documents_for_evaluation(documents, checkpoint.vocabulary)
-    result = Result(trained.name, static.evaluate(model, encoded))
+    model = _load(trained, device)
+    result = Result(trained.name, static.evaluate(model, encoded), run=trained.name)
     if not dynamic:
         return result
-
-    def notify(done: int) -> None:
-        if notify_done:
-            notify_done(trained.name, done, len(encoded))
-
+    notify = _notify(trained, len(encoded), notify_done)
     return replace(result, dynamic=evaluate_dynamically(model, encoded, notify_done=notify))
+
+
+def _predict(
+    trained: TrainedModel,
+    encoded: Sequence[EncodedDocument],
+    device: torch.device,
+    dynamic: bool,
+    mix: float | None,
+    notify_done: Callable[[str, int, int], None] | None,
+) -> list[_Predictions]:
+    """The predictions of the network alone, and with counts those of the mixture."""
+    model, mixture = _load(trained, device), trained.checkpoint.mixture
+    scores = [static.token_scores(model, encoded), list[TokenScores]()]
+    if dynamic:
+        notify = _notify(trained, len(encoded), notify_done)
+        evaluate_dynamically(model, encoded, notify_done=notify, token_scores=scores[1])
+    network = [[score.nats for score in of_kind] for of_kind in scores]
+    found = [_Predictions(trained.name, "network", trained.name, network[0], network[1] or None)]
+    if mixture is not None and mix != 0.0:
+        ids, ends = [document.ids for document in encoded], np.cumsum([len(d.ids) + 1 for d in encoded])[:-1]
+        mixed = [
+            np.split(mixture.nats(ids, of_kind, number == 1, mix), ends) if of_kind else None
+            for number, of_kind in enumerate(scores)
+        ]
+        assert mixed[0]
+        found.append(_Predictions(f"{trained.name} + counts", "mixture", trained.name, mixed[0], mixed[1]))
+    return found
+
+
+def _ensemble(members: Sequence[_Predictions]) -> _Predictions:
+    """Average the probabilities of each token."""
+
+    def average(parts: Sequence[Sequence[Floats]]) -> list[Floats]:
+        return [
+            np.log(len(members)) - np.logaddexp.reduce([-nats for nats in of_document], axis=0)
+            for of_document in zip(*parts, strict=True)
+        ]
+
+    dynamic = [member.dynamic for member in members if member.dynamic is not None]
+    return _Predictions(
+        f"ensemble of {len(members)}",
+        "ensemble",
+        "",
+        average([member.static for member in members]),
+        average(dynamic) if dynamic else None,
+    )
 
 
 def _evaluate_baseline(trained: TrainedModel, documents: Sequence[Document]) -> Result:
@@ -162,4 +268,5 @@ def _evaluate_baseline(trained: TrainedModel, documents: Sequence[Document]) -> 
     fold = partial(normalise, options=configuration.normalisation)
     model = KneserNey([fold(document.read()) for document in trained.split().parts["train"]])
     texts = [(document.name, fold(document.read())) for document in documents]
-    return Result("Kneser-Ney", model.evaluate([(name, text) for name, text in texts if text]), ngrams=False)
+    found = model.evaluate([(name, text) for name, text in texts if text])
+    return Result("Kneser-Ney", found, ngrams=False, kind="baseline")

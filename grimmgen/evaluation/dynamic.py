@@ -16,14 +16,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from grimmgen.evaluation.scores import Evaluation
+from grimmgen.counts.mixture import TokenScores
+from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.evaluation.static import EncodedDocument
-from grimmgen.network.model import LanguageModel
-from grimmgen.network.train_step import GradientStep
-from grimmgen.text.batches import Window, evaluation_windows
+from grimmgen.network.model import LanguageModel, State
+from grimmgen.network.model import token_scores as model_scores
+from grimmgen.text.batches import NO_TARGET, Window, evaluation_windows
 from grimmgen.text.vocabulary import END
 
 # Sampled streams, and segments of each, for the gradient statistics; more do not change the scores.
@@ -39,6 +42,7 @@ def evaluate_dynamically(
     damping: float = 0.3,
     segment: int = 32,
     notify_done: Callable[[int], None] | None = None,
+    token_scores: list[TokenScores] | None = None,
 ) -> Evaluation:
     """Score each document with a model that is trained on it as it goes.
 
@@ -53,39 +57,66 @@ def evaluate_dynamically(
         damping: bounds the steps of weights whose r is near zero.
         segment: T, the n-grams of a segment.
         notify_done: called after each document with the number of documents scored so far.
+        token_scores: receives what the adapted network says of each token, for a mixture or an ensemble.
     """
     weights = dict(model.named_parameters())
     trained = {name: weight.clone() for name, weight in weights.items()}
-    step = GradientStep(model, model.backend(), (segment, 1), dropout=False)
+    step = _Step(model, segment)
     rms = gradient_rms(model, step, segment)
     mean = sum(float(r.sum()) for r in rms.values()) / sum(r.numel() for r in rms.values())
     # At least 1e-30: all gradients of a model can be zero.
     rates = {name: rate / (r + max(damping * mean, 1e-30)) for name, r in rms.items()}
-    scores = []
+    evaluated = list[Score]()
     try:
         for document in documents:
-            state, nats = model.zero_state(1), 0.0
+            state, found = model.zero_state(1), list[NDArray[np.float64]]()
             for window in evaluation_windows([document.ids], segment):
-                loss, gradients, state = step(window, state)
-                # The loss is a mean over all T steps; steps after the end of the document contribute zero.
-                nats += loss.item() * window.targets.size
+                scores, gradients, state = step(window, state)
+                found.append(scores[:, window.targets[:, 0] != NO_TARGET])
                 for name, weight in weights.items():
                     weight.addcmul_(gradients[name], rates[name], value=-1.0).lerp_(trained[name], decay)
-            scores.append(document.score(nats))
+            of_document = TokenScores(*np.concatenate(found, axis=1))
+            evaluated.append(document.score(float(of_document.nats.sum())))
+            if token_scores is not None:
+                token_scores.append(of_document)
             _restore(weights, trained)
             if notify_done:
-                notify_done(len(scores))
+                notify_done(len(evaluated))
     finally:
         _restore(weights, trained)
-    return Evaluation(tuple(scores))
+    return Evaluation(tuple(evaluated))
 
 
-def gradient_rms(model: LanguageModel, step: GradientStep, segment: int) -> dict[str, Tensor]:
+class _Step:
+    """Scores a segment, [T, 1], and computes its gradients, by what is least work for so few tokens.
+
+    Args:
+        model: its weights may change between calls, in place.
+        segment: T.
+    """
+
+    def __init__(self, model: LanguageModel, segment: int) -> None:
+        self._model, self._backend = model, model.backend()
+        self._short = segment < model.vocabulary_size
+
+    def __call__(self, window: Window, state: State) -> tuple[NDArray[np.float64], dict[str, Tensor], State]:
+        """The scores of the tokens, [3, T], the gradients of their mean loss by the weights, and the state after."""
+        model, backend, inputs = self._model, self._backend, self._model.inputs(window)
+        bias = model.weights_by_name["output.bias"]
+        with backend.threads():
+            done = model.forward(backend, inputs.ids, state, inputs.resets, short=self._short)
+            targets = inputs.targets.view(-1)
+            scores = model_scores(done.hidden @ done.output_weight + bias, targets)
+            _, *by_softmax = backend.cross_entropy(done.hidden, done.output_weight, bias, targets)
+            return scores, model.backward(backend, done, inputs.ids, *by_softmax), done.state
+
+
+def gradient_rms(model: LanguageModel, step: _Step, segment: int) -> dict[str, Tensor]:
     """The root mean square of each weight's gradient over segments sampled from the model.
 
     Args:
         model: on any device.
-        step: computes its gradients without dropout.
+        step: computes its gradients.
         segment: T, the n-grams of a segment.
 
     Returns:
@@ -121,7 +152,7 @@ def sample(model: LanguageModel, rows: int, steps: int, random_seed: int = 0) ->
     ids = [torch.full((rows,), END, device=model.device)]  # T + 1 times [B]
     for _ in range(steps):
         starts = (ids[-1] == END)[None] if model.configuration.reset_state else None
-        logits, state = model.logits(ids[-1][None], state, starts)  # [1, B, V]
+        logits, state = model.logits(ids[-1][None], state, starts, short=rows < model.vocabulary_size)  # [1, B, V]
         probabilities = logits[0].softmax(dim=1)  # [B, V]
         ids.append(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
     stream = torch.stack(ids).to("cpu", torch.int32).numpy()  # [T + 1, B]

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from grimmgen.counts.mixture import TokenScores
 from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.network.model import LanguageModel
@@ -28,6 +29,8 @@ from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
 # Batch rows and time steps of a window; they change only the last digits of the scores.
 _ROWS = 64
 _STEPS = 128
+# Logits of a window, where all of them are needed at once.
+_LARGEST_LOGITS = 1 << 24
 # Time steps of the window that an estimate is made from.
 _PROBE = 16
 # Predictions in one part of a long document.
@@ -195,6 +198,28 @@ def evaluate(
         raise EvaluationStoppedError
     scores = zip(documents, total(nats), strict=True)
     return Evaluation(tuple(document.score(float(n)) for document, n in scores))
+
+
+def token_scores(model: LanguageModel, documents: Sequence[EncodedDocument]) -> list[TokenScores]:
+    """What the network says of each token, for mixtures and ensembles; the nats of a document add up to its score.
+
+    Args:
+        model: on any device.
+        documents: at least one, none of them empty.
+    """
+    scores = [np.zeros((3, len(document.ids) + 1)) for document in documents]
+    for rows in _batches(documents, (0, 1), None):
+        state = model.zero_state(len(rows))
+        steps = min(_STEPS, max(1, _LARGEST_LOGITS // (len(rows) * model.vocabulary_size)))
+        windows = evaluation_windows([documents[i].ids for i, _ in rows], steps, [span for _, span in rows])
+        for number, window in enumerate(windows):
+            active = sum(end - begin > number * steps for _, (begin, end) in rows)
+            found, state = model.token_scores(window.first(active), tuple(t[:, :active] for t in state))
+            for column, (i, (begin, end)) in enumerate(rows[:active]):
+                at = begin + number * steps
+                stop = min(end, at + steps)
+                scores[i][:, at:stop] = found[:, : stop - at, column]
+    return [TokenScores(*rows) for rows in scores]
 
 
 def seconds_to_evaluate(

@@ -39,13 +39,18 @@ class TokenSurprisal:
         return self.bits / max(1, len(self.text))
 
 
-def surprisal(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[TokenSurprisal]:
+def surprisal(
+    checkpoint: Checkpoint, text: str, candidates: int = 5, mix: float | None = None
+) -> list[TokenSurprisal]:
     """Compute the surprisal of each token of a text and of its end, starting from a zero state.
+
+    A network with counts is mixed with them.
 
     Args:
         checkpoint: the model.
         text: not normalised.
         candidates: number of expected tokens to return with each.
+        mix: constant weight of the counts; None is that of the fitted gate, 0 the network alone.
     """
     vocabulary, configuration = checkpoint.vocabulary, checkpoint.configuration
     ids, spelling, _ = vocabulary.encode_with_costs(text)
@@ -54,15 +59,18 @@ def surprisal(checkpoint: Checkpoint, text: str, candidates: int = 5) -> list[To
     state = np.zeros((states, configuration.layers, 1, configuration.hidden), np.float32)
     stepper = Stepper(configuration, checkpoint.weights, state)
     candidates = min(candidates, len(vocabulary))
-    tokens, previous = [], END
+    mixture = None if mix == 0.0 else checkpoint.mixture
+    tokens, history = [], [END]
     for position, token in enumerate([*ids.tolist(), END]):
-        logits = stepper.step([previous])[0].astype(np.float64)  # [V]
+        logits = stepper.step(history[-1:])[0].astype(np.float64)  # [V]
         logits -= logits.max()
-        normaliser = math.log(np.exp(logits).sum())
-        nats = normaliser - float(logits[token]) + (float(spelling[position]) if position < len(ids) else 0.0)
-        best = np.argpartition(logits, -candidates)[-candidates:]
-        best = best[np.lexsort((best, -logits[best]))]
-        expected = ((vocabulary.token(int(i)), math.exp(float(logits[i]) - normaliser)) for i in best)
+        log_p = logits - math.log(np.exp(logits).sum())
+        if mixture is not None:
+            log_p = mixture.log_probabilities(history[-mixture.counts.index.longest :], log_p, mix)
+        nats = (float(spelling[position]) if position < len(ids) else 0.0) - float(log_p[token])
+        best = np.argpartition(log_p, -candidates)[-candidates:]
+        best = best[np.lexsort((best, -log_p[best]))]
+        expected = ((vocabulary.token(int(i)), math.exp(float(log_p[i]))) for i in best)
         tokens.append(TokenSurprisal(texts[position], nats / math.log(2), tuple(expected)))
-        previous = token
+        history.append(token)
     return tokens

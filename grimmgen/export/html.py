@@ -7,6 +7,7 @@ run and corpus, the vocabulary) is inside the checkpoint, which is base64; the p
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from importlib.resources import files as resources
@@ -45,7 +46,7 @@ def to_html(checkpoint: Checkpoint) -> bytes:
     }.items():
         html = html.replace(f"@{name}@", content)
     before, after = html.encode().split(b"@checkpoint@")
-    encoded = base64.b64encode(checkpoint.to_bytes(compact=True))
+    encoded = base64.b64encode(dataclasses.replace(checkpoint, mixture=None).to_bytes(compact=True))
     lines = b"\n".join(encoded[at : at + _LINE] for at in range(0, len(encoded), _LINE))
     whole = b"".join([before, CHECKPOINT_OPENS, b"\n", lines, b"\n", CHECKPOINT_CLOSES, after])
     assert whole.startswith(PAGE)

@@ -108,8 +108,8 @@ class Forward(NamedTuple):
     """The forward pass of a window.
 
     Attributes:
-        hidden: what the softmax layer reads, [T·B, H].
-        output_weight: its weight, [H, V].
+        hidden: what the softmax layer reads, [T·B, H], or projected, [T·B, E].
+        output_weight: its weight, [H, V] or [E, V].
         state: after the window.
         tape: what the backward pass needs, one entry for each layer.
     """
@@ -120,6 +120,8 @@ class Forward(NamedTuple):
     tape: list[_LayerTape]
     input_mask: Tensor | None
     embedding: Tensor | None
+    looked_up: bool  # whether the first layer read embeddings, and not products of embeddings
+    unprojected: Tensor | None  # [T·B, H]
 
 
 class _LayerTape(NamedTuple):
@@ -223,6 +225,7 @@ class LanguageModel:
         state: State,
         resets: Tensor | None,
         dropout: Dropout | None = None,
+        short: bool = False,
     ) -> Forward:
         """Read a window.
 
@@ -232,18 +235,20 @@ class LanguageModel:
             state: before the first time step.
             resets: where the state is reset before the time step, [T, B] bool; None is nowhere.
             dropout: the masks; None is no dropout.
+            short: compute products for the tokens of the window, not for the vocabulary: less work where these are
+                fewer. It is not recorded, and changes the last digits.
         """
         options, weights = self.configuration, self.weights_by_name
         (T, B), H = ids.shape, options.hidden
         embedding = weights.get("embedding")
-        table = input_mask = None
-        inputs = ids
+        table = input_mask = unprojected = None
+        inputs, looked_up = ids, False
         if embedding is not None:
             if dropout is not None:
                 input_mask = dropout.mask(tuple(embedding.shape), options.input_dropout)
             if input_mask is not None:
                 embedding = backend.multiply(embedding, input_mask)  # (1)
-            if self.cell.pre_step:
+            if looked_up := bool(self.cell.pre_step) or short:
                 inputs = nn.functional.embedding(ids, embedding)  # (2)
             else:
                 # The products of all embeddings are fewer than those of all tokens of the window.
@@ -272,12 +277,17 @@ class LanguageModel:
                 inputs = backend.multiply(inputs, output_mask)  # (5)
             states.append(done.state)
             tape.append(_LayerTape(done.saved, recurrent_mask, output_mask))
-        if options.tied:
+        hidden = inputs.reshape(T * B, H)
+        if options.tied and short:
+            unprojected = hidden
+            hidden = backend.linear(hidden, weights["output.projection"])  # (6)
+            output_weight = weights["embedding"].t()
+        elif options.tied:
             output_weight = backend.linear(weights["output.projection"], weights["embedding"].t())  # (6)
         else:
             output_weight = weights["output.weight"]
         after = tuple(_stack(backend, parts) for parts in zip(*states, strict=True))
-        return Forward(inputs.reshape(T * B, H), output_weight, after, tape, input_mask, embedding)
+        return Forward(hidden, output_weight, after, tape, input_mask, embedding, looked_up, unprojected)
 
     def backward(
         self,
@@ -311,7 +321,13 @@ class LanguageModel:
 
         d_embedding = None
         complete("output.bias", d_output_bias)
-        if self.configuration.tied:
+        if done.unprojected is not None:
+            d_hidden, d_projection, _ = backend.linear_backward(
+                done.unprojected, weights["output.projection"], d_hidden
+            )  # (6)
+            complete("output.projection", d_projection)
+            d_embedding = d_output_weight.t()
+        elif self.configuration.tied:
             d_projection, d_transposed, _ = backend.linear_backward(
                 weights["output.projection"], weights["embedding"].t(), d_output_weight
             )  # (6)
@@ -331,7 +347,7 @@ class LanguageModel:
                     d_layer["recurrent_weight"], layer.recurrent_mask
                 )  # (3)
             if depth == 0 and done.embedding is not None:
-                if self.cell.pre_step:
+                if done.looked_up:
                     assert found.inputs is not None
                     d_looked_up = torch.zeros_like(done.embedding).index_add_(
                         0, ids.flatten(), found.inputs.flatten(0, 1)
@@ -363,11 +379,22 @@ class LanguageModel:
         losses = backend.negative_log_likelihood(done.hidden, done.output_weight, bias, inputs.targets.reshape(-1))
         return losses.view(inputs.ids.shape).double().cpu().numpy(), done.state
 
-    def logits(self, ids: Tensor, state: State, resets: Tensor | None = None) -> tuple[Tensor, State]:
+    def logits(
+        self, ids: Tensor, state: State, resets: Tensor | None = None, short: bool = False
+    ) -> tuple[Tensor, State]:
         """The logits of the token after each of those read, [T, B, V], and the state after them."""
-        done = self.forward(self.backend(), ids, state, resets)
+        done = self.forward(self.backend(), ids, state, resets, short=short)
         logits = done.hidden @ done.output_weight + self.weights_by_name["output.bias"]
         return logits.view(*ids.shape, -1), done.state
+
+    def token_scores(self, window: Window, state: State) -> tuple[NDArray[np.float64], State]:
+        """The loss, the entropy and the largest log-probability at each prediction, [3, T, B]; and the state after.
+
+        The losses are those of `losses`, up to rounding; where there is no target, the values mean nothing.
+        """
+        inputs = self.inputs(window)
+        logits, state = self.logits(inputs.ids, state, inputs.resets)
+        return token_scores(logits, inputs.targets), state
 
     def inputs(self, window: Window) -> Inputs:
         """A window as tensors on the device of the weights."""
@@ -417,6 +444,19 @@ class LanguageModel:
             for name, weight in self.named_parameters()
             if name.startswith(prefix)
         }
+
+
+def token_scores(logits: Tensor, targets: Tensor) -> NDArray[np.float64]:
+    """The loss, the entropy and the largest log-probability at each prediction, [3, …].
+
+    Args:
+        logits: […, V].
+        targets: […]; where one is negative, the values mean nothing.
+    """
+    log_p = torch.log_softmax(logits, dim=-1)
+    losses = -log_p.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1)
+    largest, entropy = log_p.amax(dim=-1), -(log_p.exp() * log_p).sum(dim=-1)
+    return torch.stack([losses, entropy, largest]).double().cpu().numpy()
 
 
 def _stack(backend: Backend, parts: tuple[Tensor, ...]) -> Tensor:

@@ -5,7 +5,10 @@ trusted: the header is checked against its own configuration before memory of it
 a file is executed. Knows NumPy arrays, and neither PyTorch nor the registry.
 
 Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 has one for each state of the cell, and
-a hash of the vocabulary and the weights, since an id means nothing without the vocabulary it was trained with.
+a hash of the vocabulary and the weights, since an id means nothing without the vocabulary it was trained with; 3 has
+counts beside the weights, and is written only with these. Counts are read into memory like the weights, not mapped:
+their hash is verified, for which all of them are read; a mapped file could not be replaced on Windows, and would end
+the process where it is truncated.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from grimmgen.configuration import Configuration
+from grimmgen.counts import storage
+from grimmgen.counts.mixture import Mixture
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
 from grimmgen.network.cells import cells
@@ -35,7 +40,8 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
 
-FORMAT = 2
+FORMAT = 3
+_WITHOUT_COUNTS = 2
 # How an exported page (`grimmgen.export.html`) begins, and what stands around the checkpoint in it, in base64.
 PAGE = b"<!doctype html>"
 CHECKPOINT_OPENS = b'<script type="application/octet-stream" id="checkpoint">'
@@ -68,6 +74,7 @@ class Checkpoint:
         progress: position of the training, as JSON; None in a checkpoint of weights only.
         training_tensors: named and shaped as in `training_shapes`; empty in a checkpoint of weights only.
         sha256: hash of the file it was read from; else empty.
+        mixture: counts of the training set and how to mix them with the network; None if there are none.
     """
 
     configuration: Configuration
@@ -77,6 +84,7 @@ class Checkpoint:
     progress: Mapping[str, Any] | None = None
     training_tensors: Tensors = field(default_factory=dict)
     sha256: str = ""
+    mixture: Mixture | None = None
 
     def write(self, path: Path) -> None:
         """Write the file atomically.
@@ -102,18 +110,22 @@ class Checkpoint:
         """
         vocabulary = self.vocabulary.to_json()
         header = {
-            "format": FORMAT,
+            "format": _WITHOUT_COUNTS if self.mixture is None else FORMAT,
             "sha256": _hash(vocabulary, self.weights),
             "configuration": self.configuration.to_json(),
             "vocabulary": vocabulary,
             "provenance": dict(self.provenance),
             "progress": None if self.progress is None else dict(self.progress),
         }
+        counts: dict[str, NDArray[Any]] = {}
+        if self.mixture is not None:
+            header["counts"] = storage.to_header(self.mixture)
+            counts = storage.to_tensors(self.mixture)
         weights: dict[str, NDArray[Any]] = {**self.weights}
         if compact:
             weights = {name: _halved(weight) for name, weight in weights.items()}
         # safetensors writes an array in memory order, whatever its strides.
-        tensors = {n: np.ascontiguousarray(t) for n, t in {**weights, **self.training_tensors}.items()}
+        tensors = {n: np.ascontiguousarray(t) for n, t in {**weights, **self.training_tensors, **counts}.items()}
         # In ASCII: the name of a corpus may have bytes of a file name that are not Unicode.
         content = safetensors.numpy.save(tensors, metadata={_KEY: json.dumps(header)})
         if int.from_bytes(content[:8], "little") > _LARGEST_HEADER:
@@ -165,6 +177,7 @@ class Checkpoint:
             tensors = safetensors.numpy.load(content)
         except safetensors.SafetensorError as error:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
+        counts = {name: tensors.pop(name) for name in header.counts}
         tensors = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
         for name, tensor in tensors.items():
             # The comparison is false for nan. A mogrifier of no rounds has tensors of size 0.
@@ -176,6 +189,12 @@ class Checkpoint:
         weights = {name: tensors[name] for name in weight_shapes(header.configuration, V)}
         if header.sha256 is not None and header.sha256 != _hash(header.stored_vocabulary, weights):
             raise IntegrityError(f"{path} has another vocabulary or other weights than were saved", _REMEDY)
+        mixture = None
+        if counts:
+            try:
+                mixture = storage.from_tensors(header.stored_counts, counts, V)
+            except ValueError:
+                raise IntegrityError(f"{path} has other counts than were saved", _REMEDY) from None
         return cls(
             header.configuration,
             header.vocabulary,
@@ -184,6 +203,7 @@ class Checkpoint:
             header.progress,
             {name: tensors[name] for name in training},
             files.sha256(content),
+            mixture,
         )
 
 
@@ -193,7 +213,7 @@ def state_names(configuration: Configuration) -> tuple[str, ...]:
 
 
 def training_shapes(
-    configuration: Configuration, vocabulary_size: int, version: int = FORMAT
+    configuration: Configuration, vocabulary_size: int, version: int = _WITHOUT_COUNTS
 ) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each tensor besides the weights that a resume needs, in a format version.
 
@@ -228,6 +248,8 @@ class _Header:
     size: int  # bytes of the tensors
     sha256: object  # None in files of earlier versions
     stored_vocabulary: object  # the JSON value that was hashed
+    stored_counts: Mapping[str, Any]  # empty without counts
+    counts: Mapping[str, Any]  # type and shape of the arrays of the counts, by name
 
     @classmethod
     def parse(cls, path: Path, raw: bytes) -> _Header:
@@ -272,9 +294,35 @@ class _Header:
                     )
                 case _:
                     raise IntegrityError(f"{path} has no tensor {name}", _REMEDY)
-        if unexpected := sorted(set(entries) - set(expected)):
+        stored_counts, counts = own.get("counts") or {}, {}
+        if stored_counts:
+            try:
+                counts = storage.expected_tensors(stored_counts, len(vocabulary))
+            except ValueError:
+                raise IntegrityError(f"{path} has no valid description of its counts", _REMEDY) from None
+            for name, (kind, shape) in counts.items():
+                match entries.get(name):
+                    case {"dtype": str(found_kind), "shape": list(found)} if (found_kind, found) == (
+                        kind,
+                        [*shape],
+                    ):
+                        pass
+                    case _:
+                        raise IntegrityError(f"{path} has no {name} of type {kind} and shape {[*shape]}", _REMEDY)
+            size += storage.size_of(counts)
+        if unexpected := sorted(set(entries) - set(expected) - set(counts)):
             raise IntegrityError(f"{path} has an unexpected tensor, {_brief(unexpected[0])}", _REMEDY)
-        return cls(configuration, vocabulary, provenance, progress, size, own.get("sha256"), own.get("vocabulary"))
+        return cls(
+            configuration,
+            vocabulary,
+            provenance,
+            progress,
+            size,
+            own.get("sha256"),
+            own.get("vocabulary"),
+            stored_counts,
+            counts,
+        )
 
 
 def _hash(vocabulary: object, weights: Tensors) -> str:

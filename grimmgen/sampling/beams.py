@@ -24,6 +24,7 @@ from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import CopyLimit
     from grimmgen.network.backends.numpy import Ids, Stepper
+    from grimmgen.sampling.combined import CombinedStepper
 
 # Continuations to examine for each beam that is kept, because several may have the same text.
 _CANDIDATES_PER_BEAM = 4
@@ -129,7 +130,7 @@ class BeamSearch:
 
     def __init__(
         self,
-        stepper: Stepper,
+        stepper: Stepper | CombinedStepper,
         vocabulary: Vocabulary,
         options: SamplingOptions,
         generators: Sequence[np.random.Generator],
@@ -169,10 +170,10 @@ class BeamSearch:
                 # Rows without a beam repeat the best one.
                 padded = beams[b] + beams[b][:1] * (W - len(beams[b]))
                 rows[b], ids[b] = [b * W + beam.parent for beam in padded], [beam.ids[-1] for beam in padded]
-            _select_rows(self._stepper, rows.ravel())
+            self._stepper.select_rows(rows.ravel())
             self._stepper.step(ids.ravel())
         indices = [self._choose(b, beams[b]) for b in documents]
-        _select_rows(self._stepper, np.repeat([b * W + index for b, index in enumerate(indices)], W))
+        self._stepper.select_rows(np.repeat([b * W + index for b, index in enumerate(indices)], W))
         chosen = [beams[b][index] for b, index in enumerate(indices)]
         self._ended = [beam.ended for beam in chosen]
         self.copy_limits = [beam.copy_limit for beam in chosen if beam.copy_limit is not None]
@@ -192,9 +193,3 @@ def _log_probabilities(logits: NDArray[np.float32], candidates: list[int] | None
         log_p[:, rest] = -np.inf
         log_p -= np.logaddexp.reduce(log_p, axis=-1, keepdims=True)
     return log_p
-
-
-def _select_rows(stepper: Stepper, rows: NDArray[np.int64]) -> None:
-    """Replace the state of each row i of the stepper by that of `rows[i]`."""
-    stepper.state[:] = stepper.state[:, :, rows]
-    stepper.logits[:] = stepper.logits[rows]

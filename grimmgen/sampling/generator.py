@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import CopyIndex
     from grimmgen.network.backends.numpy import Stepper
     from grimmgen.sampling.beams import BeamSearch
+    from grimmgen.sampling.combined import CombinedStepper
 
 # Standard deviation of the random initial state, as in the tutorial.
 _STATE_DEVIATION = 0.05
@@ -129,29 +130,50 @@ class TextGenerator:
         model: the trained model.
         copy_index: the index of its training set, for `max_copy`; None builds that of the model's run when it is
             needed.
+        others: more models of the same vocabulary, whose probabilities are averaged with those of the first.
+
+    Raises:
+        UsageError: the models have different vocabularies.
     """
 
-    def __init__(self, model: TrainedModel, copy_index: CopyIndex | None = None) -> None:
-        self.model = model
+    def __init__(
+        self, model: TrainedModel, copy_index: CopyIndex | None = None, others: Sequence[TrainedModel] = ()
+    ) -> None:
+        for other in others:
+            if other.checkpoint.vocabulary != model.checkpoint.vocabulary:
+                raise UsageError(
+                    f"{model.name} and {other.name} have different vocabularies",
+                    "give runs that were trained on the same stories with the same --tokens",
+                )
+        self.model, self.others = model, tuple(others)
         self.name = model.name
         self.checkpoint = model.checkpoint
         self.vocabulary = model.checkpoint.vocabulary
         if copy_index is not None:
             self._copy_index = copy_index
 
+    @property
+    def names(self) -> list[str]:
+        """The names of all models, that of the first one first."""
+        return [self.name, *(other.name for other in self.others)]
+
     @classmethod
-    def load(cls, run_or_path: str | None, moved_to: Sequence[str] | None = None) -> TextGenerator:
+    def load(
+        cls, run_or_path: str | None, moved_to: Sequence[str] | None = None, others: Sequence[str] = ()
+    ) -> TextGenerator:
         """Load the model of a run, of the latest run (None), or of a checkpoint file.
 
         Args:
             run_or_path: the name or the path.
             moved_to: where the corpus of the run is now, for `max_copy`; None if it is where it was.
+            others: names or paths of more models, whose probabilities are averaged with those of the first.
 
         Raises:
             GrimmgenError: there is no such run or file, or it cannot be read.
             IntegrityError: the file is damaged.
+            UsageError: the models have different vocabularies.
         """
-        return cls(registry.load_model(run_or_path, moved_to))
+        return cls(registry.load_model(run_or_path, moved_to), others=[*map(registry.load_model, others)])
 
     def generate(self, prompt: str = "", **options: Any) -> str:
         """Generate a text; returns the prompt, normalised as the corpus was, and its continuation.
@@ -276,14 +298,15 @@ class TextGenerator:
         if prompt:
             yield [prompt] * len(generations)
         self._read_prompt(stepper, prompt, generations, generators)
-        sampler = self._sampler(stepper, options, generations, generators)
+        combined = self._combined(stepper, generations, options.beam_width or 1)
+        sampler = self._sampler(combined, options, generations, generators)
         outputs = [_Output(generation, self.vocabulary, keep) for generation in generations]
         firsts = self._first_tokens(generations)
         chunk = 1
         while remaining := max(output.remaining for output in outputs):
             started = time.perf_counter()
             # 3. Sample: up to `chunk` tokens of each document.
-            self._check_logits(stepper)
+            self._check_logits(combined)
             enough = math.ceil(remaining / self.vocabulary.characters_per_token)
             ids = sampler.sample(min(chunk, enough), firsts)
             # 4. Stop: cut each document at its end, its length or its stop condition.
@@ -307,10 +330,11 @@ class TextGenerator:
             generation: a document whose text and tokens were kept.
         """
         stepper = self._initial_stepper(_generators([generation]), generation.options.state)
-        logits = stepper.read(np.array(generation.context)[:, None])[0]
+        stepper.read(np.array(generation.context)[:, None])
+        combined = self._combined(stepper, [generation])
         prefix, remaining, total = generation.prefix, sum(map(len, generation.pieces)), 0.0
         for token in generation.ids:
-            log_p = log_probabilities(logits)
+            log_p = log_probabilities(combined.logits[0])
             text = self.vocabulary.decode([token])
             visible = text[: len(prefix) + remaining]
             matching = [token] if visible == text else self.vocabulary.starting_with(visible)
@@ -319,7 +343,7 @@ class TextGenerator:
                 total -= float(np.logaddexp.reduce(log_p[self.vocabulary.starting_with(prefix)]))
             remaining -= len(visible) - len(prefix)
             prefix = ""
-            logits = stepper.step([token])[0]
+            combined.step(np.array([token]))
         return total
 
     def unknown_in(self, prompt: str) -> tuple[list[str], list[str]]:
@@ -390,7 +414,7 @@ class TextGenerator:
             generation.context = [END, *ids, *ends[chosen].ids]
             generation.prefix = ends[chosen].prefix
 
-    def _check_logits(self, stepper: Stepper) -> None:
+    def _check_logits(self, stepper: Stepper | CombinedStepper) -> None:
         if not stepper.logits.max() < np.inf:  # NaN, too
             raise IntegrityError(f"the logits of {self.name} are not finite", "use another checkpoint")
 
@@ -405,20 +429,53 @@ class TextGenerator:
         candidates = {prefix: self.vocabulary.starting_with(prefix) for prefix in {g.prefix for g in generations}}
         return [FirstToken(g.prefix, candidates[g.prefix] if g.prefix else None) for g in generations]
 
-    def _initial_stepper(self, generators: Sequence[np.random.Generator], state: InitialState) -> Stepper:
-        """A stepper with a random or a zero state, one row per generator."""
-        configuration = self.checkpoint.configuration
+    def _combined(
+        self, stepper: Stepper, generations: Sequence[Generation], beams: int = 1
+    ) -> Stepper | CombinedStepper:
+        """Combine the network of the first model, which has read the contexts, with counts and other models.
+
+        Args:
+            stepper: of the first model, B rows.
+            generations: the documents, [B].
+            beams: rows of the result for each document.
+        """
+        options = generations[0].options
+        models = [self.model, *self.others]
+        steppers = [stepper]
+        for number, model in enumerate(self.others, 1):
+            generators = [np.random.default_rng([g.options.random_seed, 2 + number]) for g in generations]
+            steppers.append(self._initial_stepper(generators, options.state, model))
+            _read_contexts(steppers[-1], [generation.context for generation in generations])
+        if beams > 1:
+            steppers = [self._repeat_rows(*both, beams) for both in zip(steppers, models, strict=True)]
+        mixtures = [None if options.mix == 0.0 else model.checkpoint.mixture for model in models]
+        if len(models) == 1 and mixtures[0] is None:
+            return steppers[0]
+        from grimmgen.sampling.combined import CombinedStepper
+
+        histories = [generation.context for generation in generations for _ in range(beams)]
+        return CombinedStepper([*zip(steppers, mixtures, strict=True)], histories, options.mix)
+
+    def _initial_stepper(
+        self,
+        generators: Sequence[np.random.Generator],
+        state: InitialState,
+        model: TrainedModel | None = None,
+    ) -> Stepper:
+        """A stepper of a model, by default the first, with a random or a zero state, one row per generator."""
+        checkpoint = (model or self.model).checkpoint
+        configuration = checkpoint.configuration
         S, L, H = len(cells()[configuration.cell].states), configuration.layers, configuration.hidden
         values = np.zeros((S, L, len(generators), H), np.float32)
         if state == "random":
             for b, generator in enumerate(generators):
                 # Two states are drawn even for a cell with one, so that random seeds keep giving the same texts.
                 values[:, :, b] = generator.normal(0.0, _STATE_DEVIATION, (max(2, S), L, H))[:S]
-        return backends.stepper(configuration, self.checkpoint.weights, values)
+        return backends.stepper(configuration, checkpoint.weights, values)
 
     def _sampler(
         self,
-        stepper: Stepper,
+        stepper: Stepper | CombinedStepper,
         options: SamplingOptions,
         generations: list[Generation],
         generators: Sequence[np.random.Generator],
@@ -447,8 +504,7 @@ class TextGenerator:
             )
         from grimmgen.sampling.beams import BeamSearch
 
-        repeated = self._repeat_rows(stepper, options.beam_width)
-        return BeamSearch(repeated, self.vocabulary, options, generators, copy_limits)
+        return BeamSearch(stepper, self.vocabulary, options, generators, copy_limits)
 
     def _steps(self, generation: Generation) -> list[Step]:
         """What the text of a document does to its logits, in the documented order."""
@@ -462,10 +518,10 @@ class TextGenerator:
             steps.append(PlannedEnding(length, text, self.vocabulary))
         return steps
 
-    def _repeat_rows(self, stepper: Stepper, times: int) -> Stepper:
-        """A stepper in which each row of the given one is repeated so many times."""
+    def _repeat_rows(self, stepper: Stepper, model: TrainedModel, times: int) -> Stepper:
+        """A stepper in which each row of the given one, of this model, is repeated so many times."""
         state = np.repeat(stepper.state, times, axis=2)
-        repeated = backends.stepper(self.checkpoint.configuration, self.checkpoint.weights, state)
+        repeated = backends.stepper(model.checkpoint.configuration, model.checkpoint.weights, state)
         repeated.logits[:] = np.repeat(stepper.logits, times, axis=0)
         return repeated
 
@@ -501,6 +557,18 @@ class TextGenerator:
 def fresh_random_seed() -> int:
     """A new random seed of at most six digits, short enough to type again."""
     return int(np.random.default_rng().integers(0, 10**6))
+
+
+def _read_contexts(stepper: Stepper, contexts: Sequence[Sequence[int]]) -> None:
+    """Read another context with each row of a stepper, [B]."""
+    before, after = stepper.snapshot(), stepper.snapshot()
+    for context in {*map(tuple, contexts)}:
+        stepper.restore(before)
+        stepper.read(np.broadcast_to(np.array(context)[:, None], (len(context), len(contexts))))
+        rows = [b for b, of_row in enumerate(contexts) if tuple(of_row) == context]
+        after.state[:, :, rows] = stepper.state[:, :, rows]
+        after.logits[rows] = stepper.logits[rows]
+    stepper.restore(after)
 
 
 def _generators(generations: Sequence[Generation]) -> list[np.random.Generator]:

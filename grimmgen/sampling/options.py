@@ -33,6 +33,18 @@ PAGE_LENGTHS = 800, 1_600
 _TRUNCATION = ("top_k", "top_p", "min_p")
 
 
+def weight(typed: str) -> float:
+    """The weight of the counts as typed.
+
+    Raises:
+        UsageError: the text is not a number.
+    """
+    try:
+        return float(typed)
+    except ValueError:
+        raise UsageError(f"--mix {typed[:40]!r} is not a number", "give auto, or a number from 0 to 1") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class SamplingOptions:
     """The options of generation, listed in docs/options.md; the same model and prompt give the same text.
@@ -132,6 +144,16 @@ class SamplingOptions:
         "Write only words of the training set",
         default_text="on, unless the model is the tutorial's or its words are too few",
         excludes=("beam_width",),
+        panel=_SAMPLING,
+    )
+    mix: float | None = option(
+        None,
+        "Weight of the counts in the mixture with the network; 0 is the network alone",
+        low=0.0,
+        high=1.0,
+        metavar="WEIGHT|auto",
+        default_text="auto: fitted, if the run has counts",
+        parse=lambda typed: None if typed == "auto" else weight(typed),
         panel=_SAMPLING,
     )
     random_seed: int = option(

@@ -45,6 +45,7 @@ def to_record(generator: TextGenerator, generation: Generation) -> dict[str, Any
     """
     return {
         "run": generator.name,
+        **({"others": [other.name for other in generator.others]} if generator.others else {}),
         **_origin(generator),
         "prompt": generation.prompt,
         "decoding": asdict(generation.options),
@@ -65,6 +66,7 @@ class Record:
         options: of the story, with its random seed.
         text: the prompt and what was generated.
         ending: why generation stopped.
+        others: more models of an ensemble, as `run`.
     """
 
     run: str
@@ -73,6 +75,12 @@ class Record:
     options: SamplingOptions
     text: str
     ending: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All models, the first one first."""
+        return [self.run, *self.others]
 
     @classmethod
     def parse_all(cls, content: bytes, source: str) -> list[Record]:
@@ -110,8 +118,11 @@ class Record:
             options = SamplingOptions(**decoding)
         except UsageError as error:
             raise IntegrityError(f"{source}: {error.what}", _REMEDY) from None
+        more = others.get("others", [])
+        if not (isinstance(more, list) and all(isinstance(name, str) for name in more)):
+            raise IntegrityError(f"{source} is not the record of a story", _REMEDY)
         origin = {name: str(others[name]) for name in _ORIGIN if name in others}
-        return cls(run, origin, prompt, options, text, str(others.get("ending")))
+        return cls(run, origin, prompt, options, text, str(others.get("ending")), tuple(more))
 
 
 def replay(generator: TextGenerator, record: Record, source: str) -> tuple[Generation, list[str]]:
@@ -161,7 +172,7 @@ def replay(generator: TextGenerator, record: Record, source: str) -> tuple[Gener
 def _origin(generator: TextGenerator) -> dict[str, str]:
     """What a story depends on besides prompt and options; the keys are those of `_ORIGIN`."""
     return {
-        "checkpoint_sha256": generator.checkpoint.sha256,
+        "checkpoint_sha256": " ".join(m.checkpoint.sha256 for m in (generator.model, *generator.others)),
         "grimmgen": version("grimmgen"),
         "numpy": np.__version__,  # draws the random numbers
         "platform": f"{platform.system()} {platform.machine()}",

@@ -24,6 +24,7 @@ from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 if TYPE_CHECKING:
     from grimmgen.evaluation.novelty import CopyLimit
     from grimmgen.network.backends.numpy import Ids, Stepper
+    from grimmgen.sampling.combined import CombinedStepper
 
 # The repetition penalty applies to this many of the latest tokens: a sentence or two of bigrams.
 _PENALTY_WINDOW = 64
@@ -69,7 +70,7 @@ class Sampler:
 
     def __init__(
         self,
-        stepper: Stepper,
+        stepper: Stepper | CombinedStepper,
         vocabulary: Vocabulary,
         options: SamplingOptions,
         random_seeds: Sequence[int],

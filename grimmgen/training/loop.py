@@ -134,6 +134,7 @@ class TrainingLoop:
         agree: makes clocks and `stopping` equal in all processes (`ProcessGroup.agree`).
         evaluation_seconds: expected duration of an evaluation.
         startup_seconds: what has passed of the training's time before `events` is called.
+        closing_seconds: expected duration of what the caller does after the last save.
     """
 
     configuration: Configuration
@@ -149,6 +150,7 @@ class TrainingLoop:
     agree: Agree
     evaluation_seconds: float = 0.0
     startup_seconds: float = 0.0
+    closing_seconds: float = 0.0
     _began: float = field(init=False)
     _saved: float = field(init=False)
     _save_due: bool = field(init=False, default=False)
@@ -348,8 +350,8 @@ class TrainingLoop:
         return "interrupted" if unevaluated and self._stop else reached
 
     def _end_seconds(self) -> float:
-        """The expected duration of the last save, in which the best weights may be written besides the others."""
-        return 1.5 * self._last_save_seconds
+        """The expected duration of the last save, in which the best weights may be written, too, and of the closing."""
+        return 1.5 * self._last_save_seconds + self.closing_seconds
 
     def _save_if_due(self) -> Iterator[LoopEvent]:
         if self._save_due:

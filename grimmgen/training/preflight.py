@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from grimmgen.configuration import Configuration
+from grimmgen.counts import storage
+from grimmgen.counts.index import LARGEST
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.io import files
 from grimmgen.network.shapes import weight_shapes
@@ -29,6 +31,7 @@ def check_checkpoints(
     directory: Path,
     run: Run | None = None,
     base: Checkpoint | None = None,
+    tokens: int = 0,
 ) -> None:
     """Check that the largest files of a training can be written.
 
@@ -39,6 +42,7 @@ def check_checkpoints(
         directory: of the run, or of all runs; it need not exist.
         run: the run that is resumed, whose checkpoints will be replaced.
         base: the model that a new run starts from, which is copied.
+        tokens: of the training set, in all phases.
 
     Raises:
         GrimmgenError: the vocabulary is too large for a checkpoint, there is too little space on the disk, or the
@@ -51,6 +55,8 @@ def check_checkpoints(
     weights, training = weight_shapes(configuration, size), training_shapes(configuration, size)
     best = header + sum(4 * math.prod(shape) + _ENTRY for shape in weights.values())
     last = best + sum(4 * math.prod(shape) + _ENTRY for shape in training.values())
+    if configuration.counts:
+        best += storage.BYTES_OF_TOKEN * min(tokens, LARGEST)
     # A file is replaced by a new one, which exists beside it for a moment; the previous last checkpoint is kept.
     needed = 2 * best + 2 * last + min(_LONGEST_LOG, _LOG_OF_EPOCH * configuration.epochs)
     if base is not None:
@@ -72,9 +78,10 @@ def check_checkpoints(
             f" {_megabytes(needed)}",
             "free some, or set GRIMMGEN_HOME to a directory on another disk",
         )
-    if (largest := _largest_file()) < last:
+    larger = max(best, last)
+    if (largest := _largest_file()) < larger:
         raise GrimmgenError(
-            f"a checkpoint of this training takes {_megabytes(last)}, and a file may have {_megabytes(largest)}",
+            f"a checkpoint of this training takes {_megabytes(larger)}, and a file may have {_megabytes(largest)}",
             "raise the file size limit (ulimit -f)",
         )
 

@@ -56,6 +56,7 @@ from grimmgen.text.encoding import IN_MEMORY
 from grimmgen.text.split import Split, reopen, split_by_hash
 from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
+from grimmgen.training.counting import Counting
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop, out_of_memory
 from grimmgen.training.preflight import check_checkpoints
@@ -166,7 +167,8 @@ class Training:
 
         def create() -> tuple[str, dict[str, Any]]:
             provenance = {"run": run or "", "corpus": corpus.name, **text.provenance(configuration)}
-            check_checkpoints(configuration, text.vocabulary, provenance, paths.runs_directory(), base=checkpoint)
+            directory = paths.runs_directory()
+            check_checkpoints(configuration, text.vocabulary, provenance, directory, None, checkpoint, text.size)
             precision = _choose_precision(configuration, text, place, group)
             created = registry.create(
                 run, configuration, corpus, split, command, versions(), base, numbered, reason, precision
@@ -332,6 +334,9 @@ class Training:
             progress.validation_ngrams = group.broadcast(lambda: validation.fit(budget))
         if progress.validation_ngrams != validation.ngrams:
             validation.limit(progress.validation_ngrams)
+        counting = None
+        if configuration.counts and group.first:
+            counting = Counting(text, time.monotonic, validation.seconds)
         loop = TrainingLoop(
             configuration,
             step,
@@ -346,6 +351,7 @@ class Training:
             group.agree,
             validation.seconds,
             time.monotonic() - counted_from - uncounted,
+            0.0 if counting is None else counting.seconds,
         )
         info = group.broadcast(self.run.info)
         self._reason = str(info.get("reason", ""))
@@ -359,8 +365,10 @@ class Training:
         if "base" in info:
             provenance["base"] = info["base"]
         if self._resumed and group.first:
-            check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run)
-        self._recorder = recorder = _Recorder(self.run, group, loop, model, optimiser, text.vocabulary, provenance)
+            check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run, None, text.size)
+        self._recorder = recorder = _Recorder(
+            self.run, group, loop, model, optimiser, text.vocabulary, provenance, counting
+        )
         started = self._started_event(text, progress, step.description, precision)
         if group.first and self._checkpoint is not None:
             # The checkpoint may have been saved before the evaluation at its step.
@@ -483,6 +491,7 @@ class _Recorder:
     optimiser: AdamW
     vocabulary: Vocabulary
     provenance: Mapping[str, Any]
+    counting: Counting | None = None
     unsaved: bool = False
     best: Checkpoint | None = None
 
@@ -502,6 +511,8 @@ class _Recorder:
                         saved = self.save()
                         # After the save: a run is called finished only if its last checkpoint is that of the end.
                         if event.reason != "interrupted":
+                            if self.counting is not None and self.run.best_path.exists():
+                                self.counting.finish(self.run.best_path, self.model)
                             self.log(event)
                         yield saved
                         yield event

@@ -59,6 +59,11 @@ class TrainingText:
         return int(self.training.lengths[0].sum())
 
     @property
+    def size(self) -> int:
+        """N-grams of the training set in all phases."""
+        return int(self.training.lengths.sum())
+
+    @property
     def beginnings(self) -> list[int]:
         """Ids that documents of the training set begin with; generation without a prompt begins with one."""
         firsts = self.training.ids.take(self.training.begins[0])

@@ -180,6 +180,11 @@ class Stepper:
         """Put all rows back to a snapshot."""
         self.state[:], self.logits[:], self._ended[:] = snapshot
 
+    def select_rows(self, rows: NDArray[np.int64]) -> None:
+        """Replace the state of each row i by that of the row `rows[i]`."""
+        self.state[:] = self.state[:, :, rows]
+        self.logits[:] = self.logits[rows]
+
     def _rows(self, ids: ArrayLike) -> Ids:
         rows = np.asarray(ids, np.int64)
         assert rows.shape[1:] == self._ended.shape
