@@ -107,8 +107,9 @@ class _Step:
             done = model.forward(backend, inputs.ids, state, inputs.resets, short=self._short)
             targets = inputs.targets.view(-1)
             scores = model_scores(done.hidden @ done.output_weight + bias, targets)
-            _, *by_softmax = backend.cross_entropy(done.hidden, done.output_weight, bias, targets)
-            return scores, model.backward(backend, done, inputs.ids, *by_softmax), done.state
+            _, d_hidden, d_weight, d_bias = backend.cross_entropy(done.hidden, done.output_weight, bias, targets)
+            gradients = model.backward(backend, done, inputs.ids, d_hidden, d_weight, d_bias)
+        return scores, gradients, done.state
 
 
 def gradient_rms(model: LanguageModel, step: _Step, segment: int) -> dict[str, Tensor]:
