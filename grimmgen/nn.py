@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from grimmgen.network.backends import choose_backend
+from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import CellSpec, Sizes, cells
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ class _Recurrent(nn.Module):
         shape = [self.num_layers, B, self.hidden_size]
         if len(state) != count or any(list(part.shape) != shape for part in state):
             raise ValueError(f"the state is {[list(part.shape) for part in state]}, not {count} × {shape}")
-        backend = choose_backend(self.cell_name, x.device, x.dtype, overwrite=False)
+        # The kernels for GPUs are used by models alone, which check them first.
+        backend: Backend = ReferenceBackend()
+        if x.device.type == "cpu":
+            backend = choose_backend(self.cell_name, x.device, x.dtype, overwrite=False)
         last = []
         for layer in range(self.num_layers):
             weights = self._layer_weights(layer)
