@@ -3,6 +3,7 @@
     python benchmarks/stories.py --run NAME                                   # every way of sampling of `WAYS`
     python benchmarks/stories.py --run NAME top_k=3 top_p=0.9,temperature=0.8 # those that are named
     python benchmarks/stories.py --run NAME --ab out.html top_p=0.9 top_k=3 --pairs 20
+    python benchmarks/stories.py --run NAME --lengths 50                      # of whole stories (--until end)
     python benchmarks/stories.py --table benchmarks/stories.jsonl             # print the table of a record
 
 A way of sampling is options of `grimmgen generate` as in Python, separated by commas; `default` is the run's own, and
@@ -50,7 +51,17 @@ from grimmgen.runs import registry
 from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.normalisation import normalise
 
-WAYS = ("top_k=3", "top_k=10", "top_p=0.9", "top_p=0.8", "min_p=0.1", "top_k=0,temperature=0.7", "top_k=0")
+WAYS = (
+    "top_k=3",
+    "min_p=0.1",
+    "min_p=0.1,lexicon=True",
+    "min_p=0.05,lexicon=True",
+    "top_p=0.9,lexicon=True",
+    "top_p=0.7,lexicon=True",
+    "top_k=3,lexicon=True",
+    "top_k=0,lexicon=True",
+    "top_k=3,repetition_penalty=1.2",
+)
 HELD_OUT = "held-out stories"
 # A story that ends before this many characters is left out.
 _SHORTEST = 800
@@ -288,6 +299,19 @@ def generate(generator: TextGenerator, way: str, stories: int, length: int) -> l
     return [generation.text for generation in generator.generate_batch("", options, stories)]
 
 
+def lengths_table(generator: TextGenerator, documents: Sequence[str], stories: int) -> str:
+    """A Markdown table of the lengths of stories generated to their end, beside those of the training set."""
+    generations = generator.generate_batch("", generator.options(until="end"), stories)
+    texts = [generation.text for generation in generations]
+    finished = sum(text.rstrip(" \n\"'")[-1:] in {".", "!", "?"} for text in texts)
+    ended = sum(generation.ending == "end" for generation in generations)
+    rows = ["| characters | shortest | 10 % | 25 % | median | 75 % | 90 % | longest |", "|---" + "|--:" * 7 + "|"]
+    for name, group in ("training set", documents), (f"{stories} generated", texts):
+        quantiles = np.quantile([len(text) for text in group], [0, 0.1, 0.25, 0.5, 0.75, 0.9, 1])
+        rows.append(f"| {name} | {' | '.join(f'{quantile:,.0f}' for quantile in quantiles)} |")
+    return "\n".join([*rows, "", f"{ended} of {stories} ended, {finished} with a sentence."])
+
+
 def write_page(path: Path, ways: Sequence[str], stories: Sequence[Sequence[str]], pairs: int, seed: int) -> None:
     """Write the page of a blind comparison of the first way with each of the others."""
     random = np.random.default_rng(seed)
@@ -375,6 +399,9 @@ def main() -> None:
         "--pairs", type=int, default=20, help="pairs of stories on the page for each of the others"
     )
     parser.add_argument("--random-seed", type=int, default=0, help="of the order on the page")
+    parser.add_argument(
+        "--lengths", type=int, metavar="N", help="lengths of N stories that are generated to their end"
+    )
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a record")
     arguments = parser.parse_args()
     if arguments.table:
@@ -389,6 +416,9 @@ def main() -> None:
         return
     parts, normalisation = run.split().parts, run.configuration.normalisation
     training = [normalise(document.read(), normalisation) for document in parts["train"]]
+    if arguments.lengths:
+        print(lengths_table(generator, training, arguments.lengths))
+        return
     held_out = [normalise(d.read(), normalisation) for part in ("valid", "test") for d in parts[part]]
     judge = Judge(training, held_out, training_index(generator.model), arguments.length)
     rows = [judge.row(HELD_OUT, run.name, judge.held_out, None)]

@@ -4,7 +4,7 @@
     grimmgen export --torch tales.safetensors python docs/exported.py tales.safetensors --prompt "the king"
 
 Needs NumPy, and ONNX Runtime for the one (the window form, of --onnx-window, generates as well), PyTorch for the other.
-Samples from the three most probable tokens and the end, as grimmgen does by default.
+Samples from the three most probable tokens and the end, as the tutorial does.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"top_k": 0, "temperature": 0.8},
     {"top_k": 0, "top_p": 0.9},
     {"top_k": 4, "top_p": 0.8, "temperature": 1.3},
+    {"min_p": 0.1},
     {"temperature": 0.0},
 ]
 PROMPTS = ["", "the king", "The kin", "a ca", "Once\r\nupon ünder"]
@@ -107,6 +108,7 @@ def job(prompt: str, options: SamplingOptions) -> dict[str, Any]:
             "temperature": options.temperature,
             "topK": options.effective_top_k,
             "topP": options.top_p,
+            "minP": options.min_p,
             "lexicon": options.lexicon,
             "randomSeed": str(options.random_seed),
         },
@@ -440,13 +442,13 @@ def test_every_field_has_a_label_and_a_range(chromium: Browser, tmp_path: Path) 
 @needs_browser
 @pytest.mark.slow
 def test_the_options_begin_as_those_of_the_model(chromium: Browser, tmp_path: Path) -> None:
-    fields = "['top-k', 'top-p'].map((id) => document.getElementById(id).value)"
+    fields = "['top-k', 'top-p', 'min-p'].map((id) => document.getElementById(id).value)"
     known = "['checked', 'disabled'].map((is) => document.getElementById('lexicon')[is])"
-    checkpoint, decoding = tiny_checkpoint(), {"top_p": 0.9, "lexicon": True}
+    checkpoint, decoding = tiny_checkpoint(), {"min_p": 0.1, "lexicon": True}
     for provenance, values, box in (
-        ({}, ["3", "1"], [False, True]),
-        ({"lexicon": "the king", "decoding": decoding}, ["0", "0.9"], [True, False]),
-        ({"lexicon": 7, "decoding": {"top_p": "<b>", "lexicon": "yes"}}, ["3", "1"], [False, True]),
+        ({}, ["3", "1", "0"], [False, True]),
+        ({"lexicon": "the king", "decoding": decoding}, ["0", "1", "0.1"], [True, False]),
+        ({"lexicon": 7, "decoding": {"min_p": "<b>", "lexicon": "yes"}}, ["3", "1", "0"], [False, True]),
     ):
         page = opened(chromium, export(replace(checkpoint, provenance=provenance), tmp_path))
         assert page.evaluate(fields) == values

@@ -73,7 +73,7 @@ class SamplingOptions:
         "Sample from the k most probable tokens; 0 is all",
         low=0,
         range="1 or more, or 0 for all",
-        default_text=f"{_TOP_K}; all with --top-p or --min-p",
+        default_text=f"{_TOP_K} for the tutorial's models; all with --top-p or --min-p",
         excludes=("greedy", "beam_width"),
         panel=_SAMPLING,
     )
@@ -91,6 +91,7 @@ class SamplingOptions:
         "Sample from the tokens at least this many times as probable as the most probable one",
         low=0.0,
         high=1.0,
+        default_text="0; 0.1 for models that are not the tutorial's, without --top-k and --top-p",
         excludes=("greedy", "beam_width"),
         panel=_SAMPLING,
     )

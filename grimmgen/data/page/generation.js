@@ -68,8 +68,15 @@ function topP(logits, p) {
   return topK(logits, count);
 }
 
+// The logits whose probability is at least p times the largest one.
+function minP(logits, p) {
+  if (p <= 0) return logits;
+  const least = largestOf(logits) + Math.log(p);
+  return logits.map((logit) => (logit >= least ? logit : -Infinity));
+}
+
 function keepProbable(logits, options) {
-  return topP(topK(logits, options.topK), options.topP);
+  return minP(topP(topK(logits, options.topK), options.topP), options.minP);
 }
 
 // Finds the tokens that spell other words than those of a lexicon (grimmgen/sampling/spelling.py).

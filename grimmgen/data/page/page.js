@@ -60,8 +60,8 @@ function describe(model) {
   element("about").textContent = model.corpus ? `trained on ${model.corpus}; ${network}` : network;
   document.title = model.run || "Stories";
   element("top-k").max = model.size;
-  element("top-k").defaultValue = model.topP ? 0 : Math.min(element("top-k").value, model.size);
-  element("top-p").defaultValue = model.topP ?? 1;
+  element("top-k").defaultValue = model.minP ? 0 : Math.min(element("top-k").value, model.size);
+  element("min-p").defaultValue = model.minP;
   element("lexicon").defaultChecked = model.lexicon === true;
   element("lexicon").disabled = model.lexicon === null;
 }
@@ -80,6 +80,7 @@ form.addEventListener("submit", (event) => {
     temperature: Number(element("temperature").value),
     topK: Number(element("top-k").value),
     topP: Number(element("top-p").value),
+    minP: Number(element("min-p").value),
     lexicon: element("lexicon").checked,
     randomSeed: seed.value,
   });
@@ -144,13 +145,14 @@ function written() {
   return tokens.reduce((sum, { text, bits }) => sum + (bits === null ? 0 : [...text].length), 0);
 }
 
-function commandLine(prompt, { length, temperature, topK, topP, lexicon, randomSeed }) {
+function commandLine(prompt, { length, temperature, topK, topP, minP, lexicon, randomSeed }) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const file = decodeURIComponent(location.pathname.split("/").pop()) || "FILE.html";
   return [
     `grimmgen generate --run ${quoted(`./${file}`)}`,
     prompt && `--seed=${quoted(prompt)}`,
-    `--random-seed ${randomSeed} --length ${length} --temperature ${temperature} --top-k ${topK} --top-p ${topP}`,
+    `--random-seed ${randomSeed} --length ${length} --temperature ${temperature}`,
+    `--top-k ${topK} --top-p ${topP} --min-p ${minP}`,
     lexicon ? "--lexicon" : "--no-lexicon",
   ].filter(Boolean).join(" ");
 }

@@ -18,11 +18,11 @@ function fromBase64(text) {
 function describe({ configuration, provenance }) {
   const { cell, layers, hidden } = configuration;
   const name = (value) => (typeof value === "string" ? value : "");
-  const { top_p: topP, lexicon } = provenance.decoding ?? {};
+  const { min_p: minP, lexicon } = provenance.decoding ?? {};
   return {
     ...{ cell, layers, hidden, size: generator.vocabulary.size },
     ...{ run: name(provenance.run), corpus: name(provenance.corpus) },
-    topP: topP > 0 && topP < 1 ? topP : null,
+    minP: minP > 0 && minP <= 1 ? minP : 0,
     lexicon: generator.speller ? lexicon === true : null,
   };
 }
