@@ -421,16 +421,20 @@ def main() -> None:
         return
     held_out = [normalise(d.read(), normalisation) for part in ("valid", "test") for d in parts[part]]
     judge = Judge(training, held_out, training_index(generator.model), arguments.length)
-    rows = [judge.row(HELD_OUT, run.name, judge.held_out, None)]
-    for way in arguments.ways:
+    rows = []
+    for way in (HELD_OUT, *arguments.ways):
         started = time.process_time()
-        texts = generate(generator, way, arguments.stories, arguments.length)
-        rows.append(judge.row(way, run.name, texts, time.process_time() - started))
-        print(way, rows[-1].text, sep="\n  ", end="\n\n", flush=True)
+        if way == HELD_OUT:
+            row = judge.row(way, run.name, judge.held_out, None)
+        else:
+            texts = generate(generator, way, arguments.stories, arguments.length)
+            row = judge.row(way, run.name, texts, time.process_time() - started)
+        rows.append(row)
+        print(way, row.text, sep="\n  ", end="\n\n", flush=True)
+        if arguments.out:
+            with arguments.out.open("a", encoding="utf-8") as record:
+                record.write(json.dumps(asdict(row)) + "\n")
     print(table(rows))
-    if arguments.out:
-        with arguments.out.open("a", encoding="utf-8") as record:
-            record.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

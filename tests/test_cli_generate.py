@@ -504,7 +504,8 @@ def test_an_invalid_prompt_file_is_refused(
 @pytest.mark.parametrize("columns", [80, 40, 20])
 @pytest.mark.usefixtures("trained")
 def test_lines_wraps_between_words_only_on_a_terminal(columns: int) -> None:
-    command = ["generate", "--length", "600", "--random-seed", "1"]
+    # Of words that are not long.
+    command = ["generate", "--length", "600", "--random-seed", "1", "--top-k", "3", "--no-lexicon"]
     raw = program(*command, "--lines").out
     assert raw == program(*command).out
     shown = on_terminal(*PROGRAM, *command, "--lines", columns=columns).out
