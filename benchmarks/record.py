@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import quality
+import stories
 import torch
 from growth import table as growth_table
 
@@ -396,7 +397,11 @@ def pages() -> dict[Path, str]:
     return {
         HERE / "README.md": _replaced(
             HERE / "README.md",
-            {"speed": speed, "quality": quality.table(quality.read_record([HERE / "quality.jsonl"]))},
+            {
+                "speed": speed,
+                "quality": quality.table(quality.read_record([HERE / "quality.jsonl"])),
+                "stories": stories.table(stories.read_record(HERE / "stories.jsonl")),
+            },
         ),
         HERE.parent / "README.md": _replaced(HERE.parent / "README.md", {"speed": summary(newest)}),
     }

@@ -52,15 +52,15 @@ from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.normalisation import normalise
 
 WAYS = (
-    "top_k=3",
-    "min_p=0.1",
+    "top_k=3,lexicon=False",
+    "min_p=0.1,lexicon=False",
     "min_p=0.1,lexicon=True",
     "min_p=0.05,lexicon=True",
     "top_p=0.9,lexicon=True",
     "top_p=0.7,lexicon=True",
     "top_k=3,lexicon=True",
     "top_k=0,lexicon=True",
-    "top_k=3,repetition_penalty=1.2",
+    "top_k=3,repetition_penalty=1.2,lexicon=False",
 )
 HELD_OUT = "held-out stories"
 # A story that ends before this many characters is left out.
@@ -116,6 +116,11 @@ def table(rows: Sequence[Row]) -> str:
     """A Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|---" + "|--:" * (len(COLUMNS) - 1) + "|"]
     return "\n".join(lines + [f"| {' | '.join(cell(row) for cell in COLUMNS.values())} |" for row in rows])
+
+
+def read_record(path: Path) -> list[Row]:
+    """The rows that `--out` wrote."""
+    return [Row(**json.loads(line)) for line in path.read_text("utf-8").splitlines()]
 
 
 def words_of(text: str) -> list[str]:
@@ -405,8 +410,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, metavar="FILE", help="print the table of a record")
     arguments = parser.parse_args()
     if arguments.table:
-        lines = arguments.table.read_text("utf-8").splitlines()
-        print(table([Row(**json.loads(line)) for line in lines]))
+        print(table(read_record(arguments.table)))
         return
     run = registry.find(arguments.run)
     generator = TextGenerator.load(run.name)
