@@ -3,9 +3,9 @@
     python benchmarks/base.py RUN_OR_FILE --sizes 10000 50000 100000 500000 --budget 15s
 
 The text is Python's own reference (`pydoc_data.topics`), which every Python has: English prose and code, far from the
-tales. Both trainings have the architecture and the tokenizer of the model, the options of `--preset auto` and the same
-processor time with one thread. From random weights, the tokens are learnt on the text itself. The last 60,000
-characters are the test set, and as much as an eighth of the training set before them is the validation set.
+tales. Both trainings have the options of `--preset auto` and the same processor time with one thread, and read line
+ends as the model does. From random weights, network and tokens are those that suit the text. The last 60,000 characters
+are the test set, and as much as an eighth of the training set before them is the validation set.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
     model = load_model(arguments.model)
     base: Configuration = model.checkpoint.configuration
     options = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in arguments.set)}
-    alike = {name: getattr(base, name) for name in ("cell", "hidden", "layers", "embedding", "tied", "tokens")}
+    options.setdefault("newlines", base.newlines)
     text = "\n".join(topics[name] for name in sorted(topics))
     test, before = text[-_TESTED:], text[:-_TESTED]
     print("| characters | from random weights | from the model |\n|--:|--:|--:|")
@@ -80,7 +80,7 @@ def main() -> None:
             for part, content in parts.items():
                 (directory / "texts" / f"{part}.txt").write_text(content, encoding="utf-8")
             (directory / "split.json").write_text(json.dumps({part: [part] for part in parts}))
-            random = train(directory, arguments.budget, None, {**alike, **options})
+            random = train(directory, arguments.budget, None, options)
             print(f"| {size:,} | {random} | {train(directory, arguments.budget, model, options)} |", flush=True)
 
 

@@ -43,7 +43,18 @@ def make(path: Path, tales: Path, size: int) -> None:
 def train(corpus: Path, budget: str, options: str) -> dict[str, Any]:
     """Train on a corpus within a budget; returns the figures of the row."""
     began = time.perf_counter()
-    command = ["train", "--json", "--corpus", str(corpus), "--budget", budget, "--patience", "0"]
+    command = [
+        "train",
+        "--json",
+        "--preset",
+        "tutorial",
+        "--corpus",
+        str(corpus),
+        "--budget",
+        budget,
+        "--patience",
+        "0",
+    ]
     command += shlex.split(options)
     first, last, ended, scores = None, {}, 0.0, 0
     with subprocess.Popen([sys.executable, "-m", "grimmgen", *command], stdout=subprocess.PIPE) as process:

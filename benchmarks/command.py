@@ -75,7 +75,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)  # in the measured process
     options = parser.parse_args()
     if options.report:
-        measure(["train", "--corpus", str(options.corpus), "--epochs", str(options.epochs)], options.report)
+        arguments = ["--preset", "tutorial", "--corpus", str(options.corpus), "--epochs", str(options.epochs)]
+        measure(["train", *arguments], options.report)
         return
     runs = []
     with tempfile.TemporaryDirectory() as directory:

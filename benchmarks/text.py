@@ -189,6 +189,8 @@ def train(path: Path, seconds: int) -> list[dict[str, float | None]]:
         "-m",
         "grimmgen",
         "train",
+        "--preset",
+        "tutorial",
         "--json",
         "--corpus",
         str(path),

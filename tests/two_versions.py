@@ -107,7 +107,19 @@ def write_all(version: Version, home: Path, url: str, vast: Path) -> None:
     ]
     commands += [
         ["train", "--quiet", "--run", "fetched", *SMALL, "--corpus", "grimm", "--epochs", "1", "--min-count", "1"],
-        ["train", "--quiet", "--run", "vast", *SMALL, "--corpus", str(vast), "--budget", "5s"],
+        [
+            "train",
+            "--quiet",
+            "--run",
+            "vast",
+            *SMALL,
+            "--preset",
+            "tutorial",
+            "--corpus",
+            str(vast),
+            "--budget",
+            "5s",
+        ],
     ]
     home.mkdir()
     for command in commands:
@@ -187,7 +199,19 @@ def share_caches(campaign: Campaign, one: Version, other: Version, home: Path, u
     for command in (
         ["fetch", "--quiet", "--stories", "9", "--url", url],
         ["train", "--quiet", "--run", "fetched", *SMALL, "--corpus", "grimm", "--epochs", "1", "--min-count", "1"],
-        ["train", "--quiet", "--run", "vast", *SMALL, "--corpus", str(vast), "--budget", "5s"],
+        [
+            "train",
+            "--quiet",
+            "--run",
+            "vast",
+            *SMALL,
+            "--preset",
+            "tutorial",
+            "--corpus",
+            str(vast),
+            "--budget",
+            "5s",
+        ],
         ["generate", "--run", "fetched", *GENERATE],
     ):
         ran = other.run(home, *command)
