@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -76,6 +77,9 @@ def test_card_compares_with_counts_and_held_out_text() -> None:
     assert "0.50 bits worse" in worse.sentences()[0]
     assert "0.50 bits better" in better.sentences()[0]
     assert "no better" in Card(course, counts=2.0).sentences()[0]
+    assert any("--counts" in step for step in worse.next_steps())
+    assert not any("--counts" in step for step in dataclasses.replace(worse, mixed=True).next_steps())
+    assert not any("--counts" in step for step in better.next_steps())
     assert any("--max-copy 40" in step for step in worse.next_steps())
     assert not any("--max-copy" in step for step in better.next_steps())
 

@@ -103,6 +103,7 @@ class Card:
         characters: of the training set; None if unknown.
         copied: characters of the longest copy of the training set in a generated text; None if unknown.
         shared: characters of the longest copy in the held-out documents.
+        mixed: whether the run has counts beside its network.
     """
 
     course: Course
@@ -110,6 +111,7 @@ class Card:
     characters: int | None = None
     copied: int | None = None
     shared: int | None = None
+    mixed: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """All of it, in words as well."""
@@ -143,6 +145,8 @@ class Card:
         steps, verdict = [], self.course.verdict
         if verdict in {"improving", "unknown"}:
             steps.append("train longer: a new run with twice the --budget or --epochs")
+        if self.counts is not None and self.counts < self.course.bits_per_character and not self.mixed:
+            steps.append("keep counts beside the network, which are better here: --counts")
         small = self.characters is not None and self.characters < SMALL_TEXT
         if small and verdict in {"converged", "overfitted"}:
             steps.append(
@@ -190,4 +194,5 @@ def measure_card(model: TrainedModel, course: Course, generated: str) -> Card:
         size_of(parts["train"]),
         len(copied.text) if copied else 0,
         len(shared.text) if shared else 0,
+        model.checkpoint.mixture is not None,
     )

@@ -406,7 +406,7 @@ def create(
 
 def _keep_base(run: Run, base: TrainedModel) -> dict[str, str]:
     """Copy the model that a run starts from into its directory; returns its description in run.json."""
-    content = replace(base.checkpoint, progress=None, training_tensors={}).to_bytes()
+    content = replace(base.checkpoint, progress=None, training_tensors={}, mixture=None).to_bytes()
     files.write_atomically(run.base_path, content)
     return {**base.identity, "copy_sha256": files.sha256(content)}
 
