@@ -31,6 +31,7 @@ class Speller:
     def __init__(self, words: Collection[str], vocabulary: Vocabulary) -> None:
         self._letters = frozenset("".join(words))
         self._words, self._sorted = frozenset(words), sorted(words)
+        self._beginnings = frozenset(word[:end] for word in words for end in range(len(word) + 1)) | {""}
         # What a token does to the word before it: the letters that it adds, and whether it ends it.
         kinds: dict[tuple[str, bool], int] = {}
         self._kind_of = np.zeros(len(vocabulary), np.int64)
@@ -85,8 +86,10 @@ class Speller:
         """
         wrong = self._misspelt
         if self._is_beginning(word):
+            # Most of what tokens would make of it begins no word.
             right = [
-                not (whole := word + added) or (whole in self._words if ends else self._is_beginning(whole))
+                not (whole := word + added)
+                or (whole in self._words if ends else whole in self._beginnings and self._is_beginning(whole))
                 for added, ends in self._kinds
             ]
             wrong = wrong | ~np.array(right)[self._kind_of]
