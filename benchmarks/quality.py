@@ -45,7 +45,7 @@ from grimmgen.configuration import (
     configure,
     duration,
 )
-from grimmgen.evaluation.dynamic import evaluate_dynamically
+from grimmgen.evaluation.comparison import evaluate_models
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel, State
@@ -98,6 +98,8 @@ class Result:
         seconds: of training.
         computed: description of the backend.
         corpus: what was trained on.
+        mixture: bits per character of the network with counts; None without counts.
+        dynamic_mixture: the same under dynamic evaluation.
     """
 
     contender: str
@@ -114,13 +116,15 @@ class Result:
     seconds: float | None = None
     computed: str = ""
     corpus: str = "grimm"
+    mixture: float | None = None
+    dynamic_mixture: float | None = None
 
 
 Figures = dict[str, Any]
 
 
 def ours(name: str, task: Task) -> Figures:
-    """Train a preset with `grimmgen`, and evaluate the checkpoint that `grimmgen eval` would use."""
+    """Train a preset with `grimmgen`, and evaluate its checkpoint as `grimmgen eval` does, with and without counts."""
     preset, *changes = name.split(",")
     options: dict[str, Any] = {}
     for change in changes:
@@ -145,13 +149,15 @@ def ours(name: str, task: Task) -> Figures:
     events = training.events()
     started = next(event for event in events if isinstance(event, Started))
     finished = next(event for event in events if isinstance(event, Finished))
-    checkpoint = training.run.checkpoint()
-    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary))
-    model.load_weights(checkpoint.weights)
-    documents = encode_for_evaluation(task.texts(), checkpoint.vocabulary)
-    figures = _figures(evaluate(model, documents))
-    if task.dynamic:
-        figures["dynamic"] = evaluate_dynamically(model, documents).total.bits_per_character
+    comparison = evaluate_models(
+        [training.run.load()], task.split.parts[task.part], task.part, torch.device("cpu"), task.dynamic
+    )
+    found = {result.kind: result for result in comparison.results}
+    figures = _figures(found["network"].static)
+    for kind, (static, dynamic) in {"network": ("", "dynamic"), "mixture": ("mixture", "dynamic_mixture")}.items():
+        if (result := found.get(kind)) is not None:
+            figures |= {static: result.static.total.bits_per_character} if static else {}
+            figures |= {dynamic: result.dynamic.total.bits_per_character} if result.dynamic else {}
     return figures | {
         "epochs": finished.epoch,
         "updates": finished.step,
@@ -278,17 +284,14 @@ def table(results: Sequence[Result]) -> str:
             result
         )
     rows = sorted(groups.items(), key=lambda item: (item[0][0], item[0][2:], _mean(item[1], "bits_per_character")))
-    lines = [
-        "| corpus | contender | training | newlines | stories | bits/character | dynamic | perplexity | epochs |"
-        " seeds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    figures = {"bits/character": ("bits_per_character", 4), "dynamic": ("dynamic", 4)}
+    if any(result.mixture is not None for result in results):
+        figures |= {"with counts": ("mixture", 4), "dynamic, with counts": ("dynamic_mixture", 4)}
+    figures |= {"perplexity": ("perplexity", 2)}
+    columns = ["corpus", "contender", "training", "newlines", "stories", *figures, "epochs", "seeds"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for (corpus, contender, limit, newlines, part), runs in rows:
-        cells = [
-            _spread(runs, "bits_per_character", 4),
-            _spread(runs, "dynamic", 4),
-            _spread(runs, "perplexity", 2),
-        ]
+        cells = [_spread(runs, figure, digits) for figure, digits in figures.values()]
         cells += [_spread(runs, "epochs", 0, deviation=False), str(len(runs))]
         lines.append(f"| {corpus} | `{contender}` | {limit} | {newlines} | {part} | {' | '.join(cells)} |")
     return "\n".join(lines)
