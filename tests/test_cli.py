@@ -49,7 +49,7 @@ OPTIONS = {
     + declared(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING),
     "train": "--corpus --run --resume --from --preset --device --split --log-to --sample-every "
     + declared(Configuration),
-    "eval": "--run --corpus --split --dynamic --novelty --baseline --heatmap --cells --unit --html --device "
+    "eval": "--run --corpus --split --dynamic --novelty --baseline --mix --heatmap --cells --unit --html --device "
     + declared(Configuration, *READING),
     "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
     " --lines --no-lines --novelty " + declared(SamplingOptions),
@@ -452,11 +452,11 @@ def test_eval_ranks_runs_by_bits_per_character(trained: Run, run: Program) -> No
     worse(trained, "sly-owl")
     ran = run("eval", "--run", "sly-owl", "--run", "sly-fox")
     assert ran.err == "reading 5 texts with sly-owl\nreading 5 texts with sly-fox\n"
-    rows = [line.split()[:3] for line in ran.out.splitlines() if re.match(" [12] ", line)]
-    assert [row[:2] for row in rows] == [["1", "sly-fox"], ["2", "sly-owl"]]
-    assert float(rows[0][2]) < float(rows[1][2])
+    rows = [re.split(r" {2,}", line.strip())[:3] for line in ran.out.splitlines() if re.match(" [123] ", line)]
+    assert [row[:2] for row in rows] == [["1", "sly-fox"], ["2", "ensemble of 2"], ["3", "sly-owl"]]
+    assert float(rows[0][2]) < float(rows[1][2]) < float(rows[2][2])
     ranked = json.loads(run("eval", "--run", "sly-owl", "--run", "sly-fox", "--json").out)
-    assert [result["run"] for result in ranked] == ["sly-fox", "sly-owl"]
+    assert [result["run"] for result in ranked] == ["sly-fox", "ensemble of 2", "sly-owl"]
     assert [f"{result['perplexity']:.3f}" for result in ranked] == [row[2] for row in rows]
 
 
@@ -464,7 +464,7 @@ def test_eval_compares_runs_with_an_interval(trained: Run, run: Program, tales: 
     worse(trained, "sly-owl")
     runs = ["--run", "sly-owl", "--run", "sly-fox"]
     files = [str(tales / f"{number:02d}.txt") for number in range(8)]
-    best, other = json.loads(run("eval", *runs, *files, "--json").out)
+    best, both, other = json.loads(run("eval", *runs, *files, "--json").out)
     assert "difference" not in best
     found = other["difference"]
     assert found["to"] == "sly-fox"
@@ -475,9 +475,9 @@ def test_eval_compares_runs_with_an_interval(trained: Run, run: Program, tales: 
     stories = {
         line.split()[0]: line.split()[1:] for line in ran.out.splitlines() if ".txt" in line or " all" in line
     }
-    for one, two in zip(best["stories"], other["stories"], strict=True):
-        assert stories[one["name"]] == [f"{s['bits_per_character']:.4f}" for s in (one, two)]
-    assert stories["all"] == [f"{s['bits_per_character']:.4f}" for s in (best, other)]
+    for scores in zip(best["stories"], both["stories"], other["stories"], strict=True):
+        assert stories[scores[0]["name"]] == [f"{s['bits_per_character']:.4f}" for s in scores]
+    assert stories["all"] == [f"{s['bits_per_character']:.4f}" for s in (best, both, other)]
     assert ran.out.splitlines()[-1].endswith(
         f" (95 % interval {found['low']:.4f} to {found['high']:.4f}): significant at 95 %"
     )
