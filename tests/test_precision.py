@@ -135,6 +135,23 @@ def test_least_time_of_each_candidate_is_measured(monkeypatch: pytest.MonkeyPatc
     assert precision.measure(configuration, 11, CPU, names, lambda: now) == {"fp32": 20.0, "PyTorch": 11.0}
 
 
+def test_long_training_steps_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, steps, call = 0.0, 0, TrainStep.__call__
+
+    def timed(self: TrainStep, *arguments: Any) -> Any:
+        nonlocal now, steps
+        now, steps = now + 10.0, steps + 1
+        return call(self, *arguments)
+
+    monkeypatch.setattr(TrainStep, "__call__", timed)
+    configuration = Configuration(hidden=8, batch_size=2, unroll=3)
+    assert precision.measure(configuration, 11, CPU, ["fp32", "PyTorch"], lambda: now) == {
+        "fp32": 1e4,
+        "PyTorch": 1e4,
+    }
+    assert steps == 4
+
+
 def test_large_training_steps_are_shortened() -> None:
     assert measured_steps(Configuration(), 544) == 50
     assert 8 < measured_steps(Configuration(hidden=512), 700) < 50
@@ -230,13 +247,13 @@ def test_damaged_times_are_left_out(offer: Offer) -> None:
 
 
 def test_choice_and_times_are_reported(run: Callable[..., Ran], training: list[str], offer: Offer) -> None:
-    offer(["fp32", "PyTorch"], {"fp32": 7.25, "PyTorch": 16.5})
+    offer(["fp32", "PyTorch"], {"fp32": 7.5, "PyTorch": 16.5})
     ran = run("train", "--run", "sly-fox", *training)
     assert ran.code == 0
-    assert "fp32 7.25 ms, PyTorch 16.5 ms" in ran.err
+    assert "fp32 7.5 ms, PyTorch 16.5 ms" in ran.err
     assert registry.find("sly-fox").info()["precision"]["chosen"] == "fp32"
     ran = run("train", "--resume", "--epochs", "3", "--json")
     events = [json.loads(line) for line in ran.out.splitlines()]
     [event] = [event for event in events if event["event"] == "started"]
     assert event["precision"] == "fp32"
-    assert event["milliseconds"] == {"fp32": 7.25, "PyTorch": 16.5}
+    assert event["milliseconds"] == {"fp32": 7.5, "PyTorch": 16.5}

@@ -171,7 +171,7 @@ class _View:
             f" {event.parameters:,} parameters, on {event.device} ({event.kernel})"
         )
         if event.milliseconds:
-            times = ", ".join(f"{name} {value:.3g} ms" for name, value in event.milliseconds.items())
+            times = ", ".join(f"{name} {value:.1f} ms" for name, value in event.milliseconds.items())
             bars.line(f"measured, a short update: {times}; the fastest trains this run")
         if departures := options.as_typed(configuration):
             bars.line(f"options: {departures}", "dim")
