@@ -152,7 +152,7 @@ def ours(name: str, task: Task) -> Figures:
     comparison = evaluate_models(
         [training.run.load()], task.split.parts[task.part], task.part, torch.device("cpu"), task.dynamic
     )
-    found = {result.kind: result for result in comparison.results}
+    found: dict[str, Any] = {result.kind: result for result in comparison.results}
     figures = _figures(found["network"].static)
     for kind, (static, dynamic) in {"network": ("", "dynamic"), "mixture": ("mixture", "dynamic_mixture")}.items():
         if (result := found.get(kind)) is not None:
