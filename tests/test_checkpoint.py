@@ -477,8 +477,8 @@ def test_a_checkpoint_without_an_option_behaves_as_before(path: Path, name: str)
     entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
     del own["configuration"][name]
     path.write_bytes(put_together(entries, own, body))
-    # Earlier versions knew nothing of Project Gutenberg's boilerplate.
-    expected = True if name == "keep_boilerplate" else OPTIONS[name].default
+    # Earlier versions knew nothing of Project Gutenberg's boilerplate, and trained to the end.
+    expected = {"keep_boilerplate": True, "patience": 0}.get(name, OPTIONS[name].default)
     assert getattr(Checkpoint.read(path).configuration, name) == expected
 
 

@@ -327,8 +327,8 @@ def test_a_browser_writes_the_stories_of_generate(cell: str, chromium: Browser, 
     page = opened(chromium, path)
     asked = stories(len(OPTIONS) * len(PROMPTS), 120)
     for (prompt, options), story in zip(asked, generated(path, asked), strict=True):
-        values = {"top_k": options.effective_top_k, "top_p": options.top_p, "temperature": options.temperature}
-        text = write(page, prompt=prompt, length=120, random_seed=options.random_seed, **values)
+        values = {name: getattr(options, name) for name in ("top_p", "min_p", "temperature", "random_seed")}
+        text = write(page, prompt=prompt, length=120, top_k=options.effective_top_k, **values)
         assert text == story.text
     assert page.problems == []
     # Nothing is loaded but the page itself and its worker.
