@@ -52,15 +52,16 @@ from grimmgen.sampling.generator import TextGenerator
 from grimmgen.text.normalisation import normalise
 
 WAYS = (
-    "top_k=3,lexicon=False",
-    "min_p=0.1,lexicon=False",
+    "top_k=3,lexicon=True",
     "min_p=0.1,lexicon=True",
     "min_p=0.05,lexicon=True",
-    "top_p=0.9,lexicon=True",
-    "top_p=0.7,lexicon=True",
-    "top_k=3,lexicon=True",
-    "top_k=0,lexicon=True",
-    "top_k=3,repetition_penalty=1.2,lexicon=False",
+    "top_p=0.8,lexicon=True",
+    "top_k=3,lexicon=False,mix=0.0",
+    "min_p=0.1,lexicon=False,mix=0.0",
+    "min_p=0.1,lexicon=True,mix=0.0",
+    "min_p=0.05,lexicon=True,mix=0.0",
+    "top_p=0.9,lexicon=True,mix=0.0",
+    "top_k=0,lexicon=True,mix=0.0",
 )
 HELD_OUT = "held-out stories"
 # A story that ends before this many characters is left out.

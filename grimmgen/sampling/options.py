@@ -91,7 +91,7 @@ class SamplingOptions:
         "Sample from the tokens at least this many times as probable as the most probable one",
         low=0.0,
         high=1.0,
-        default_text="0; 0.1 for models that are not the tutorial's, without --top-k and --top-p",
+        default_text="0; 0.05 for models that are not the tutorial's, without --top-k and --top-p",
         excludes=("greedy", "beam_width"),
         panel=_SAMPLING,
     )
