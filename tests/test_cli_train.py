@@ -390,6 +390,7 @@ def test_variables_do_not_prevent_a_resume(
 
 BAD = {
     "--corpus": "gone",
+    "--from": "-rf con",
     "--run": "../x -rf latest con a\nb a\x1bb x.safetensors " + 65 * "x",
     "--preset": "best",
     "--cell": "rnn",
@@ -443,7 +444,7 @@ def test_a_bad_value_is_refused_before_a_run_is_created(
     assert ran.err.startswith("error: ")
     assert ran.err.count("\n") == 1
     assert "\x1b" not in ran.err
-    words = {"--corpus": "corpus", "--run": "run", "--split": "split", "--min-count": "times"}
+    words = {"--corpus": "corpus", "--run": "run", "--from": "run", "--split": "split", "--min-count": "times"}
     assert option in ran.err or words[option] in ran.err
     assert not (home / "data" / "runs").exists()
 
