@@ -226,7 +226,7 @@ def train(
 
 
 def _run_on_more_text(size: int) -> str | None:
-    """The latest run that has read several times as much text as a small one has; None if there is none.
+    """The latest evaluated run that has read several times as much text as a small one has; None if there is none.
 
     Args:
         size: of the text in bytes.
@@ -239,7 +239,7 @@ def _run_on_more_text(size: int) -> str | None:
     for run in reversed(registry.all_runs()):
         started = next((event for event in run.log() if event.get("event") == "started"), {})
         tokens = started.get("ngrams")
-        if run.has_checkpoint and isinstance(tokens, int) and tokens > _MORE * size:
+        if run.best_path.is_file() and isinstance(tokens, int) and tokens > _MORE * size:
             return run.name
     return None
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-# D; chosen on the validation set of the tales.
+# D, set by hand: a document is too short to estimate it from its counts of counts.
 _DISCOUNT = 0.9
 
 
