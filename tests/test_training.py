@@ -435,7 +435,13 @@ def test_the_cosine_schedule_ignores_the_validation_set(corpus: Corpus) -> None:
 
 
 def test_the_cosine_schedule_follows_the_budget(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
-    options: dict[str, Any] = {"schedule": "cosine", "epochs": 10**6, "budget": 0.2, "patience": 0, "learning_rate": 0.02}
+    options: dict[str, Any] = {
+        "schedule": "cosine",
+        "epochs": 10**6,
+        "budget": 0.2,
+        "patience": 0,
+        "learning_rate": 0.02,
+    }
     loops: list[TrainingLoop] = []
 
     def make_loop(*arguments: Any) -> TrainingLoop:
