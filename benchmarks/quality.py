@@ -23,6 +23,7 @@ benchmarks/README.md come from this script.
 from __future__ import annotations
 
 import argparse
+import datetime as dt
 import json
 import statistics
 import sys
@@ -100,6 +101,7 @@ class Result:
         corpus: what was trained on.
         mixture: bits per character of the network with counts; None without counts.
         dynamic_mixture: the same under dynamic evaluation.
+        day: of the run; empty in earlier lines of the record.
     """
 
     contender: str
@@ -118,6 +120,7 @@ class Result:
     corpus: str = "grimm"
     mixture: float | None = None
     dynamic_mixture: float | None = None
+    day: str = ""
 
 
 Figures = dict[str, Any]
@@ -369,6 +372,7 @@ def main() -> None:
                 seed,
                 options.threads,
                 corpus=corpus.name,
+                day=dt.datetime.now(tz=dt.UTC).date().isoformat(),
                 **figures,
             )
             results.append(result)

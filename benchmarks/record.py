@@ -1,4 +1,4 @@
-"""Run the benchmarks of speed and record them; generate the figures of benchmarks/README.md and README.md.
+"""Run the benchmarks of speed and record them; generate the figures of the README and the docs.
 
     python benchmarks/record.py --corpus DIRECTORY      run all on this machine, replace its record, write the figures
     python benchmarks/record.py --only training.py      repeat the runs of one script
@@ -22,7 +22,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -325,8 +325,8 @@ def sections(record: Record) -> str:
     return "\n\n".join(parts)
 
 
-def summary(record: Record) -> str:
-    """What the README says about speed: a sentence, and a row for each of the main figures that the record has."""
+def main_figures(record: Record) -> list[list[str]]:
+    """What, figure and script, for each of the main figures of speed that the record has."""
     reports: dict[str, list[Any]] = {}
     for line in record.lines:
         reports.setdefault(line["ran"][0], []).append(line["figures"])
@@ -377,13 +377,40 @@ def summary(record: Record) -> str:
         )
     for figures in reports.get("command.py", []):
         add("`grimmgen train`, after its start", f"{figures['share']:.0%} is inside the updates", "command.py")
+    return body
+
+
+def summary(record: Record) -> str:
+    """The main figures of speed for docs/figures.md, after a sentence that says where and when they were measured."""
+    body = main_figures(record)
+    return f"Speed, one run each on {_measured(record, body)}:\n\n{rows(['what', 'figure', 'from'], body)}"
+
+
+def headline(record: Record, results: Sequence[quality.Result]) -> str:
+    """The five figures of the main README: quality of a short training, and speed."""
+    best = next(r for r in reversed(results) if (r.contender, r.part, r.limit) == ("strong", "test", "660 s"))
+    compressor = next(r for r in reversed(results) if (r.contender, r.part) == ("PPMd", "test"))
+    first = [
+        "bits per character on held-out tales, after 11 minutes of `--preset strong`",
+        f"{best.bits_per_character:.2f}, {best.dynamic:.2f} with dynamic evaluation; the compressor PPMd needs"
+        f" {compressor.bits_per_character:.2f}",
+        "`benchmarks/quality.py`",
+    ]
+    chosen = "training.py", "generation.py", "startup.py", "text.py"
+    speed = main_figures(record)
+    body = [next(row for row in speed if row[-1] == f"`benchmarks/{script}`") for script in chosen]
+    sentence = (
+        f"Speed, one run each, on {_measured(record, body)}. Quality is that of one run on AMD EPYC with"
+        f" {best.computed.removeprefix('native ')}, {best.day}."
+    )
+    return f"{rows(['what', 'figure', 'from'], [first, *body])}\n\n{sentence}"
+
+
+def _measured(record: Record, body: Sequence[Sequence[str]]) -> str:
+    """Where and when the figures of these rows were measured."""
     used = " ".join(row[-1] for row in body)
     days = sorted({line["day"] for line in record.lines if line["ran"][0] in used})
-    sentence = (
-        f"Speed, one run each on {record.machine} ({' to '.join({days[0]: 1, days[-1]: 1})}, PyTorch {record.pytorch});"
-        " [`benchmarks/`](benchmarks/README.md) has other machines:"
-    )
-    return f"{sentence}\n\n{rows(['what', 'figure', 'from'], body)}"
+    return f"{record.machine} ({' to '.join({days[0]: 1, days[-1]: 1})}, PyTorch {record.pytorch})"
 
 
 # --- the pages -----------------------------------------------------------------------------------------------
@@ -392,19 +419,17 @@ def summary(record: Record) -> str:
 def pages() -> dict[Path, str]:
     """The pages with the figures of all records, by their paths."""
     records = sorted(map(Record.read, RECORDS.glob("*.jsonl")), key=lambda record: record.last_day)
-    newest = records[-1]
-    speed = "\n\n".join(sections(record) for record in reversed(records))
-    return {
-        HERE / "README.md": _replaced(
-            HERE / "README.md",
-            {
-                "speed": speed,
-                "quality": quality.table(quality.read_record([HERE / "quality.jsonl"])),
-                "stories": stories.table(stories.read_record(HERE / "stories.jsonl")),
-            },
-        ),
-        HERE.parent / "README.md": _replaced(HERE.parent / "README.md", {"speed": summary(newest)}),
+    newest, results = records[-1], quality.read_record([HERE / "quality.jsonl"])
+    generated = {
+        HERE / "README.md": {
+            "speed": "\n\n".join(sections(record) for record in reversed(records)),
+            "quality": quality.table(results),
+            "stories": stories.table(stories.read_record(HERE / "stories.jsonl")),
+        },
+        HERE.parent / "README.md": {"figures": headline(newest, results)},
+        HERE.parent / "docs" / "figures.md": {"speed": summary(newest)},
     }
+    return {path: _replaced(path, parts) for path, parts in generated.items()}
 
 
 def _replaced(path: Path, generated: dict[str, str]) -> str:

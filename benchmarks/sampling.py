@@ -1,4 +1,4 @@
-"""Compare sampling options by how much they copy from the training documents: the table of the README.
+"""Compare sampling options by how much they copy from the training documents: the table of docs/generating.md.
 
     python benchmarks/sampling.py [--run NAME]
 

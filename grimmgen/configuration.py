@@ -668,7 +668,7 @@ _STRONG: dict[str, Any] = {
     "counts": True,
 }
 
-# What the departures from the tutorial add up to, by purpose; README has what each is good for.
+# What the departures from the tutorial add up to, by purpose; docs/settings.md has what each is good for.
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
     # What does not depend on the text and the time; `grimmgen.training.auto` chooses the rest.
