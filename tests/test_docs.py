@@ -157,5 +157,10 @@ def test_links_point_to_files() -> None:
             assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+def test_citation_has_the_version_of_the_package() -> None:
+    [cited] = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f'\nversion = "{cited}"\n' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+
+
 def test_changelog_has_an_unreleased_section() -> None:
     assert "## Unreleased" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
