@@ -10,6 +10,7 @@ import contextlib
 import functools
 import glob
 import inspect
+import logging
 import os
 import re
 import signal
@@ -35,7 +36,7 @@ from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files
 from grimmgen.reading.sources import STANDARD_INPUT, store_texts
 from grimmgen.runs import curves, registry
-from grimmgen.runs.registry import LATEST
+from grimmgen.runs.registry import LATEST, PRETRAINED_TITLE
 from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
 from grimmgen.sampling.options import PAGE, SamplingOptions
 from grimmgen.text.corpus import GRIMM, SAMPLER, open_corpus
@@ -114,7 +115,7 @@ class Model(TextGenerator):
     `fit` and `load` return it.
 
     Attributes:
-        name: of its run, or the path of its checkpoint.
+        name: of its run or the bundled model, or the path of its checkpoint.
         vocabulary: its tokens.
         checkpoint: its weights, configuration and provenance.
     """
@@ -219,7 +220,7 @@ class Model(TextGenerator):
 
     def _documents(self, part: Part) -> Sequence[Document]:
         """The documents of a part of the run's corpus."""
-        if self.model.run is None:
+        if not self.model.has_split:
             raise UsageError(f"{self.name} is a file, without the texts that it was trained on", "give texts")
         parts = self.model.split().parts
         if part not in parts:
@@ -328,11 +329,18 @@ def train(
 def load(run_or_path: str | os.PathLike[str] = LATEST) -> Model:
     """Load the model of a run, of the latest run, or of a checkpoint file.
 
+    Where there is no run with a checkpoint, the latest is the bundled model, which a line on standard error says;
+    `grimm` names it.
+
     Raises:
         GrimmgenError: there is no such run or file.
         IntegrityError: the checkpoint is damaged.
     """
-    return Model(registry.load_model(run_or_path if isinstance(run_or_path, str) else Path(run_or_path)))
+    model = registry.load_model(run_or_path if isinstance(run_or_path, str) else Path(run_or_path))
+    if model.run is None and run_or_path == LATEST:
+        # Unless a program configures logging, its warnings are lines on standard error.
+        logging.getLogger("grimmgen").warning("using the %s; grimmgen.fit trains your own", PRETRAINED_TITLE)
+    return Model(model)
 
 
 def _prepare(

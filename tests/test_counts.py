@@ -28,7 +28,7 @@ from grimmgen.evaluation.static import encode_documents_for_evaluation, evaluate
 from grimmgen.evaluation.surprisal import surprisal
 from grimmgen.network.backends.numpy import Stepper
 from grimmgen.network.model import LanguageModel
-from grimmgen.runs.checkpoint import FORMAT, Checkpoint
+from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run, TrainedModel, load_model
 from grimmgen.sampling.combined import CombinedStepper
 from grimmgen.sampling.generator import TextGenerator
@@ -306,7 +306,7 @@ def test_a_checkpoint_with_counts_round_trips(tmp_path: Path) -> None:
     assert read.mixture.counts.discounts == checkpoint.mixture.counts.discounts
     assert read.to_bytes() == path.read_bytes()
     header = path.read_bytes()[8:200_000].partition(b'__metadata__":')[2]
-    assert f'\\"format\\": {FORMAT}'.encode() in header
+    assert b'\\"format\\": 3' in header
 
 
 def test_a_checkpoint_without_counts_is_one_of_earlier_versions() -> None:

@@ -35,9 +35,9 @@ def evaluate(
         list[str] | None,
         options.option(
             "--run",
-            help="A run, or the path of a checkpoint file; give several to compare them.",
-            show_default="the latest run",
-            autocompletion=options.complete_runs,
+            help=f"{options.MODEL}; give several to compare them.",
+            show_default=options.DEFAULT_MODEL,
+            autocompletion=options.complete_models,
         ),
     ] = None,
     corpus: options.MovedCorpus = None,
@@ -131,8 +131,8 @@ def evaluate(
             what = f"{file} is not a file" if file.exists() else f"there is no file {file}"
             raise UsageError(what, "give the path of a text file")
     models = [registry.load_model(name, corpus) for name in names]
-    if names in ([None], ["latest"]):
-        options.report_skipped(models[0].run, quiet)
+    if len(names) == 1:
+        options.report_default(names[0], models[0], quiet)
     notify = None if quiet or json else console.note
     place = None
     if view in {"", "--cells"}:

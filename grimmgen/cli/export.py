@@ -64,6 +64,7 @@ def export(
     if len(set(paths.values())) < len(paths):
         raise UsageError("two exports have the same file", "give each a name of its own")
     model = registry.load_model(run)
+    options.report_default(run, model, quiet)
     exported = {form: _convert(form, model.checkpoint, path, bits) for form, path in named.items()}
     for form, (content, _) in exported.items():
         files.write_atomically(paths[form], content)

@@ -102,8 +102,7 @@ def generate(
     first, others = (run[0], run[1:]) if run else (None, [])
     generator = TextGenerator.load(first, corpus, others)
     sampling = generator.options(**values)
-    if first in {None, "latest"}:
-        options.report_skipped(generator.model.run, quiet)
+    options.report_default(first, generator.model, quiet)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):
         console.warn(warning)
     report = None

@@ -17,7 +17,7 @@ from grimmgen.errors import UsageError
 from grimmgen.sampling.options import SamplingOptions
 
 if TYPE_CHECKING:
-    from grimmgen.runs.registry import Run
+    from grimmgen.runs.registry import Run, TrainedModel
     from grimmgen.text.corpus import Report
 
 # Declared for generation, and offered by evaluation as well.
@@ -39,6 +39,13 @@ def complete_runs(incomplete: str) -> list[str]:
         return [run.name for run in reversed(registry.all_runs()) if run.name.startswith(incomplete)]
     except (GrimmgenError, OSError):
         return []
+
+
+def complete_models(incomplete: str) -> list[str]:
+    """The names of the runs and of the bundled model that begin with this text."""
+    from grimmgen.runs.registry import PRETRAINED
+
+    return [*complete_runs(incomplete), *_complete(PRETRAINED)(incomplete)]
 
 
 def complete_corpora(incomplete: str) -> list[str]:
@@ -105,23 +112,19 @@ MovedCorpus = Annotated[
 SplitFile = option(
     help="JSON file with the names of the stories of each part.", show_default="80/10/10 by hash of the name"
 )
+MODEL = "A run, grimm (the bundled model), or the path of a checkpoint or an exported page"
+DEFAULT_MODEL = "the latest run; grimm where there is none"
 RunOrFile = Annotated[
     str | None,
-    option(
-        "--run",
-        help="A run, or the path of a checkpoint or an exported page.",
-        show_default="the latest run",
-        autocompletion=complete_runs,
-    ),
+    option("--run", help=f"{MODEL}.", show_default=DEFAULT_MODEL, autocompletion=complete_models),
 ]
 RunsOrFiles = Annotated[
     list[str] | None,
     option(
         "--run",
-        help="A run, or the path of a checkpoint or an exported page; of several that share a vocabulary, the"
-        " probabilities are averaged.",
-        show_default="the latest run",
-        autocompletion=complete_runs,
+        help=f"{MODEL}; of several that share a vocabulary, the probabilities are averaged.",
+        show_default=DEFAULT_MODEL,
+        autocompletion=complete_models,
     ),
 ]
 Mix = Annotated[
@@ -233,6 +236,27 @@ def merge_files(files: list[str] | None, corpus: list[str], typed: set[str]) -> 
     if "corpus" in typed:
         raise UsageError("FILE and --corpus exclude each other", "give all by --corpus")
     return files, {*typed, "corpus"} - {"sources"}
+
+
+def report_default(name: str | None, model: TrainedModel, quiet: bool) -> None:
+    """Say what was taken where the latest run was asked for, if that is not the run that was begun last.
+
+    Args:
+        name: of the model, as it was typed; None if it was not.
+        model: that was loaded.
+        quiet: say nothing.
+    """
+    from grimmgen.cli import console
+    from grimmgen.runs import registry
+
+    if quiet or name not in {None, registry.LATEST}:
+        return
+    if model.run is not None:
+        report_skipped(model.run, quiet)
+        return
+    newer = registry.newer_without_checkpoint(None)
+    begun = "" if newer is None else f"{newer.name} has no checkpoint; "
+    console.hint("grimmgen train", f"{begun}using the {registry.PRETRAINED_TITLE}; train your own")
 
 
 def report_skipped(run: Run | None, quiet: bool) -> None:

@@ -32,6 +32,14 @@ _Name = Annotated[
         metavar="RUN", help="Name of the run; the latest by default.", autocompletion=options.complete_runs
     ),
 ]
+_NameOfModel = Annotated[
+    str | None,
+    options.argument(
+        metavar="RUN",
+        help="Name of the run, or grimm, the bundled model; the latest run by default.",
+        autocompletion=options.complete_models,
+    ),
+]
 
 
 @app.command("list", cls=formatting.Command)
@@ -49,7 +57,9 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
         return
     if not runs:
         if not quiet:
-            console.hint("grimmgen train", "no runs yet; train one")
+            console.hint(
+                "grimmgen train", f"no runs yet; there is the {registry.PRETRAINED_TITLE}; train your own"
+            )
         return
     heads = ["run", "corpus", "cell", "units", "epochs", "perplexity", "bits/char", "age", "size", ""]
     rows = [
@@ -77,7 +87,7 @@ def list_(json: options.Json = False, quiet: options.Quiet = False) -> None:
 
 @app.command("show", cls=formatting.Command)
 def show(
-    name: _Name = None,
+    name: _NameOfModel = None,
     measure: Annotated[
         bool,
         options.option(
@@ -95,6 +105,11 @@ def show(
     from grimmgen.errors import IntegrityError
     from grimmgen.runs import curves, registry
 
+    if registry.is_pretrained(name):
+        if measure:
+            raise UsageError("--measure has no effect on the bundled model", "leave it out")
+        _show_pretrained(json)
+        return
     run = registry.find(name)
     info, log, summary = run.info(), run.log(), _summary(run)
     if json:
@@ -249,6 +264,46 @@ def _card(run: Run, log: Sequence[Mapping[str, Any]], measured: bool) -> Card:
     return measure_card(model, course, TextGenerator(model).generate(length=_GENERATED, random_seed=1))
 
 
+def _show_pretrained(json: bool) -> None:
+    from grimmgen.cli import console
+    from grimmgen.runs import registry
+
+    model = registry.load_model(registry.PRETRAINED)
+    configuration, provenance = model.checkpoint.configuration, model.checkpoint.provenance
+    summary = {
+        "name": model.name,
+        "bytes": registry.PRETRAINED_PATH.stat().st_size,
+        "corpus": provenance["corpus"],
+        "cell": configuration.cell,
+        "units": _units(configuration.hidden, configuration.layers),
+        "epochs": provenance["epoch"],
+        "perplexity": provenance["perplexity"],
+        "bits_per_character": provenance["bits_per_character"],
+        "state": "bundled",
+    }
+    if json:
+        console.document({**summary, "path": registry.PRETRAINED_PATH, "info": model.info})
+        return
+    departures = options.as_typed(configuration)
+    stories = "/".join(str(len(documents)) for documents in model.info["corpus"]["split"]["parts"].values())
+    quality = f"perplexity {summary['perplexity']:.2f}, {summary['bits_per_character']:.3f} bits per character"
+    console.facts(
+        [
+            ("model", registry.PRETRAINED_TITLE),
+            ("place", f"{registry.PRETRAINED_PATH} ({console.size(summary['bytes'])})"),
+            ("corpus", f"{summary['corpus']}, {stories} stories for train/valid/test"),
+            ("options", f"{departures}, else the tutorial's"),
+            ("epochs", summary["epochs"]),
+            ("validation", quality),
+            ("versions", ", ".join(f"{k} {v}" for k, v in model.info["versions"].items())),
+        ]
+    )
+
+
+def _units(hidden: object, layers: Any) -> str:
+    return f"{hidden}×{layers}" if layers > 1 else f"{hidden}"
+
+
 def _summary(run: Run) -> dict[str, Any]:
     """Summarise a run; an unreadable one has the state `unreadable`."""
     from grimmgen.errors import GrimmgenError
@@ -267,7 +322,7 @@ def _summary(run: Run) -> dict[str, Any]:
         return summary | {
             "corpus": info["corpus"]["name"],
             "cell": configuration["cell"],
-            "units": f"{configuration['hidden']}" + (f"×{n}" if (n := configuration["layers"]) > 1 else ""),
+            "units": _units(configuration["hidden"], configuration["layers"]),
             "epochs": scores[-1]["epoch"] if scores else 0,
             "perplexity": best.get("perplexity"),
             "bits_per_character": best.get("bits_per_character"),

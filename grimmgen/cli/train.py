@@ -44,7 +44,9 @@ def train(
     run: Annotated[
         str | None,
         options.option(
-            help="Name of the run.", show_default="a random name", autocompletion=options.complete_runs
+            help="Name of the run; not grimm, which is the bundled model.",
+            show_default="a random name",
+            autocompletion=options.complete_runs,
         ),
     ] = None,
     resume: Annotated[
@@ -55,10 +57,10 @@ def train(
         options.option(
             "--from",
             metavar="RUN|FILE",
-            help="Start from the weights of another run or checkpoint, which sets architecture and tokens; --corpus is"
-            " the new text.",
+            help="Start from the weights of another run or checkpoint, or of grimm, the bundled model, which sets"
+            " architecture and tokens; --corpus is the new text.",
             show_default="random weights",
-            autocompletion=options.complete_runs,
+            autocompletion=options.complete_models,
         ),
     ] = None,
     preset: Annotated[
@@ -138,6 +140,8 @@ def train(
     with distributed.process_group() as group:
         json, quiet = json and group.first, quiet or not group.first
         notify = None if quiet or json else console.note
+        if model is not None:
+            options.report_default(base or "", model, quiet)
         if configuration is None:
             found = registry.Run(Path(group.broadcast(lambda: str(registry.find(run).path))))
             if run in {None, "latest"} and group.first:

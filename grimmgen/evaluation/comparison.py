@@ -106,7 +106,7 @@ def evaluate_models(
         UsageError: a checkpoint file is to be evaluated on its run's documents, or is the first with `baseline`.
         GrimmgenError: there is no text, or a document cannot be read.
     """
-    if baseline and models[0].run is None:
+    if baseline and not models[0].has_split:
         raise UsageError(f"{models[0].name} does not include its training stories", "give a run's name first")
     read = [documents or documents_of(model, part) for model in models]
     warning = _why_not_comparable(models, read)
@@ -141,11 +141,11 @@ def documents_of(model: TrainedModel, part: Part) -> Sequence[Document]:
         UsageError: the model is a checkpoint file.
         GrimmgenError: the part is empty, or the corpus is gone.
     """
-    if model.run is None:
+    if not model.has_split:
         raise UsageError(f"{model.name} does not include its stories", "give a FILE to read, or a run's name")
     documents = model.split().parts[part]
     if not documents:
-        raise GrimmgenError(f"the run {model.name} has no {part} stories", "give a FILE to read")
+        raise GrimmgenError(f"{model.name} has no {part} stories", "give a FILE to read")
     return documents
 
 

@@ -296,7 +296,7 @@ def document_key(text: str) -> bytes:
 
 
 def _training_documents(model: TrainedModel) -> Sequence[Document]:
-    if model.run is None:
+    if not model.has_split:
         raise UsageError(f"{model.name} does not include its training stories", "give --run a run's name")
     return model.split().parts["train"]
 

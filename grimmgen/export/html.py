@@ -46,7 +46,7 @@ def to_html(checkpoint: Checkpoint) -> bytes:
     }.items():
         html = html.replace(f"@{name}@", content)
     before, after = html.encode().split(b"@checkpoint@")
-    encoded = base64.b64encode(dataclasses.replace(checkpoint, mixture=None).to_bytes(compact=True))
+    encoded = base64.b64encode(dataclasses.replace(checkpoint, mixture=None).to_bytes(bits=16))
     lines = b"\n".join(encoded[at : at + _LINE] for at in range(0, len(encoded), _LINE))
     whole = b"".join([before, CHECKPOINT_OPENS, b"\n", lines, b"\n", CHECKPOINT_CLOSES, after])
     assert whole.startswith(PAGE)

@@ -6,9 +6,10 @@ a file is executed. Knows NumPy arrays, and neither PyTorch nor the registry.
 
 Formats: 1 has the training tensors `state.h` and `state.c` for every cell; 2 has one for each state of the cell, and
 a hash of the vocabulary and the weights, since an id means nothing without the vocabulary it was trained with; 3 has
-counts beside the weights, and is written only with these. Counts are read into memory like the weights, not mapped:
-their hash is verified, for which all of them are read; a mapped file could not be replaced on Windows, and would end
-the process where it is truncated.
+counts beside the weights, and is written only with these; 4 may have matrices in 8 bits, each with a scale for each
+column as a tensor `scale.NAME`, and is written only with these. Counts are read into memory like the weights, not
+mapped: their hash is verified, for which all of them are read; a mapped file could not be replaced on Windows, and
+would end the process where it is truncated.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
@@ -40,8 +41,9 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
 
-FORMAT = 3
-_WITHOUT_COUNTS = 2
+FORMAT = 4
+_WITH_COUNTS = 3
+_PLAIN = 2
 # How an exported page (`grimmgen.export.html`) begins, and what stands around the checkpoint in it, in base64.
 PAGE = b"<!doctype html>"
 CHECKPOINT_OPENS = b'<script type="application/octet-stream" id="checkpoint">'
@@ -49,6 +51,9 @@ CHECKPOINT_CLOSES = b"</script>"
 # In bytes; browsers hold no longer strings.
 LARGEST_PAGE = 1 << 29
 _KEY = "grimmgen"
+_SCALE = "scale."
+# The weights of a column in 8 bits are from -127 to 127 times its scale.
+_LEVELS = 127
 # In bytes. Parsed, JSON takes some thirty times as much memory.
 _LARGEST_HEADER = 16 << 20
 # No training reaches such weights. With them every logit is finite if the hidden state is bounded (in all cells but
@@ -60,6 +65,7 @@ _VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,39}")
 _REMEDY = "copy it again, or take another checkpoint"
 
 Tensors = dict[str, NDArray[np.float32]]
+Bits = Literal[8, 16, 32]
 
 
 @dataclass(frozen=True)
@@ -99,18 +105,18 @@ class Checkpoint:
             raise GrimmgenError(f"cannot write {path}: {error.what}", error.remedy) from None
         files.write_atomically(path, content)
 
-    def to_bytes(self, compact: bool = False) -> bytes:
+    def to_bytes(self, bits: Bits = 32) -> bytes:
         """The contents of the file.
 
         Args:
-            compact: store weights in 16 bits where that changes none of them.
+            bits: store a weight in so few bits where that changes none of its numbers, as in a `rounded` checkpoint.
 
         Raises:
             GrimmgenError: the vocabulary is too large.
         """
         vocabulary = self.vocabulary.to_json()
-        header = {
-            "format": _WITHOUT_COUNTS if self.mixture is None else FORMAT,
+        header: dict[str, Any] = {
+            "format": _PLAIN if self.mixture is None else _WITH_COUNTS,
             "sha256": _hash(vocabulary, self.weights),
             "configuration": self.configuration.to_json(),
             "vocabulary": vocabulary,
@@ -122,8 +128,14 @@ class Checkpoint:
             header["counts"] = storage.to_header(self.mixture)
             counts = storage.to_tensors(self.mixture)
         weights: dict[str, NDArray[Any]] = {**self.weights}
-        if compact:
+        if bits == 16:
             weights = {name: _halved(weight) for name, weight in weights.items()}
+        elif bits == 8:
+            for name, weight in _matrices(self.weights).items():
+                levels, scale = _to_8_bits(weight)
+                if np.array_equal(levels * scale, weight):
+                    weights |= {name: levels, _SCALE + name: scale}
+                    header["format"] = FORMAT
         # safetensors writes an array in memory order, whatever its strides.
         tensors = {n: np.ascontiguousarray(t) for n, t in {**weights, **self.training_tensors, **counts}.items()}
         # In ASCII: the name of a corpus may have bytes of a file name that are not Unicode.
@@ -132,16 +144,24 @@ class Checkpoint:
             raise GrimmgenError("its vocabulary is too large", "raise --min-count, or give smaller --tokens")
         return content
 
-    def rounded(self) -> Checkpoint:
-        """The model with weights rounded to 16 bits (IEEE 754 binary16), and without what only a resume needs.
+    def rounded(self, bits: Literal[8, 16] = 16) -> Checkpoint:
+        """The model with rounded weights, and without counts and what only a resume needs.
 
-        A weight that is too large for 16 bits keeps all its numbers as they are.
+        Args:
+            bits: 16 (IEEE 754 binary16; a weight that is too large for it keeps all its numbers), or 8 (matrices
+                become multiples of a scale for each column; vectors stay as they are).
         """
-        rounded = {}
-        for name, weight in self.weights.items():
-            with np.errstate(over="ignore"):
-                half = weight.astype(np.float16)
-            rounded[name] = half.astype(np.float32) if np.isfinite(half).all() else weight
+        rounded = dict(self.weights)
+        if bits == 8:
+            for name, weight in _matrices(self.weights).items():
+                levels, scale = _to_8_bits(weight)
+                rounded[name] = levels * scale
+        else:
+            for name, weight in self.weights.items():
+                with np.errstate(over="ignore"):
+                    half = weight.astype(np.float16)
+                if np.isfinite(half).all():
+                    rounded[name] = half.astype(np.float32)
         return Checkpoint(self.configuration, self.vocabulary, self.provenance, rounded)
 
     @classmethod
@@ -179,6 +199,9 @@ class Checkpoint:
             raise IntegrityError(f"{path} is damaged ({_brief(str(error))})", _REMEDY) from None
         counts = {name: tensors.pop(name) for name in header.counts}
         tensors = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
+        for name in header.in_8_bits:
+            with np.errstate(over="ignore", invalid="ignore"):
+                tensors[name] *= tensors.pop(_SCALE + name)
         for name, tensor in tensors.items():
             # The comparison is false for nan. A mogrifier of no rounds has tensors of size 0.
             limit = _LARGEST_MOMENT if name.startswith("adam.") else _LARGEST_WEIGHT
@@ -213,7 +236,7 @@ def state_names(configuration: Configuration) -> tuple[str, ...]:
 
 
 def training_shapes(
-    configuration: Configuration, vocabulary_size: int, version: int = _WITHOUT_COUNTS
+    configuration: Configuration, vocabulary_size: int, version: int = _PLAIN
 ) -> dict[str, tuple[int, ...]]:
     """Return the name and shape of each tensor besides the weights that a resume needs, in a format version.
 
@@ -248,6 +271,7 @@ class _Header:
     size: int  # bytes of the tensors
     sha256: object  # None in files of earlier versions
     stored_vocabulary: object  # the JSON value that was hashed
+    in_8_bits: Collection[str]  # weights with a scale
     stored_counts: Mapping[str, Any]  # empty without counts
     counts: Mapping[str, Any]  # type and shape of the arrays of the counts, by name
 
@@ -281,16 +305,22 @@ class _Header:
         if not isinstance(provenance, dict) or not isinstance(progress, dict | None):
             raise IntegrityError(f"{path} has no valid provenance and progress", _REMEDY)
         expected = weight_shapes(configuration, len(vocabulary))
+        in_8_bits = set()
+        if version >= FORMAT:
+            in_8_bits = {n for n, shape in expected.items() if len(shape) == 2 and _is_8_bits(entries.get(n))}
+            expected |= {_SCALE + name: expected[name][1:] for name in in_8_bits}
         if progress is not None:
             expected |= training_shapes(configuration, len(vocabulary), version)
         size = 0
         for name, shape in expected.items():
+            widths = {"I8": 1} if name in in_8_bits else {"F32": 4, "F16": 2}  # in bytes
             match entries.get(name):
-                case {"dtype": "F32" | "F16" as dtype, "shape": list(found)} if found == list(shape):
-                    size += math.prod(shape) * (4 if dtype == "F32" else 2)
+                case {"dtype": str(dtype), "shape": list(found)} if dtype in widths and found == list(shape):
+                    size += math.prod(shape) * widths[dtype]
                 case {"dtype": str(dtype), "shape": list(found)}:
+                    wanted = f"{next(iter(widths))} {list(shape)}"
                     raise IntegrityError(
-                        f"{path}: {name} is {_brief(f'{dtype} {found}')} instead of F32 {list(shape)}", _REMEDY
+                        f"{path}: {name} is {_brief(f'{dtype} {found}')} instead of {wanted}", _REMEDY
                     )
                 case _:
                     raise IntegrityError(f"{path} has no tensor {name}", _REMEDY)
@@ -320,6 +350,7 @@ class _Header:
             size,
             own.get("sha256"),
             own.get("vocabulary"),
+            in_8_bits,
             stored_counts,
             counts,
         )
@@ -338,6 +369,24 @@ def _halved(weight: NDArray[np.float32]) -> NDArray[Any]:
     with np.errstate(over="ignore"):
         half = weight.astype(np.float16)
     return half if np.array_equal(half, weight) else weight
+
+
+def _matrices(weights: Tensors) -> Tensors:
+    return {name: weight for name, weight in weights.items() if weight.ndim == 2}
+
+
+def _to_8_bits(weight: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The nearest multiples of a scale for each column, and the scales; exact for numbers that are such multiples."""
+    scale = np.abs(weight).max(axis=0, initial=0.0) / np.float32(_LEVELS)
+    # Rounded up to 16 significant bits, a scale times a level is exact, and the scale of such numbers is found again.
+    scale = ((scale.view(np.uint32) + np.uint32(0xFF)) & np.uint32(0xFFFFFF00)).view(np.float32)
+    scale[scale == 0] = 1
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def _is_8_bits(entry: object) -> bool:
+    """Whether an entry of an untrusted header is that of a tensor in 8 bits."""
+    return isinstance(entry, dict) and entry.get("dtype") == "I8"
 
 
 def _embedded(path: Path, page: bytes) -> bytes:

@@ -8,7 +8,7 @@
     base.safetensors        the weights that the training started from, if it started from those of another model
 
 A checkpoint has the hash of its run, and is refused in the directory of another one. The latest run is the last one
-that has a checkpoint.
+that has a checkpoint. Where there is none, the bundled model serves: a checkpoint in the package, which is no run.
 
 Formats of run.json: 1, and 2, which differs from it only in that grimmgen 0.1.0 refuses it by its number instead of
 by the options that it does not know.
@@ -42,6 +42,11 @@ if TYPE_CHECKING:
     from grimmgen.text.split import Split
 
 LATEST = "latest"
+# The bundled model, which benchmarks/pretrained.py makes. A run of its name, of an earlier version, comes first.
+PRETRAINED = "grimm"
+PRETRAINED_TITLE = f"bundled model {PRETRAINED}, trained on tales of the Brothers Grimm"
+# importlib.resources takes as long to import as the file to read.
+PRETRAINED_PATH = Path(__file__).parents[1] / "data" / "pretrained" / "grimm.safetensors"
 # Of the files that a model is loaded from by their path.
 CHECKPOINT_SUFFIXES = (".safetensors", ".html")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -361,7 +366,11 @@ def create(
     with _changing(directory):
         first = name = name or _generate_name(directory)
         number = 1
-        while os.path.lexists(directory / name) and not Run(directory / name)._hide_if_abandoned():
+        while name == PRETRAINED or (
+            os.path.lexists(directory / name) and not Run(directory / name)._hide_if_abandoned()
+        ):
+            if name == PRETRAINED and not numbered:
+                raise UsageError(f"{name} is the bundled model", "give another --run")
             if not numbered:
                 raise UsageError(
                     f"the run {name} exists already", "give another --run, or resume it with --resume"
@@ -450,22 +459,26 @@ def find(name: str | None = None) -> Run:
         runs = all_runs()
         if not runs:
             raise GrimmgenError("there is no run yet", "train one with `grimmgen train`")
-        return next((run for run in reversed(runs) if run.has_checkpoint), runs[-1])
+        return _latest(runs) or runs[-1]
     check_name(name)
     run = Run(paths.runs_directory() / name)
     with files.wrap_os_errors(f"cannot read {run.path}"):
         link, exists = run.path.is_symlink(), run.path.is_dir()
     if link:
         raise UsageError(f"the run {name} is a link", "give the run that it points to")
+    if not exists and name == PRETRAINED:
+        raise UsageError(
+            f"{name} is the bundled model, not a run", f"train one from it with `grimmgen train --from {name}`"
+        )
     if not exists:
         with contextlib.suppress(OSError), files.open_regular(Path(name)) as file:
             kind = file_kinds.describe(file.read(file_kinds.HEAD)) or "a file"
             remedy = "give a run, or the path of a .safetensors or .html file"
             raise UsageError(f"{name} is {kind}, not a run or a checkpoint", remedy)
         names = [other.name for other in all_runs()]
-        near = did_you_mean(name, [*names, LATEST])
+        near = did_you_mean(name, [*names, PRETRAINED, *([LATEST] if names else [])])
         remedy = f"the latest are: {', '.join(names[-5:])}" if names else "train one with `grimmgen train`"
-        raise UsageError(f"there is no run {name}{near if names else ''}", remedy)
+        raise UsageError(f"there is no run {name}{near}", remedy)
     return run
 
 
@@ -474,11 +487,12 @@ class TrainedModel:
     """A trained model. A command resolves what the user typed to one of these once, and passes it on.
 
     Attributes:
-        name: of the run, or the path of the checkpoint as it was typed.
+        name: of the run or the bundled model, or the path of the checkpoint as it was typed.
         checkpoint: weights and vocabulary.
-        run: the run; None for a checkpoint file.
-        info: the content of its run.json when it was loaded; the run may be resumed, or removed, in the meantime.
-        moved_to: where the corpus of the run is now; empty if it is where it was.
+        run: the run; None for the bundled model and for a checkpoint file.
+        info: the content of its run.json when it was loaded; the run may be resumed, or removed, in the meantime. That
+            of the bundled model has what `split` needs, and that of a file is empty.
+        moved_to: where the corpus is now; empty if it is where it was.
     """
 
     name: str
@@ -492,13 +506,24 @@ class TrainedModel:
         """The name of the model, and the hash of the file it was read from."""
         return {"name": self.name, "sha256": self.checkpoint.sha256}
 
+    @property
+    def has_split(self) -> bool:
+        """Whether the documents of the training, validation and test sets are known."""
+        return self.run is not None or bool(self.info)
+
     def split(self) -> Split:
-        """Return the documents of each set of the run; see `Run.split`."""
-        return _split(self.info, self.moved_to)
+        """Return the documents of each set, of a model that `has_split`; see `Run.split`."""
+        try:
+            return _split(self.info, self.moved_to)
+        except GrimmgenError as error:
+            if self.run is not None or self.moved_to:
+                raise
+            remedy = "run `grimmgen fetch --stories all`, or give their directory with --corpus"
+            raise GrimmgenError(f"the bundled model does not include its tales ({error.what})", remedy) from None
 
 
 def load_model(run_or_path: str | Path | None = None, moved_to: Sequence[str] | None = None) -> TrainedModel:
-    """Load the model of a run, of the latest run (None), or of a checkpoint file.
+    """Load the model of a run, of the latest run (None), or of a checkpoint file; without any run the bundled one.
 
     Args:
         run_or_path: the name, or the path as a `Path` or with a slash or the suffix of a checkpoint.
@@ -517,10 +542,35 @@ def load_model(run_or_path: str | Path | None = None, moved_to: Sequence[str] | 
         except RuntimeError:
             raise UsageError(f"{name!r}: there is no such user", "check the path") from None
         return TrainedModel(name, Checkpoint.read(path))
-    return find(name).load(moved_to or ())
+    run = None
+    if name is None or name == LATEST:
+        run = _latest(all_runs())
+    elif not is_pretrained(name):
+        run = find(name)
+    return _load_pretrained(moved_to or ()) if run is None else run.load(moved_to or ())
 
 
-def newer_without_checkpoint(run: Run) -> Run | None:
+def is_pretrained(name: str | None) -> bool:
+    """Whether this is the name of the bundled model, and of no run."""
+    return name == PRETRAINED and not os.path.lexists(paths.runs_directory() / name)
+
+
+def _load_pretrained(moved_to: Sequence[str]) -> TrainedModel:
+    try:
+        checkpoint = Checkpoint.read(PRETRAINED_PATH)
+    except GrimmgenError as error:
+        raise IntegrityError(
+            f"the bundled model is missing or damaged ({error.what})", "reinstall grimmgen"
+        ) from None
+    info = {
+        "versions": checkpoint.provenance.get("versions"),
+        "configuration": checkpoint.configuration.to_json(),
+        "corpus": {"source": "grimm", "split": checkpoint.provenance.get("split")},
+    }
+    return TrainedModel(PRETRAINED, checkpoint, info=info, moved_to=tuple(moved_to))
+
+
+def newer_without_checkpoint(run: Run | None) -> Run | None:
     """Return the last run that was begun, if it is not this one and has no checkpoint."""
     last = all_runs()[-1:]
     return next((other for other in last if other != run and not other.has_checkpoint), None)
@@ -538,6 +588,10 @@ def all_runs() -> list[Run]:
             if _NAME.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
         ]
     return sorted(found, key=lambda run: (_order(run), run.name))
+
+
+def _latest(runs: Sequence[Run]) -> Run | None:
+    return next((run for run in reversed(runs) if run.has_checkpoint), None)
 
 
 def check_name(name: str) -> None:

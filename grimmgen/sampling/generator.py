@@ -161,7 +161,7 @@ class TextGenerator:
     def load(
         cls, run_or_path: str | None, moved_to: Sequence[str] | None = None, others: Sequence[str] = ()
     ) -> TextGenerator:
-        """Load the model of a run, of the latest run (None), or of a checkpoint file.
+        """Load the model of a run, of the latest run (None), or of a checkpoint file; see `registry.load_model`.
 
         Args:
             run_or_path: the name or the path.

@@ -57,7 +57,7 @@ class Split:
         """Restore a split.
 
         Args:
-            value: of `to_json`.
+            value: of `to_json`; the text of a document without a hash (None) is not checked.
             corpus: as it is now. A named document that has changed since is noticed when it is read.
 
         Raises:
@@ -76,8 +76,8 @@ class Split:
                 entries = [entry for entry in value["parts"][part] if entry["name"] not in empty]
                 parts[part] = tuple(
                     _with_span(
-                        _find(entry["name"], str(entry["sha256"]), known, corpus),
-                        str(entry["sha256"]),
+                        _find(entry["name"], entry["sha256"], known, corpus),
+                        entry["sha256"],
                         tuple(map(float, entry["part"])),
                     )
                     for entry in entries
@@ -248,7 +248,7 @@ def _of_unchanged(corpus: Corpus, stored: tuple[tuple[str, str], ...], by_story:
     return replace(split, sources=stored)
 
 
-def _find(name: str, sha256: str, known: Mapping[str, Document], corpus: Corpus) -> Document:
+def _find(name: str, sha256: object, known: Mapping[str, Document], corpus: Corpus) -> Document:
     """The document of a name; if there is none, the one with the same text, as of a file that was renamed."""
     if name in known:
         return known[name]
@@ -258,8 +258,8 @@ def _find(name: str, sha256: str, known: Mapping[str, Document], corpus: Corpus)
     raise IntegrityError(f"the corpus {corpus.name} no longer has the story {name!r}", _REMEDY)
 
 
-def _with_span(document: Document, sha256: str, span: tuple[float, ...]) -> Document:
+def _with_span(document: Document, sha256: object, span: tuple[float, ...]) -> Document:
     begin, end = span
     if not 0.0 <= begin <= end <= 1.0:
         raise ValueError(span)
-    return replace(document, sha256=sha256, span=(begin, end))
+    return replace(document, sha256=document.sha256 if sha256 is None else str(sha256), span=(begin, end))
