@@ -27,7 +27,7 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, state_names, training_shapes
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
-from tests.builders import NETWORKS, TEXT, tiny_checkpoint, tiny_configuration
+from tests.builders import NETWORKS, TEXT, random_tensors, tiny_checkpoint, tiny_configuration
 
 Json = dict[str, Any]
 # Changes a file: the entries of its header without the metadata, the metadata of grimmgen, the bytes of the
@@ -149,6 +149,36 @@ def test_format_1_has_two_states_for_every_cell(path: Path, cell: str) -> None:
     if cell == "gru":
         message = "has an unexpected tensor, state.c"
         assert message in refusal(path, put_together(entries, {**own, "format": 2}, body)).what
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_matrices_in_8_bits_round_trip(path: Path, network: str) -> None:
+    checkpoint = tiny_checkpoint(**NETWORKS[network])
+    rounded = checkpoint.rounded(8)
+    path.write_bytes(content := rounded.to_bytes(8))
+    assert same(Checkpoint.read(path).weights, rounded.weights)
+    assert Checkpoint.read(path).to_bytes(8) == content
+    entries, own, _ = taken_apart(content)
+    assert own["format"] == FORMAT
+    for name, weight in checkpoint.weights.items():
+        error = np.abs(rounded.weights[name] - weight)
+        if weight.ndim != 2:
+            assert (entries[name]["dtype"], error.any()) == ("F32", False)
+        else:
+            assert (entries[name]["dtype"], entries[f"scale.{name}"]["shape"]) == ("I8", [weight.shape[1]])
+            assert (error <= 0.501 / 127 * np.abs(weight).max(axis=0, initial=0)).all()
+    # Nothing is stored in 8 bits that would change.
+    assert checkpoint.to_bytes(8) == checkpoint.to_bytes()
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-6, 1e12])
+def test_rounding_to_8_bits_again_changes_nothing(size: float) -> None:
+    weights = random_tensors({"w": (50, 40)})
+    weights["w"] *= np.float32(size) / np.abs(weights["w"]).max()
+    weights["w"][:, 0] = 0
+    checkpoint = dataclasses.replace(tiny_checkpoint(), weights=weights).rounded(8)
+    assert same(checkpoint.rounded(8).weights, checkpoint.weights)
+    assert b'"I8"' in checkpoint.to_bytes(8)
 
 
 def _fail(*_: object) -> None:
@@ -406,6 +436,35 @@ CHANGES: list[tuple[Damage, str]] = [
 @pytest.mark.parametrize(("damage", "message"), CHANGES)
 def test_an_inconsistent_header_is_refused(path: Path, damage: Damage, message: str) -> None:  # faults 26 to 28
     entries, own, body = taken_apart(written(tiny_checkpoint(True), path))
+    damage(entries, own, body)
+    assert re.search(message, str(refusal(path, put_together(entries, own, body))))
+
+
+CHANGES_OF_8_BITS: list[tuple[Damage, str]] = [
+    (put_format(2), r"embedding is I8 \[\d+, 4\] instead of F32"),
+    (put_format(3), r"embedding is I8 \[\d+, 4\] instead of F32"),
+    (without("scale.embedding"), "has no tensor scale.embedding"),
+    (entry("scale.embedding", shape=[1, 4]), r"scale.embedding is F32 \[1, 4\] instead of F32 \[4\]"),
+    (entry("scale.embedding", dtype="I8"), r"scale.embedding is I8 \[4\] instead of F32 \[4\]"),
+    (entry("scale.output.bias", dtype="F32", shape=[1], data_offsets=[0, 4]), "has an unexpected tensor"),
+    (entry("output.bias", dtype="I8"), "output.bias is I8"),
+    (entry("embedding", dtype="U8"), r"embedding is U8 \[\d+, 4\] instead of F32"),
+    (entry("embedding", dtype="F32"), "has an unexpected tensor, scale.embedding"),
+    (entry("embedding", shape=[4]), r"embedding is I8 \[4\] instead of I8 \[\d+, 4\]"),
+    (entry("embedding", shape=[2**62, 4]), r"embedding is I8 \[4611686018427387904, 4\] instead of I8"),
+    *(
+        (number("scale.embedding", value), "has numbers in embedding that are not finite or too large")  # fault 27
+        for value in (float("nan"), float("inf"), -float("inf"), 3e38, 1e12)
+    ),
+    (number("scale.embedding", 0.5), "has another vocabulary or other weights than were saved"),
+]
+
+
+@pytest.mark.parametrize(("damage", "message"), CHANGES_OF_8_BITS)
+def test_inconsistent_8_bits_are_refused(path: Path, damage: Damage, message: str) -> None:  # faults 26 to 28
+    entries, own, body = taken_apart(tiny_checkpoint(embedding=4).rounded(8).to_bytes(8))
+    path.write_bytes(put_together(entries, own, body))
+    Checkpoint.read(path)
     damage(entries, own, body)
     assert re.search(message, str(refusal(path, put_together(entries, own, body))))
 

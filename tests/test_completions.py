@@ -63,9 +63,11 @@ def fish(*words: str) -> list[str]:
     ("words", "offered"),
     [
         (["tr"], ["train"]),
-        (["runs", "show", ""], ["sly-fox", "sly-owl"]),
+        (["runs", "show", ""], ["grimm", "sly-fox", "sly-owl"]),
+        (["runs", "rm", ""], ["sly-fox", "sly-owl"]),
         (["runs", "rm", "sly-fox", "sly-o"], ["sly-owl"]),
-        (["generate", "--run", ""], ["sly-fox", "sly-owl"]),
+        (["generate", "--run", ""], ["grimm", "sly-fox", "sly-owl"]),
+        (["train", "--from", "g"], ["grimm"]),
         (["train", "--init", "x"], ["xavier"]),
         (["train", "--corpus", "sam"], ["sampler"]),
         (["train", "--device", "c"], ["cpu", "cuda"]),

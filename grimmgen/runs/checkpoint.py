@@ -149,7 +149,7 @@ class Checkpoint:
 
         Args:
             bits: 16 (IEEE 754 binary16; a weight that is too large for it keeps all its numbers), or 8 (matrices
-                become multiples of a scale for each column; vectors stay as they are).
+                become multiples of a scale for each column; other weights stay as they are).
         """
         rounded = dict(self.weights)
         if bits == 8:

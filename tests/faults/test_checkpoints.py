@@ -22,6 +22,7 @@ import safetensors.numpy
 
 from grimmgen.errors import IntegrityError
 from grimmgen.network.shapes import weight_shapes
+from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import FORMAT, Checkpoint
 from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
@@ -171,12 +172,13 @@ class Fuzzed:
 
 @pytest.fixture
 def originals(path: Path) -> list[bytes]:
-    """Both kinds of checkpoint of a run, and one of another network."""
+    """Both kinds of checkpoint of a run, one of another network, and one with weights in 8 bits."""
     embedded: dict[str, Any] = {"cell": "mogrifier", "layers": 2, "embedding": 4, "tied": True, "rounds": 2}
     return [
         written(tiny_checkpoint(True), path),
         written(tiny_checkpoint(), path),
         written(tiny_checkpoint(**embedded, ngram=3), path),
+        tiny_checkpoint(embedding=4).rounded(8).to_bytes(8),
     ]
 
 
@@ -249,6 +251,13 @@ def not_a_number(path: Path) -> None:
     path.write_bytes(put_together(entries, own, body))
 
 
+def scale_not_a_number(path: Path) -> None:
+    entries, own, body = taken_apart(tiny_checkpoint().rounded(8).to_bytes(8))
+    begin, _ = entries["scale.output.weight"]["data_offsets"]
+    body[begin : begin + 4] = np.float32(math.nan).tobytes()
+    path.write_bytes(put_together(entries, own, body))
+
+
 def vast(path: Path) -> None:
     entries, own, body = taken_apart(written(tiny_checkpoint(), path))
     own["configuration"]["hidden"] = 2**31
@@ -277,7 +286,7 @@ def control_characters(path: Path) -> None:
 CRAFTED = {
     24: (pickled, as_torch_saves, zip_bomb),
     26: (of_another_vocabulary, vast, foreign, many_brackets, cut, control_characters),
-    27: (not_a_number,),
+    27: (not_a_number, scale_not_a_number),
     28: (future,),
 }
 
@@ -449,3 +458,32 @@ def test_a_recovery_is_an_event(stopped: Run, run: Program) -> None:
     assert [event["event"] for event in events[:2]] == ["recovered", "started"]
     assert events[0]["step"] == 111
     assert str(stopped.last_path) in events[0]["error"]
+
+
+# --- the bundled model -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, cut, flipped, pickled, future, not_a_number, Path.mkdir, os.mkfifo])
+def test_fault_51_a_damaged_bundled_model_is_exit_3(
+    harm: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: Program
+) -> None:
+    path = tmp_path / "grimm.safetensors"
+    if harm not in {Path.mkdir, os.mkfifo}:
+        path.write_bytes(tiny_checkpoint().rounded(8).to_bytes(8))
+    harm(path)
+    monkeypatch.setattr(registry, "PRETRAINED_PATH", path)
+    for command in (
+        ["generate"],
+        ["generate", "--run", "grimm"],
+        ["eval", str(path.with_name("story.txt"))],
+        ["export", "--html", str(path.with_name("page.html"))],
+        ["runs", "show", "grimm"],
+        ["train", "--corpus", "sampler", "--from", "grimm"],
+    ):
+        path.with_name("story.txt").write_text("The king.")
+        ran = run(*command)
+        assert (ran.code, ran.out, ran.err.count("\n")) == (3, "", 1), ran.err
+        assert ran.err.startswith("error: the bundled model is missing or damaged (")
+        assert ran.err.endswith("): reinstall grimmgen\n")
+    assert not path.with_name("mark").exists(), "no code was executed"
+    assert not path.with_name("page.html").exists()
