@@ -109,7 +109,7 @@ def test_help_has_an_example_and_describes_every_option(name: str, run: Program)
 def test_help_shows_defaults_in_words(run: Program) -> None:
     # The square brackets are not read as markup.
     shown = " ".join(re.sub("[│ \n]+", " ", run("generate", "--help").out).split())
-    assert "[default: (the latest run)]" in shown
+    assert "[default: (the latest run; grimm where there is none)]" in shown
     assert "[default: (a new one each time)]" in shown
 
 

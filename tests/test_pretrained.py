@@ -55,7 +55,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
 # --- the file in the package ---------------------------------------------------------------------------------
 
 
-def test_packaged_model_is_small_and_names_no_place_of_its_making() -> None:
+def test_packaged_model_is_small_and_has_no_local_path() -> None:
     content = registry.PRETRAINED_PATH.read_bytes()
     assert len(content) < 5_500_000
     header = content[8 : 8 + int.from_bytes(content[:8], "little")].decode()

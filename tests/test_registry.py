@@ -445,7 +445,7 @@ def test_a_model_is_loaded_by_run_or_path(tmp_path: Path, monkeypatch: pytest.Mo
     ("typed", "error", "message"),
     [
         (
-            None,
+            "mine",
             GrimmgenError,
             "the run mine has no checkpoint: train it with `grimmgen train --resume --run mine`",
         ),
@@ -461,7 +461,7 @@ def test_a_model_is_loaded_by_run_or_path(tmp_path: Path, monkeypatch: pytest.Mo
         ("bad name", UsageError, "cannot be the name of a run"),
     ],
 )
-def test_a_missing_model_is_one_line(typed: str | None, error: type[GrimmgenError], message: str) -> None:
+def test_a_missing_model_is_one_line(typed: str, error: type[GrimmgenError], message: str) -> None:
     create("mine")
     with pytest.raises(GrimmgenError, match=re.escape(message)) as caught:
         registry.load_model(typed)
@@ -535,9 +535,10 @@ def test_before_any_checkpoint_the_last_run_is_the_latest() -> None:
     with pytest.raises(
         GrimmgenError, match=r"the run last has no checkpoint: train it with .*--resume --run last`"
     ):
-        registry.load_model()
+        registry.load_model("last")
     with last.locked(), pytest.raises(GrimmgenError, match="last has no checkpoint yet: wait for its first eval"):
-        registry.load_model()
+        registry.load_model("last")
+    assert registry.load_model().name == "grimm"
 
 
 def test_a_run_knows_the_process_that_trains_it() -> None:
