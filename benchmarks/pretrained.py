@@ -16,6 +16,7 @@ import json
 import platform
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -134,6 +135,8 @@ def _card(
         f" {score.after.bits_per_character:.4f} | {score.after.perplexity:.2f} |"
         for score in scores
     )
+    command = f"grimmgen train --run tales --split docs/pretrained-split.json {as_typed(configuration)}"
+    command = " \\\n    ".join(textwrap.wrap(command, 110, break_long_words=False, break_on_hyphens=False))
     counts = " --counts" if written.mixture else ""
     versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     return f"""\
@@ -165,13 +168,13 @@ Bits per character, and perplexity per token, on whole held-out tales, computed 
 |---|---|--:|--:|--:|
 {rows}
 
-With the tales fetched, `grimmgen eval --run {PRETRAINED} --split test` prints the last figures again.
+With the tales fetched, `grimmgen eval --run {PRETRAINED} --split test` evaluates it again.
 
 ## Reproduce it
 
 ```sh
 grimmgen fetch --stories all
-grimmgen train --run tales --split docs/pretrained-split.json {as_typed(configuration)}
+{command}
 python benchmarks/pretrained.py tales{counts}
 ```
 
