@@ -23,7 +23,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-TRAIN = ["grimmgen", "train", "--corpus", "sampler", "--batch-size", "16", "--lr", "0.003", "--budget", "40s"]
+TRAIN = ["grimmgen", "train", "--corpus", "sampler", "--preset", "auto", "--budget", "90s"]
 
 
 def screen(commands: Sequence[Sequence[str]], columns: int, lines: int, seconds: float, home: str) -> str:
@@ -65,7 +65,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.which == "training":
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # the run is still being saved
-            draw(screen([TRAIN], 92, 22, 16, home), 92, "training.svg")
+            draw(screen([TRAIN], 92, 32, 45, home), 92, "training.svg")
         return
     if options.run is None or options.text is None:
         parser.error(f"{options.which} needs --run and --text")
