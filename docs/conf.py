@@ -46,9 +46,10 @@ def setup(app: Any) -> None:
     app.connect("source-read", _read)
 
 
-def _read(_: Any, name: str, source: list[str]) -> None:
+def _read(app: Any, name: str, source: list[str]) -> None:
     """Read a page: the file that it stands for, and links to such files as links to their pages."""
     path = ROOT / FILES[name] if name in FILES else DOCS / f"{name}.md"
+    app.env.note_dependency(str(path))  # another build reads the page again if the file has changed
     text = path.read_text(encoding="utf-8") if name in FILES else source[0]
     pages = {(ROOT / file).resolve(): f"{page}.md" for page, file in FILES.items()}
 
