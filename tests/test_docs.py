@@ -118,7 +118,7 @@ def test_program_accepts_every_command_line() -> None:
         line.split("#")[0]
         for page in (README, *DOCS.values())
         for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
-        for line in re.findall(r"(?:^|\| |-- )(grimmgen .*)$", block, re.MULTILINE)
+        for line in re.findall(r"(?:^|\| |-- )(grimmgen .*)$", block.replace("\\\n", ""), re.MULTILINE)
     ]
     assert len(lines) > 60
     for line in lines:
