@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,12 @@ def list_cells() -> str:
     includes = "".join(f'#include "../../cells/{header.name}"\n' for header in headers)
     names = " ".join(f"DO({header.stem})" for header in headers)
     return f"/* Made by setup.py. */\n{includes}#define FOR_EACH_CELL(DO) {names}\n"
+
+
+def hash_sources() -> str:
+    """The header `sources.h`: the hash by which `library.py` recognises a library that was not built from the sources."""
+    hash_of = runpy.run_path(str(CPU / "library.py"))["hash_sources"]
+    return f'/* Made by setup.py. */\n#define SOURCES "{hash_of(CPU)}"\n'
 
 
 class ParallelBuild(build_ext):
@@ -41,6 +48,7 @@ class ParallelBuild(build_ext):
 
 
 (CPU / "cells.h").write_text(list_cells(), encoding="utf-8")
+(CPU / "sources.h").write_text(hash_sources(), encoding="utf-8")
 # No -march: each isa_*.c sets its instruction set, and program.c chooses at run time. Optional: without a compiler the
 # installation succeeds, too.
 flags = ["/O2", "/utf-8"] if sys.platform == "win32" else ["-O3", "-g0", "-fvisibility=hidden", "-pthread"]

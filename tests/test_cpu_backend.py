@@ -9,6 +9,7 @@ import ctypes
 import dataclasses
 import functools
 import math
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -621,6 +622,22 @@ def test_library_of_another_build_is_a_reason(tmp_path: Path) -> None:
     found, reason = library.load(tmp_path)
     assert found is None
     assert "is of another build of grimmgen" in reason
+
+
+@built
+def test_library_of_other_sources_is_a_reason(tmp_path: Path) -> None:
+    folder = tmp_path / "backends" / "cpu"
+    shutil.copytree(Path(library.__file__).parent, folder)
+    shutil.copytree(Path(library.__file__).parents[2] / "cells", tmp_path / "cells")
+    if not (folder / "program.c").exists():
+        pytest.skip("installed without the sources")
+    load = library.load.__wrapped__  # not cached
+    assert load(folder)[0] is not None
+    header = next((tmp_path / "cells").glob("*.h"))
+    header.write_text(header.read_text("utf-8") + "\n", encoding="utf-8")
+    found, reason = load(folder)
+    assert found is None
+    assert "was not built from the sources beside it" in reason
 
 
 @built

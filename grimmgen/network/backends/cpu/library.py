@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -18,7 +19,9 @@ from typing import Any
 # Words of a call in a program: function, arguments, begin, end.
 WORDS_OF_CALL = 4
 _SIZES = ("gates", "states", "width", "input_column", "recurrent_rotation", "extra")
-_EXPORTS = ("instruction_sets", "constants", "within", "run_program", "work", "after_fork")
+_EXPORTS = ("instruction_sets", "constants", "sources", "within", "run_program", "work", "after_fork")
+# Headers that setup.py makes.
+_MADE = ("cells.h", "sources.h")
 _FUNCTIONS = ("forward", "backward", "read", "sample")
 
 
@@ -125,6 +128,19 @@ class Constants:
     most_threads: int
 
 
+def hash_sources(folder: Path) -> str:
+    """The hash of the C sources of the kernels and the cells, but for the headers that setup.py makes.
+
+    Args:
+        folder: of the kernels.
+    """
+    found = hashlib.sha256()
+    for path in sorted([*folder.glob("*.[ch]"), *(folder / "../../cells").glob("*.h")]):
+        if path.name not in _MADE:
+            found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 @functools.cache
 def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]:
     """The compiled library and an empty reason; or None, and why it is missing."""
@@ -142,6 +158,10 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
     mirrored = [*map(ctypes.sizeof, (_KernelEntry, _CellEntry, _InstructionSet)), 8 * WORDS_OF_CALL]
     if _constants(library)[2:] != mirrored:
         return None, f"{paths[0]} is of another build of grimmgen: its structures have other sizes"
+    library.sources.restype = ctypes.c_char_p
+    # An installation from a wheel has no sources; beside a checkout's, the library may be an old one.
+    if (folder / "program.c").exists() and library.sources().decode() != hash_sources(folder):
+        return None, f"{paths[0]} was not built from the sources beside it: run `python setup.py build_ext --inplace`"
     library.instruction_sets.restype = library.within.restype = ctypes.c_int64
     library.within.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.run_program.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]

@@ -7,6 +7,7 @@
 #define _DEFAULT_SOURCE /* for syscall */
 #endif
 #include "grimmgen.h"
+#include "sources.h"
 
 #include <time.h>
 
@@ -109,6 +110,12 @@ EXPORT void constants(size values[6])
 {
     const size found[6] = {SLICE, MOST_THREADS, sizeof(kernel_entry), sizeof(cell_entry), sizeof(instruction_set), sizeof(call)};
     memcpy(values, found, sizeof found);
+}
+
+/* The hash of the sources of this library. */
+EXPORT const char *sources(void)
+{
+    return SOURCES;
 }
 
 #if defined(__GNUC__)
