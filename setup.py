@@ -24,7 +24,7 @@ def list_cells() -> str:
 
 
 def hash_sources() -> str:
-    """The header `sources.h`: the hash by which `library.py` recognises a library that was not built from the sources."""
+    """The header `sources.h`: the hash by which `library.py` recognises a library of other sources."""
     hash_of = runpy.run_path(str(CPU / "library.py"))["hash_sources"]
     return f'/* Made by setup.py. */\n#define SOURCES "{hash_of(CPU)}"\n'
 

@@ -35,7 +35,7 @@ from grimmgen.display import Display
 from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files
 from grimmgen.reading.sources import STANDARD_INPUT, store_texts
-from grimmgen.runs import curves, registry
+from grimmgen.runs import curves, registry, tensorboard
 from grimmgen.runs.registry import LATEST, PRETRAINED_TITLE
 from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
 from grimmgen.sampling.options import PAGE, SamplingOptions
@@ -244,6 +244,7 @@ def fit(
     base: Model | str | os.PathLike[str] | None = None,
     split: str | os.PathLike[str] | None = None,
     device: str = "auto",
+    log_to: str | None = None,
     **options: Any,
 ) -> Model:
     """Train a model, and show the progress on a terminal or below a cell of Jupyter.
@@ -263,6 +264,7 @@ def fit(
             tokens are kept.
         split: JSON file with the names of the documents of each part.
         device: `auto`, `cpu` or `cuda`.
+        log_to: `tensorboard` or `tensorboard:DIR`, as for `grimmgen train --log-to`.
         options: see below; None leaves an option to the preset.
 
     Returns:
@@ -274,13 +276,17 @@ def fit(
     """
     began = time.monotonic()
     begin = _prepare(corpus, preset, run, resume, base, split, device, options)
+    logs = tensorboard.prepare(log_to)
     display = Display()
     display.begin()
     try:
         training = begin(display.note, began)
-        with _stopped_by_interrupt(training):
+        log = None if log_to is None else tensorboard.TensorBoardLog(tensorboard.directory_of(training.run, logs))
+        with log or contextlib.nullcontext(), _stopped_by_interrupt(training):
             for event in training.events():
                 display.show(event)
+                if log is not None:
+                    log.write(event)
     finally:
         display.close()
     return Model(training.run.load())

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from grimmgen.errors import GrimmgenError
+import grimmgen
+from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.runs import registry, tensorboard
 from grimmgen.runs.events import Evaluated, Started, Stepped
 from grimmgen.runs.registry import Run
@@ -65,6 +66,14 @@ def test_scalars_are_those_of_the_events(training: list[str], run: Program) -> N
         assert len(points) == len(right) if kind == "evaluated" else len(points) >= 1
         for step, value in points:
             assert value == pytest.approx(right[step], rel=1e-6)
+
+
+def test_fit_writes_the_log(tales: Path, tmp_path: Path) -> None:
+    model = grimmgen.fit(tales, hidden=4, epochs=1, log_to=f"tensorboard:{tmp_path}", run="sly-owl")
+    points = read_back(tmp_path / "sly-owl")["evaluated/perplexity"]
+    assert [value for _, value in points] == pytest.approx([model.history[0]["perplexity"]])
+    with pytest.raises(UsageError, match=r"^log_to 'wandb' is not known"):
+        grimmgen.fit(tales, log_to="wandb")
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -79,6 +80,11 @@ def trace() -> None:
     """Print the traceback of the current exception on standard error."""
     with contextlib.suppress(OSError):
         sys.stderr.write(safe(traceback.format_exc()))
+
+
+def status(what: str) -> AbstractContextManager[object]:
+    """On a terminal, show a spinner with what is being done as long as the context lasts."""
+    return _console(sys.stderr).status(what) if sys.stderr.isatty() else contextlib.nullcontext()
 
 
 def hint(command: str, what: str) -> None:

@@ -120,22 +120,18 @@ def train(
         raise UsageError(f"--sample-every {sample_every} is out of range", "give 0 or more")
     if "sample_every" in typed and (json or quiet):
         raise UsageError(f"--sample-every has no effect with {'--json' if json else '--quiet'}", "leave it out")
-    logs = None if log_to is None else _log_directory(log_to)
     from grimmgen.cli import console, progress
     from grimmgen.evaluation.corpus_checks import find_leaks
-    from grimmgen.io import files
     from grimmgen.runs import registry, tensorboard
     from grimmgen.text.corpus import open_corpus, size_of
     from grimmgen.text.encoding import IN_MEMORY
     from grimmgen.text.split import split_by_file, split_by_hash
-    from grimmgen.training import auto, distributed
-    from grimmgen.training.session import Training, command_line
 
-    if log_to is not None:
-        # Before a run is created.
-        tensorboard.require()
-        if logs is not None:
-            files.make_directory(logs)
+    logs = tensorboard.prepare(log_to)
+    with contextlib.nullcontext() if json or quiet else console.status("loading PyTorch"):
+        from grimmgen.training import auto, distributed
+        from grimmgen.training.session import Training, command_line
+
     signals, read = list[int](), None
     with distributed.process_group() as group:
         json, quiet = json and group.first, quiet or not group.first
@@ -188,7 +184,7 @@ def train(
         bars = console.Bars(quiet or json)
         log = None
         if log_to is not None and group.first:
-            directory = logs / training.run.name if logs else training.run.path / "tensorboard"
+            directory = tensorboard.directory_of(training.run, logs)
             log = tensorboard.TensorBoardLog(directory)
             if notify:
                 console.hint(f"tensorboard --logdir {shlex.quote(str(logs or directory))}", "watch with")
@@ -246,17 +242,6 @@ def _run_on_more_text(size: int) -> str | None:
         if run.best_path.is_file() and isinstance(tokens, int) and tokens > _MORE * size:
             return run.name
     return None
-
-
-def _log_directory(log_to: str) -> Path | None:
-    """The directory that `--log-to` names; None for the run's own."""
-    kind, colon, directory = log_to.partition(":")
-    if kind != "tensorboard" or (colon and not directory) or "\0" in directory:
-        raise UsageError(f"--log-to {log_to[:80]!r} is not known", "give tensorboard or tensorboard:DIR")
-    try:
-        return Path(directory).expanduser() if directory else None
-    except RuntimeError:
-        raise UsageError(f"--log-to {log_to!r}: there is no such user", "check the path") from None
 
 
 @contextlib.contextmanager

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from grimmgen.errors import GrimmgenError
+from grimmgen.errors import GrimmgenError, UsageError
 from grimmgen.io import files
 from grimmgen.runs.events import Evaluated, Event, Started, Stepped, event_to_json
+from grimmgen.runs.registry import Run
 
 # Seconds of training between two updates that are logged: an update may take less than logging it.
 _INTERVAL = 0.1
@@ -41,6 +42,42 @@ def require() -> _Library:
             "--log-to tensorboard needs TensorBoard, which is not installed", "pip install 'grimmgen[tensorboard]'"
         ) from None
     return _Library(Event, SessionLog, Summary, RecordWriter)
+
+
+def parse_directory(log_to: str) -> Path | None:
+    """The directory that `--log-to` names; None for the run's own.
+
+    Raises:
+        UsageError: it names another kind of log.
+    """
+    kind, colon, directory = log_to.partition(":")
+    if kind != "tensorboard" or (colon and not directory) or "\0" in directory:
+        raise UsageError(f"--log-to {log_to[:80]!r} is not known", "give tensorboard or tensorboard:DIR")
+    try:
+        return Path(directory).expanduser() if directory else None
+    except RuntimeError:
+        raise UsageError(f"--log-to {log_to!r}: there is no such user", "check the path") from None
+
+
+def prepare(log_to: str | None) -> Path | None:
+    """Check before a run is created that its log can be written; returns what `parse_directory` does.
+
+    Raises:
+        UsageError: it names another kind of log.
+        GrimmgenError: TensorBoard is not installed, or the directory cannot be created.
+    """
+    if log_to is None:
+        return None
+    directory = parse_directory(log_to)
+    require()
+    if directory is not None:
+        files.make_directory(directory)
+    return directory
+
+
+def directory_of(run: Run, parent: Path | None) -> Path:
+    """The directory of a run's log: of its name in the parent, or in that of the run."""
+    return parent / run.name if parent else run.path / "tensorboard"
 
 
 class TensorBoardLog:

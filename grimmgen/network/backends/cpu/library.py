@@ -161,7 +161,7 @@ def load(folder: Path = Path(__file__).parent) -> tuple[ctypes.CDLL | None, str]
     library.sources.restype = ctypes.c_char_p
     # An installation from a wheel has no sources; beside a checkout's, the library may be an old one.
     if (folder / "program.c").exists() and library.sources().decode() != hash_sources(folder):
-        return None, f"{paths[0]} was not built from the sources beside it: run `python setup.py build_ext --inplace`"
+        return None, f"{paths[0]} was not built from the sources beside it: python setup.py build_ext --inplace"
     library.instruction_sets.restype = library.within.restype = ctypes.c_int64
     library.within.argtypes = [ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
     library.run_program.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
