@@ -652,23 +652,7 @@ OPTIONS = options_of(Configuration)
 # Values that reproduce what versions did which did not have the option, where it is not the default.
 _EARLIER = {"keep_boilerplate": True, "patience": 0}
 
-_STRONG: dict[str, Any] = {
-    "hidden": 512,
-    "embedding": 256,
-    "tied": True,
-    "initialisation": "xavier",
-    "dropout": 0.5,
-    "dropout_mode": "output",
-    "input_dropout": 0.1,
-    "learning_rate": 0.008,
-    "clip": 1.0,
-    "schedule": "cosine",
-    "phases": True,
-    "epochs": 40,
-    "counts": True,
-}
-
-# What the departures from the tutorial add up to, by purpose; docs/settings.md has what each is good for.
+# What the departures from the tutorial add up to, by purpose; docs/settings.md says what each is good for.
 PRESETS: dict[str, dict[str, Any]] = {
     "tutorial": {},
     # What does not depend on the text and the time; `grimmgen.training.auto` chooses the rest.
@@ -685,26 +669,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         "counts": True,
     },
     "quick": {
-        "hidden": 256,
+        "tokens": "bpe:1000",
+        "hidden": 192,
+        "initialisation": "xavier",
+        "dropout": 0.1,
+        "dropout_mode": "output",
+        "learning_rate": 0.006,
+        "clip": 1.0,
+        "batch_size": 8,
+        "schedule": "cosine",
+        "epochs": 5,
+        "counts": True,
+    },
+    "strong": {
+        "tokens": "bpe:1000",
+        "hidden": 512,
+        "embedding": 256,
+        "tied": True,
         "initialisation": "xavier",
         "dropout": 0.3,
         "dropout_mode": "output",
-        "learning_rate": 0.008,
+        "input_dropout": 0.1,
+        "learning_rate": 0.005,
         "clip": 1.0,
-        "batch_size": 32,
+        "batch_size": 16,
         "schedule": "cosine",
-        "phases": True,
-        "epochs": 10,
+        "epochs": 20,
         "counts": True,
-    },
-    "strong": _STRONG,
-    "large": {
-        **_STRONG,
-        "hidden": 1024,
-        "embedding": 384,
-        "dropout": 0.6,
-        "learning_rate": 0.006,
-        "epochs": 50,
     },
 }
 

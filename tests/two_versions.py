@@ -36,9 +36,8 @@ RUNS = {
     "gru": "--cell gru --lr 0.01 --no-reset-state",
     "mogrifier": "--cell mogrifier --embedding 4 --rounds 3 --lr 0.01",
     "tutorial": "--preset tutorial",
-    "quick": "--preset quick",
-    "strong": "--preset strong --embedding 4",
-    "large": "--preset large --embedding 4",
+    "quick": "--preset quick --ngram 2",
+    "strong": "--preset strong --ngram 2 --embedding 4",
     "every-option": "--cell gru --layers 2 --embedding 4 --tied --init xavier --lr 0.01 --clip 1 --dropout 0.1"
     " --dropout-mode locked --input-dropout 0.1 --weight-drop 0.1 --weight-decay 0.1 --schedule plateau"
     " --decay-factor 0.3 --decay-patience 1 --ngram 3 --min-count 30 --keep-case --newlines space --phases",
