@@ -1,7 +1,7 @@
 """How well `grimmgen train --budget` is kept: wall clock of the whole command, on texts of three sizes.
 
     python benchmarks/budget.py --corpus DIRECTORY
-    python benchmarks/budget.py --corpus DIRECTORY --sizes 22MB --budgets 10s --options "--preset large"
+    python benchmarks/budget.py --corpus DIRECTORY --sizes 22MB --budgets 10s --options "--preset strong"
 
 The texts are the tales in DIRECTORY as they are, and their lines, shuffled repeatedly, up to each size. "uncounted" is
 the time that does not count as training time: what passed before the first update, less what the program has counted
