@@ -95,6 +95,11 @@ def test_figures_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch) -> No
     assert record["stale"]() == [], "run python benchmarks/record.py --write"
 
 
+def test_readme_has_the_figure_of_the_bundled_model() -> None:
+    [figure] = re.findall(r"^\| test \| \w+ \| [\d.]+ \| ([\d.]+) \|", DOCS["pretrained"], re.MULTILINE)
+    assert f"needs {float(figure):.2f}." in section(README, "Figures")
+
+
 def test_stale_figures_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     record = runpy.run_path(str(ROOT / "benchmarks" / "record.py"))

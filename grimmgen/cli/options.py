@@ -256,7 +256,7 @@ def report_default(name: str | None, model: TrainedModel, quiet: bool) -> None:
         return
     newer = registry.newer_without_checkpoint(None)
     begun = "" if newer is None else f"{newer.name} has no checkpoint; "
-    console.hint("grimmgen train", f"{begun}using the {registry.PRETRAINED_TITLE}; train your own")
+    console.hint("grimmgen train", f"{begun}using the bundled model {registry.PRETRAINED}; train your own")
 
 
 def report_skipped(run: Run | None, quiet: bool) -> None:
