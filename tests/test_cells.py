@@ -18,6 +18,7 @@ from grimmgen.network.backends import numpy
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import CellSpec, Sizes, cells
 from tests.equations import Case, LayerFunction, check_close
+from tests.pairs import pairs
 
 # Where the shapes depend on the number of rounds, every number up to 5 is a case.
 ROUNDS = {
@@ -43,16 +44,17 @@ def check(case: Case) -> None:
         check_close(case.results(REFERENCE, some), case.results(present=some), 1e-12)
 
 
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("dropout", ["none", "fresh", "locked"])
-@pytest.mark.parametrize(("T", "B", "H", "E"), SHAPES)
-@pytest.mark.parametrize("variant", ROUNDS)
+@pytest.mark.parametrize(
+    ("variant", "shape", "dropout", "resets"),
+    pairs(ROUNDS, SHAPES, ["none", "fresh", "locked"], [False, True]),
+    ids=str,
+)
 def test_layer_agrees_with_autograd(
-    variant: str, T: int, B: int, H: int, E: int, dropout: str, resets: bool
+    variant: str, shape: tuple[int, int, int, int], dropout: str, resets: bool
 ) -> None:
     cell, rounds = ROUNDS[variant]
     for ids in (False, True)[: 1 if cell.pre_step else 2]:
-        check(Case.draw(cell, T, B, H, E, dropout, resets, ids, rounds))
+        check(Case.draw(cell, *shape, dropout, resets, ids, rounds))
 
 
 @each_cell

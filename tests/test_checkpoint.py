@@ -28,6 +28,7 @@ from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, state_names, t
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
 from tests.builders import NETWORKS, TEXT, random_tensors, tiny_checkpoint, tiny_configuration
+from tests.pairs import pairs
 
 Json = dict[str, Any]
 # Changes a file: the entries of its header without the metadata, the metadata of grimmgen, the bytes of the
@@ -86,9 +87,10 @@ def same(one: Tensors, other: Tensors) -> bool:
 # --- writing and reading ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("text", [{"ngram": 1}, {"ngram": 3, "newlines": "space", "phases": True}])
+@pytest.mark.parametrize(
+    ("training", "network", "text"),
+    pairs([False, True], NETWORKS, [{"ngram": 1}, {"ngram": 3, "newlines": "space", "phases": True}]),
+)
 def test_a_checkpoint_round_trips_bit_equal(
     path: Path, training: bool, network: str, text: dict[str, Any]
 ) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
+import itertools
 import math
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from grimmgen.network.backends.cpu.backend import CPUBackend
 from grimmgen.network.backends.reference import ReferenceBackend
 from grimmgen.network.cells import CellSpec, Sizes, cells
 from tests.equations import Case, check_close
+from tests.pairs import pairs
 
 AVAILABLE = library.instruction_sets()
 FP32 = [name for name, found in AVAILABLE.items() if found.word == 1]
@@ -42,7 +44,7 @@ has_bf16 = pytest.mark.skipif(not BF16, reason="there are no instructions for bf
 each_instruction_set = pytest.mark.parametrize("instructions", FP32 or ["none"])
 each_bf16_set = pytest.mark.parametrize("instructions", BF16 or ["none"])
 each_cell = pytest.mark.parametrize("cell", COMPILED, ids=lambda cell: cell.name)
-each_thread_count = pytest.mark.parametrize("threads", [1, 2, 7])
+THREADS = [1, 2, 7]
 SHAPES = [(1, 1, 1), (1, 3, 7), (1, 64, 129), (50, 1, 7), (50, 3, 100), (5, 7, 19), (50, 64, 129)]  # T, B, H
 
 
@@ -86,18 +88,26 @@ def check_bf16_layer(instructions: str, *arguments: Any) -> None:
     check_close(made, expected("fp32", True, *arguments), 3e-2)
 
 
+def design_id(value: Any) -> str:
+    """The name of a parameter's value, or the names of several, in the name of a test case."""
+    if isinstance(value, tuple):
+        return "-".join(map(design_id, value))
+    return value.name if isinstance(value, CellSpec) else str(value)
+
+
 # --- layers of cells ---------------------------------------------------------------------------------------------
 
 
+# Each kernel of a cell, which is one per instruction set, with each shape: both decide where vectors end.
 @built
-@each_thread_count
-@pytest.mark.parametrize("ids", [False, True])
-@pytest.mark.parametrize(("T", "B", "H"), SHAPES)
-@each_cell
-@each_instruction_set
-def test_layer(instructions: str, cell: CellSpec, T: int, B: int, H: int, ids: bool, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "shape", "ids", "threads"),
+    pairs(itertools.product(FP32, COMPILED), SHAPES, [False, True], THREADS),
+    ids=design_id,
+)
+def test_layer(kernel: tuple[str, CellSpec], shape: tuple[int, int, int], ids: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    check_layer(instructions, cell, T, B, H, "fresh", True, ids)
+    check_layer(*kernel, *shape, "fresh", True, ids)
 
 
 @built
@@ -112,14 +122,14 @@ def test_layer_masks_and_resets(instructions: str, cell: CellSpec, dropout: str,
 
 
 @has_bf16
-@each_thread_count
-@pytest.mark.parametrize("ids", [False, True])
-@pytest.mark.parametrize(("T", "B", "H"), SHAPES)
-@each_cell
-@each_bf16_set
-def test_bf16_layer(instructions: str, cell: CellSpec, T: int, B: int, H: int, ids: bool, threads: int) -> None:
+@pytest.mark.parametrize(
+    ("kernel", "shape", "ids", "threads"),
+    pairs(itertools.product(BF16, COMPILED), SHAPES, [False, True], THREADS),
+    ids=design_id,
+)
+def test_bf16_layer(kernel: tuple[str, CellSpec], shape: tuple[int, int, int], ids: bool, threads: int) -> None:
     torch.set_num_threads(threads)
-    check_bf16_layer(instructions, cell, T, B, H, "fresh", True, ids)
+    check_bf16_layer(*kernel, *shape, "fresh", True, ids)
 
 
 @has_bf16
@@ -350,14 +360,17 @@ def linear_results(backend: Any, x: Tensor, weight: Tensor, bias: Tensor, d_y: T
     return [backend.linear(x, weight), backend.linear(x, weight, bias), *gradients]
 
 
+def with_threads(sets: list[str], shapes: list[tuple[int, int, int]]) -> list[tuple[str, int, int, int, int]]:
+    """Every two of an instruction set, a shape and a number of threads."""
+    return [(name, *shape, threads) for name, shape, threads in pairs(sets, shapes, THREADS)]
+
+
 # N, K, M: several passes over the inner dimension, and over the rows for the weight gradient.
 LINEAR = [(1, 1, 1), (3, 7, 129), (129, 100, 7), (300, 129, 65), (17, 2100, 33), (1100, 5, 9)]
 
 
 @built
-@each_thread_count
-@pytest.mark.parametrize(("N", "K", "M"), LINEAR)
-@each_instruction_set
+@pytest.mark.parametrize(("instructions", "N", "K", "M", "threads"), with_threads(FP32, LINEAR))
 def test_linear(instructions: str, N: int, K: int, M: int, threads: int) -> None:
     torch.set_num_threads(threads)
     double, single = draw(N + K + M, (N, K), (K, M), (M,), (N, M))
@@ -369,9 +382,7 @@ def test_linear(instructions: str, N: int, K: int, M: int, threads: int) -> None
 
 
 @has_bf16
-@each_thread_count
-@pytest.mark.parametrize(("N", "K", "M"), LINEAR)
-@each_bf16_set
+@pytest.mark.parametrize(("instructions", "N", "K", "M", "threads"), with_threads(BF16, LINEAR))
 def test_bf16_linear(instructions: str, N: int, K: int, M: int, threads: int) -> None:
     torch.set_num_threads(threads)
     double, single = draw(N + K + M, (N, K), (K, M), (M,), (N, M))
@@ -387,10 +398,13 @@ def softmax_case(N: int, H: int, V: int) -> tuple[Tensors, Tensors, Tensor]:
     return *draw(N + H + V, (N, H), (H, V), (V,)), targets
 
 
+SOFTMAX = [(1, 1, 1), (2, 7, 3), (129, 5, 17), (300, 100, 65), (700, 129, 545)]  # N, H, V
+# N is a power of two: the kernel divides by N before it rounds to bfloat16, the reference backend afterwards.
+BF16_SOFTMAX = [(1, 1, 2), (2, 7, 3), (128, 5, 17), (256, 100, 65), (1024, 129, 545)]
+
+
 @built
-@each_thread_count
-@pytest.mark.parametrize(("N", "H", "V"), [(1, 1, 1), (2, 7, 3), (129, 5, 17), (300, 100, 65), (700, 129, 545)])
-@each_instruction_set
+@pytest.mark.parametrize(("instructions", "N", "H", "V", "threads"), with_threads(FP32, SOFTMAX))
 def test_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) -> None:
     torch.set_num_threads(threads)
     backend: Any = backend_of(instructions)
@@ -406,10 +420,7 @@ def test_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) 
 
 
 @has_bf16
-@each_thread_count
-# N is a power of two: the kernel divides by N before it rounds to bfloat16, the reference backend afterwards.
-@pytest.mark.parametrize(("N", "H", "V"), [(1, 1, 2), (2, 7, 3), (128, 5, 17), (256, 100, 65), (1024, 129, 545)])
-@each_bf16_set
+@pytest.mark.parametrize(("instructions", "N", "H", "V", "threads"), with_threads(BF16, BF16_SOFTMAX))
 def test_bf16_cross_entropy(instructions: str, N: int, H: int, V: int, threads: int) -> None:
     torch.set_num_threads(threads)
     backend, rounded, exact = (
@@ -463,9 +474,7 @@ OPERATIONS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
 
 
 @built
-@each_thread_count
-@pytest.mark.parametrize("name", OPERATIONS)
-@each_instruction_set
+@pytest.mark.parametrize(("instructions", "name", "threads"), pairs(FP32, OPERATIONS, THREADS))
 def test_elementwise_operation(
     instructions: str, name: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

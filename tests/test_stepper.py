@@ -21,6 +21,7 @@ from grimmgen.network.shapes import weight_shapes
 from grimmgen.sampling.logits import draw, filter_logits
 from grimmgen.sampling.options import SamplingOptions
 from tests.builders import NETWORKS, random_tensors
+from tests.pairs import pairs
 
 AVAILABLE = {name: found for name, found in library.instruction_sets().items() if found.word == 1}
 CELLS = [name for name in cells() if AVAILABLE and name in next(iter(AVAILABLE.values())).cells]
@@ -71,19 +72,29 @@ def check(compiled: Stepper, plain: Stepper, ids: NDArray[np.int64]) -> None:
 
 
 @built
-@each_instruction_set
-@pytest.mark.parametrize("network", COMPILED)
-@pytest.mark.parametrize(("H", "V", "B"), [(1, 2, 1), (7, 11, 3), (100, 65, 1), (129, 545, 64), (129, 257, 1)])
-def test_compiled_steps_agree_with_numpy(network: str, H: int, V: int, B: int, instructions: str) -> None:
+@pytest.mark.parametrize(
+    ("network", "size", "instructions"),
+    pairs(COMPILED, [(1, 2, 1), (7, 11, 3), (100, 65, 1), (129, 545, 64), (129, 257, 1)], AVAILABLE),
+    ids=str,
+)
+def test_compiled_steps_agree_with_numpy(network: str, size: tuple[int, int, int], instructions: str) -> None:
+    H, V, B = size
     check(*steppers(instructions, V, B, hidden=H, **COMPILED[network]), random_ids(4, B, V))
 
 
+READ = [(1, 3, 3), (7, 11, 1), (100, 65, 3), (129, 97, 64)]  # H, V, B
+
+
 @pytest.mark.parametrize(
-    ("network", "kind"),
-    [*((name, "numpy") for name in NETWORKS), *((name, kind) for name in COMPILED for kind in AVAILABLE)],
+    ("network", "size", "kind"),
+    [
+        *pairs(COMPILED, READ, ["numpy", *AVAILABLE]),
+        *pairs([name for name in NETWORKS if name not in COMPILED], READ, ["numpy"]),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize(("H", "V", "B"), [(1, 3, 3), (7, 11, 1), (100, 65, 3), (129, 97, 64)])
-def test_reading_agrees_with_the_model(network: str, H: int, V: int, B: int, kind: str) -> None:
+def test_reading_agrees_with_the_model(network: str, size: tuple[int, int, int], kind: str) -> None:
+    H, V, B = size
     configuration = Configuration(hidden=H, **NETWORKS[network])
     weights, state, ids = weights_of(configuration, V), state_of(configuration, B), random_ids(5, B, V)
     model = LanguageModel(configuration, V)
@@ -193,16 +204,15 @@ def plain_sample(plain: Stepper, uniforms: NDArray[np.float64], options: Samplin
     return ids
 
 
+LIMITS = [(3, 1.0), (1, 1.0), (0, 1.0), (40, 0.7), (64, 1.0), (65, 2.0), (3, 0.0), (3, 1e-300)]
+
+
 @built
-@each_instruction_set
-@each_cell
-@pytest.mark.parametrize(
-    ("top_k", "temperature"),
-    [(3, 1.0), (1, 1.0), (0, 1.0), (40, 0.7), (64, 1.0), (65, 2.0), (3, 0.0), (3, 1e-300)],
-)
+@pytest.mark.parametrize(("cell", "limits", "instructions"), pairs(CELLS, LIMITS, AVAILABLE), ids=str)
 def test_sampling_agrees_with_the_documented_order(
-    cell: str, top_k: int, temperature: float, instructions: str
+    cell: str, limits: tuple[int, float], instructions: str
 ) -> None:
+    top_k, temperature = limits
     for V, B in ((301, 1), (65, 5)):
         compiled, plain = steppers(instructions, V, B, hidden=20, layers=2, cell=cell)
         uniforms = np.random.default_rng(4).random((40, B))

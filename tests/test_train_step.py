@@ -22,6 +22,7 @@ from grimmgen.network.train_step import GradientStep
 from tests.builders import NETWORKS
 from tests.equations import model_loss
 from tests.learner import Learner, V
+from tests.pairs import pairs
 
 AVAILABLE = library.instruction_sets()
 FP32 = [name for name, found in AVAILABLE.items() if found.word == 1]
@@ -111,9 +112,9 @@ class Problem:
             assert (made.gradients[name] - right).abs().max() < 1e-12, name
 
 
-@pytest.mark.parametrize("resets", [False, True])
-@pytest.mark.parametrize("dropout", ["none", *get_args(DropoutMode)])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "dropout", "resets"), pairs(NETWORKS, ["none", *get_args(DropoutMode)], [False, True])
+)
 def test_gradients_of_models_agree_with_autograd(network: str, dropout: str, resets: bool) -> None:
     Problem(dropout, resets, **NETWORKS[network]).check(ReferenceBackend())
 
@@ -174,10 +175,9 @@ def check_recorded(configuration: Configuration, steps: int, precision: Products
 
 
 @built
-@pytest.mark.parametrize("threads", [1, 2, 7])
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("cell", COMPILED)
+@pytest.mark.parametrize(
+    ("cell", "precision", "options", "threads"), pairs(COMPILED, PRECISIONS, OPTIONS, [1, 2, 7])
+)
 def test_recorded_step_equals_eager_step(cell: str, precision: Products, options: str, threads: int) -> None:
     torch.set_num_threads(threads)
     check_recorded(Configuration(**{**TINY, **OPTIONS[options], "cell": cell}), 4, precision)
