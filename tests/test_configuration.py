@@ -164,14 +164,14 @@ def test_a_stored_option_of_the_wrong_type_is_named(name: str) -> None:
             Configuration.from_json(stored() | {name: value})
 
 
-@pytest.mark.parametrize("text", ["-1", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400])
 @pytest.mark.parametrize("name", sorted(NUMBERS))
-def test_a_stored_option_out_of_range_is_named(name: str, text: str) -> None:  # fault 26
-    value = json.loads(json.dumps(stored() | {name: "?"}).replace('"?"', text))
+def test_a_stored_option_out_of_range_is_named(name: str) -> None:  # fault 26
     flag = re.escape(OPTIONS[name].flags[0])
-    with pytest.raises(IntegrityError, match=rf"configuration.*({flag}|{name})") as caught:
-        Configuration.from_json(value)
-    assert "\n" not in str(caught.value)
+    for text in ("-1", "NaN", "Infinity", "-Infinity", "1e400", "1" + "0" * 400):
+        value = json.loads(json.dumps(stored() | {name: "?"}).replace('"?"', text))
+        with pytest.raises(IntegrityError, match=rf"configuration.*({flag}|{name})") as caught:
+            Configuration.from_json(value)
+        assert "\n" not in str(caught.value)
 
 
 def test_weight_shapes_of_one_layer() -> None:

@@ -38,6 +38,7 @@ from grimmgen.text.tokenizers import (
 )
 from grimmgen.text.vocabulary import END, UNKNOWN, Vocabulary
 from tests.builders import random_tensors
+from tests.pairs import pairs
 from tests.test_encoding import ODD, Pieces
 
 TEXT = "the king and the queen, the kingdom: \u201cthe king\u2019s\u201d\n\n  the end.\nthe king is thin.\n" * 3
@@ -287,13 +288,13 @@ DAMAGES: list[Callable[[dict[str, Any]], object]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("tokens", ["word", "bpe:40"])
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_vocabularies_are_refused(tokens: str, damage: Callable[[dict[str, Any]], object]) -> None:
+def test_damaged_vocabularies_are_refused(damage: Callable[[dict[str, Any]], object]) -> None:
     # Faults 22 and 26.
-    with pytest.raises(IntegrityError, match="copy the file again, or train again") as caught:
-        vocabulary_from_json(damage(stored(tokens)))
-    assert "\n" not in str(caught.value)
+    for tokens in ("word", "bpe:40"):
+        with pytest.raises(IntegrityError, match="copy the file again, or train again") as caught:
+            vocabulary_from_json(damage(stored(tokens)))
+        assert "\n" not in str(caught.value)
 
 
 def test_undamaged_vocabularies_are_accepted() -> None:
@@ -355,11 +356,11 @@ def test_one_of_the_readings_is_how_the_text_is_encoded(tokens: str, prompt: str
         assert any(ways), more
 
 
-@every_tokenizer
-@pytest.mark.parametrize("prompt", ["", "the ki", "the king", "the ", "t", "zz\u4e2d", "The KING\u2019", "\n"])
-@pytest.mark.parametrize(
-    "method", [{}, {"beam_width": 3}, {"greedy": True}, {"top_p": 0.9}, {"max_copy": 9}], ids=str
-)
+PROMPTS = ["", "the ki", "the king", "the ", "t", "zz\u4e2d", "The KING\u2019", "\n"]
+METHODS: list[dict[str, Any]] = [{}, {"beam_width": 3}, {"greedy": True}, {"top_p": 0.9}, {"max_copy": 9}]
+
+
+@pytest.mark.parametrize(("tokens", "prompt", "method"), pairs(TOKENS, PROMPTS, METHODS), ids=str)
 def test_prompts_are_continued(tokens: str, prompt: str, method: dict[str, Any]) -> None:  # fault 41
     model = model_of(tokens)
     options = SamplingOptions(length=23, random_seed=3, **method)
