@@ -198,10 +198,10 @@ def test_a_prompt_of_odd_length_continues_its_bigram(endless: Callable[[str], st
         (b"\n", ""),
     ],
 )
-def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run) -> None:
+def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run, run: Program) -> None:
     piped = program("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
     assert piped.code == 0
-    typed = program("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
+    typed = run("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
     assert (piped.out, piped.err) == (typed.out, typed.err)
     assert piped.out.startswith(prompt)
 
@@ -462,13 +462,15 @@ def test_a_trained_run_has_the_first_ngrams_of_documents(run: Program) -> None:
     ids=lambda value: repr(value[:9]),
 )
 @pytest.mark.usefixtures("trained")
-def test_prompts_from_a_pipe_and_from_a_file_are_equal(sent: str, unknown: str, tmp_path: Path) -> None:
+def test_prompts_from_a_pipe_and_from_a_file_are_equal(
+    sent: str, unknown: str, tmp_path: Path, run: Program
+) -> None:
     # Fault 41.
     path = tmp_path / "prompt.txt"
     path.write_bytes(sent.encode() + b"\r\n")
     options = ["generate", "--length", "30", "--random-seed", "1"]
     piped = program(*options, "--seed", "-", stdin=sent.encode() + b"\n")
-    from_file = program(*options, "--seed-file", str(path))
+    from_file = run(*options, "--seed-file", str(path))
     assert piped == from_file
     assert piped.code == 0
     assert piped.out.startswith(sent.lower())
