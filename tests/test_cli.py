@@ -314,10 +314,9 @@ def test_output_does_not_depend_on_the_environment(tales: Path, tmp_path: Path) 
 def test_a_full_disk_is_an_error_and_a_closed_pipe_is_not(command: str) -> None:
     # Fault 39.
     full = shell(f"grimmgen {command} > /dev/full")
-    assert (full.code, full.err) == (
-        1,
-        "error: system error (No space left on device): check the path and the disk\n",
-    )
+    code, message = error(full)
+    assert code == 1
+    assert "No space left on device" in message
     # `true` may leave before anything is written, or after.
     left = shell(f"grimmgen {command} | true")
     assert (left.code, left.err.replace("next: grimmgen train --corpus sampler\n", "")) == (0, "")
