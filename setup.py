@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ class ParallelBuild(build_ext):
         compile_files = self.compiler.compile
 
         def compile_in_parallel(sources: list[str], *arguments: Any, **options: Any) -> list[str]:
-            with ThreadPoolExecutor() as pool:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
                 compiled = pool.map(lambda source: compile_files([source], *arguments, **options), sources)
                 return [file for files in compiled for file in files]
 

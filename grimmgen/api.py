@@ -36,6 +36,7 @@ from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
 from grimmgen.io import files
 from grimmgen.reading.sources import STANDARD_INPUT, store_texts
 from grimmgen.runs import curves, registry, tensorboard
+from grimmgen.runs.events import Finished
 from grimmgen.runs.registry import LATEST, PRETRAINED_TITLE
 from grimmgen.sampling.generator import TextGenerator, fresh_random_seed
 from grimmgen.sampling.options import PAGE, SamplingOptions
@@ -264,7 +265,7 @@ def fit(
             tokens are kept.
         split: JSON file with the names of the documents of each part.
         device: `auto`, `cpu` or `cuda`.
-        log_to: `tensorboard` or `tensorboard:DIR`, as for `grimmgen train --log-to`.
+        log_to: `tensorboard`, or `tensorboard:DIR` for a directory of the run's name in DIR.
         options: see below; None leaves an option to the preset.
 
     Returns:
@@ -287,6 +288,11 @@ def fit(
                 display.show(event)
                 if log is not None:
                     log.write(event)
+                if isinstance(event, Finished) and event.reason == "budget" and event.epoch == 1:
+                    logging.getLogger("grimmgen").warning(
+                        "the budget sufficed for %d updates, an epoch at most: a larger one trains a better model",
+                        event.step,
+                    )
     finally:
         display.close()
     return Model(training.run.load())

@@ -41,7 +41,7 @@ app = typer.Typer(
     cls=formatting.Group,
     help="Train a recurrent language model, written from scratch, on folk tales or your own text, and generate"
     " stories with it.",
-    epilog="Start with: grimmgen train --corpus sampler, then: grimmgen generate. Environment variables set"
+    epilog="Start with: grimmgen generate, then: grimmgen train --corpus sampler. Environment variables set"
     " options, too: GRIMMGEN_TRAIN_UNROLL=50 is grimmgen train --unroll 50. GRIMMGEN_HOME is the directory of"
     " cache and runs, GRIMMGEN_DEBUG=1 shows tracebacks, GRIMMGEN_KERNEL=plain trains without compiled kernels.",
     invoke_without_command=True,
@@ -131,6 +131,8 @@ def _run(arguments: list[str]) -> int:
             context = getattr(error, "ctx", None)
             path = context.command_path if context is not None else _command_path(arguments)
             message = f"{_one_sentence(error.format_message())}{variables.cause(error)}"
+            if "extra argument" in message and path.endswith(" generate"):
+                message += ", put quotes around a prompt of several words"
             console.error(f"{message}: see `{path} --help`")
         return int(error.exit_code)
     except Exception as error:

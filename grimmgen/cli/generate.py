@@ -98,6 +98,10 @@ def generate(
     given = {"PROMPT": text, "--seed": seed, "--seed-file": seed_file}
     if len(used := [name for name, value in given.items() if value is not None]) > 1:
         raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
+    if seed is not None and seed.isdigit() and not quiet:
+        console.hint(
+            f"--random-seed {seed}", "--seed is what the story begins with; the seed of all randomness is"
+        )
     prompt = _prompt(seed if text is None else text, seed_file)
     first, others = (run[0], run[1:]) if run else (None, [])
     generator = TextGenerator.load(first, corpus, others)

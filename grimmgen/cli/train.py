@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shlex
 import signal
@@ -128,6 +129,9 @@ def train(
     from grimmgen.text.split import split_by_file, split_by_hash
 
     logs = tensorboard.prepare(log_to)
+    if configuration is not None and any(map(_is_missing, corpus)):
+        # An error before PyTorch is loaded.
+        open_corpus(corpus, configuration)
     with contextlib.nullcontext() if json or quiet else console.status("loading PyTorch"):
         from grimmgen.training import auto, distributed
         from grimmgen.training.session import Training, command_line
@@ -154,13 +158,13 @@ def train(
                 notify(f"encoding {size / 1e9:.1f} GB of text, once for all runs on it")
             if text.report.size > IN_MEMORY:
                 began += time.monotonic() - opening
-            reason = ""
+            reason, larger = "", None
             if preset == "auto":
                 parts = parts or split_by_hash(text)
                 train_set = parts.parts["train"]
                 configuration, reason = auto.adapt(chosen, train_set, device, group, architecture)
-                if notify and model is None and (larger := _run_on_more_text(size_of(train_set))) is not None:
-                    console.hint(f"--from {larger}", "starts from a model that has read more")
+                if notify and model is None:
+                    larger = _run_on_more_text(size_of(train_set))
             training = Training.begin(
                 text,
                 configuration,
@@ -221,8 +225,16 @@ def train(
                     console.note(f"nothing left to train: raise {limit} above what the run has had")
                 if interrupted:
                     console.hint(again, "resume with")
+                elif configuration is not None and larger is not None:
+                    console.hint(f"train --from {larger}", "a model that has read more may be a better start")
     if code:
         raise typer.Exit(code)
+
+
+def _is_missing(corpus: str) -> bool:
+    """Whether this names a file or a directory that does not exist."""
+    named = corpus in {"grimm", "sampler", "-"} or glob.has_magic(corpus)
+    return not (named or Path(corpus).exists() or Path(corpus).expanduser().exists())
 
 
 def _run_on_more_text(size: int) -> str | None:

@@ -35,6 +35,7 @@ class Course:
         last_epoch: of the last evaluation.
         second_half: bits per character that the second half of the training brought; None after one evaluation.
         gap: by how many bits a token of the validation set costs more than one of the training set, at the end.
+        ended: why training ended, as in `Finished.reason`; empty if it has not.
     """
 
     bits_per_character: float
@@ -42,6 +43,7 @@ class Course:
     last_epoch: int
     second_half: float | None
     gap: float
+    ended: str = ""
 
     @classmethod
     def of_log(cls, log: Sequence[Mapping[str, Any]]) -> Course | None:
@@ -61,7 +63,9 @@ class Course:
             brought = min(half) - bits[best] if len(bits) > 1 else None
             validation, training = (float(scores[-1][name]) for name in ("perplexity", "training_perplexity"))
             gap = math.log2(validation / training) if min(validation, training) > 0 else 0.0
-            return cls(bits[best], int(scores[best]["epoch"]), int(scores[-1]["epoch"]), brought, gap)
+            finished = (event.get("reason", "") for event in reversed(log) if event.get("event") == "finished")
+            epochs = int(scores[best]["epoch"]), int(scores[-1]["epoch"])
+            return cls(bits[best], *epochs, brought, gap, str(next(finished, "")))
         except (KeyError, TypeError, ValueError, OverflowError):
             raise IntegrityError(
                 "the log of the run is damaged", "remove the run with `grimmgen runs rm`"
@@ -144,7 +148,8 @@ class Card:
         """What to try, the most promising first; each is a sentence with an option or a command."""
         steps, verdict = [], self.course.verdict
         if verdict in {"improving", "unknown"}:
-            steps.append("train longer: a new run with twice the --budget or --epochs")
+            limit = {"epochs": "--epochs", "budget": "--budget"}.get(self.course.ended, "--budget or --epochs")
+            steps.append(f"train longer: a new run with twice the {limit}")
         if self.counts is not None and self.counts < self.course.bits_per_character and not self.mixed:
             steps.append("keep counts beside the network, which are better here: --counts")
         small = self.characters is not None and self.characters < SMALL_TEXT

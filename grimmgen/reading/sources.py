@@ -127,7 +127,10 @@ def wrap_read_errors(path: Path) -> Iterator[None]:
 
 
 def _missing(argument: str) -> UsageError:
-    return UsageError(f"there is no corpus {argument!r}{did_you_mean(argument, ('grimm', 'sampler'))}", _EXPECTED)
+    path, names = Path(argument), ["grimm", "sampler"]
+    with contextlib.suppress(OSError, ValueError):
+        names += map(str, path.parent.iterdir())
+    return UsageError(f"there is no corpus {argument!r}{did_you_mean(argument, names)}", _EXPECTED)
 
 
 def _read_remedy(error: OSError, path: Path) -> str:
