@@ -33,6 +33,7 @@ from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import PRETRAINED, PRETRAINED_PATH, TrainedModel, load_model
 from grimmgen.text.corpus import open_corpus
 from grimmgen.text.split import Part, Split, split_by_file
+from grimmgen.training.text import DECODING
 
 ROOT = Path(__file__).parent.parent
 CARD = ROOT / "docs" / "pretrained.md"
@@ -79,6 +80,7 @@ def main() -> None:
         checkpoint = replace(checkpoint, mixture=None)
     provenance = {name: checkpoint.provenance[name] for name in _KEPT}
     provenance |= {"corpus": "grimm", "split": _names_only(split)}
+    provenance["decoding"] = {**DECODING, "lexicon": bool(provenance["lexicon"])}  # today's
     rounded = replace(checkpoint.rounded(8), provenance=provenance, mixture=checkpoint.mixture)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / PRETRAINED_PATH.name

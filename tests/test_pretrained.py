@@ -39,7 +39,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Checkpoint:
         "corpus": "grimm",
         "split": {"by_story": True, "parts": parts},
         "lexicon": "the king and hen is thin end",
-        "decoding": {"min_p": 0.05, "lexicon": True},
+        "decoding": {"temperature": 0.8, "min_p": 0.05, "lexicon": True},
         "versions": {"grimmgen": "1.2.3"},
         "epoch": 4,
         "perplexity": 9.5,

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 # N-grams of the validation set that are evaluated after each epoch, at most: they settle three digits of perplexity.
 VALIDATION_NGRAMS = 1 << 21
-# How to sample from a model, unless it is the tutorial's: what reads best (benchmarks/stories.py).
-DECODING = {"min_p": 0.05}
+# How to sample from a model, unless it is the tutorial's: what readers preferred (benchmarks/README.md, Stories).
+DECODING = {"temperature": 0.8, "min_p": 0.05}
 # Bytes of a training set whose words are counted, at most. A model of more text spells well without.
 _LARGEST_WITH_LEXICON = 16 << 20
 # Number of quantiles, and the median in characters above which they are used.
