@@ -146,6 +146,23 @@ def test_stories_equal_single_runs_with_consecutive_seeds(run: Program) -> None:
     assert run(*options, "3", "--stories", "1").out == alone[0]
 
 
+@pytest.mark.usefixtures("trained")
+def test_each_story_begins_with_a_title_of_its_own(run: Program) -> None:
+    command = ["generate", "--title", "--length", "40", "--random-seed", "5", "the king"]
+    stories = json.loads(run(*command, "--stories", "3", "--json").out)
+    titles = [story["text"].split("\n")[0] for story in stories]
+    assert len({*titles}) == 3
+    assert all(titles)
+    for title, story in zip(titles, stories, strict=True):
+        assert story["prompt"] == f"{title}\nthe king"
+        assert story["text"].startswith(f"{title}\nthe king")
+    assert run(*command, "--quiet").out == stories[0]["text"] + "\n"
+    ran = run(*command, "--run", "grimm")  # reads line ends as spaces
+    assert (ran.code, ran.out) == (2, "")
+    assert "knows no titles" in ran.err
+    assert run(*command, "--stories", "3", "--novel").code == 2
+
+
 @pytest.mark.parametrize("length", [1, 2, 33])
 def test_length_is_in_characters_after_the_prompt(
     length: int, endless: Callable[[str], str], run: Program

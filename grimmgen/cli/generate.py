@@ -6,6 +6,7 @@ import os
 import stat
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,6 +62,13 @@ def generate(
         options.option("--novelty", help="Print what the story has in common with the training stories."),
     ] = False,
     corpus: options.MovedCorpus = None,
+    title: Annotated[
+        bool,
+        options.option(
+            "--title",
+            help="Begin each story with a title, as documents begin whose first line is one; then the prompt.",
+        ),
+    ] = False,
     replay: Annotated[
         Path | None,
         options.option(help="Generate the story of a --json record again, and verify it; - reads standard input."),
@@ -95,6 +103,10 @@ def generate(
     SamplingOptions(**values)  # raises before the model is loaded
     if unique and stories == 1:
         raise UsageError("--unique has no effect on one story", "give --stories as well")
+    if title and (unique or novel):
+        raise UsageError(
+            f"--title and --{'unique' if unique else 'novel'} exclude each other", "leave out one of them"
+        )
     given = {"PROMPT": text, "--seed": seed, "--seed-file": seed_file}
     if len(used := [name for name, value in given.items() if value is not None]) > 1:
         raise UsageError(f"{' and '.join(used)} exclude each other", "give one of them")
@@ -109,6 +121,7 @@ def generate(
     options.report_default(first, generator.model, quiet)
     if not quiet and (warning := console.unknown(*generator.unknown_in(prompt))):
         console.warn(warning)
+    prompts = [line + prompt for line in generator.titles(sampling, stories)] if title else [prompt]
     report = None
     if novelty:
         from grimmgen.cli.novelty import NoveltyReport
@@ -117,7 +130,7 @@ def generate(
 
     if stories == 1 and not (json or novel):
         write = console.Lines().write if lines else console.write
-        stream = generator.start(prompt, sampling, keep=report is not None)
+        stream = generator.start(prompts[0], sampling, keep=report is not None)
         for [piece] in stream:
             write(piece)
         write("\n")
@@ -126,6 +139,11 @@ def generate(
         if unique or novel:
             distinct = generator.generate_distinct(prompt, sampling, stories, unique=unique, novel=novel)
             generations = list(distinct)
+        elif title:
+            seeded = [replace(sampling, random_seed=sampling.random_seed + number) for number in range(stories)]
+            generations = [
+                generator.generate_batch(line, one, 1)[0] for line, one in zip(prompts, seeded, strict=True)
+            ]
         else:
             generations = generator.generate_batch(prompt, sampling, stories)
         if not json:
@@ -154,7 +172,7 @@ def generate(
         )
     if "random_seed" not in chosen and sys.stderr.isatty() and not (json or quiet):
         count = f" --stories {stories}" if stories > 1 else ""
-        kind = " --unique" * unique + " --novel" * novel
+        kind = " --unique" * unique + " --novel" * novel + " --title" * title
         names = " ".join(f"--run {name}" for name in generator.names)
         reproduce = f"{names} --random-seed {sampling.random_seed}{count}{kind}"
         console.hint(reproduce, "Reproduce with")

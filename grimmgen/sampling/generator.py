@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 
 # Standard deviation of the random initial state, as in the tutorial.
 _STATE_DEVIATION = 0.05
+_LONGEST_TITLE = 100  # characters
 _MAX_COUNT = 1024
 # Batches in a row without an acceptable text, after which the model is taken to have no more of them.
 _MAX_REJECTED = 10
@@ -207,6 +208,19 @@ class TextGenerator:
         for _ in stream:
             pass
         return stream.generations
+
+    def titles(self, options: SamplingOptions, count: int) -> list[str]:
+        """Generate titles: the first lines of documents, with their line ends.
+
+        Title i, from 0, is that of the random seed `random_seed` + i.
+
+        Raises:
+            UsageError: the model's documents have one line; or see `start`.
+        """
+        if "\n" not in self.vocabulary.alphabet or self.checkpoint.configuration.documents == "line":
+            raise UsageError(f"{self.name} was trained without line ends and knows no titles", "leave out --title")
+        options = replace(options, until=LINE, length=_LONGEST_TITLE)
+        return [generation.text.strip("\n") + "\n" for generation in self.generate_batch("", options, count)]
 
     def generate_distinct(
         self, prompt: str, options: SamplingOptions, count: int, *, unique: bool = True, novel: bool = False
