@@ -51,7 +51,7 @@ OPTIONS = {
     + declared(Configuration),
     "eval": "--run --corpus --split --dynamic --novelty --baseline --mix --heatmap --cells --unit --html --device "
     + declared(Configuration, *READING),
-    "generate": "--run --corpus --seed --prompt --seed-file --replay --stories --unique --novel"
+    "generate": "--run --corpus --seed --prompt --seed-file --replay --title --stories --unique --novel"
     " --lines --no-lines --novelty " + declared(SamplingOptions),
     "help": "",
     "export": "--run --html --onnx --onnx-window --torch --bits",
