@@ -78,7 +78,6 @@ if DEVICE == "cuda":
         (50, 65, 181, "fresh", True, False),
         (5, 65, 300, "fresh", True, True),
     ]
-each_window = pytest.mark.parametrize(("T", "B", "H", "dropout", "resets", "ids"), WINDOWS)
 
 
 @pytest.fixture(autouse=True)
@@ -147,8 +146,20 @@ def results(case: Case, precision: Products = "fp32", present: tuple[int, ...] |
 # --- layers of cells ---------------------------------------------------------------------------------------------
 
 
-@each_window
-@each_launch
+def every_other_window(first: int) -> pytest.MarkDecorator:
+    """Each cell and launch with every other window, from the first or from the second: the interpreter is slow."""
+    return pytest.mark.parametrize(
+        ("cell", "launch", "T", "B", "H", "dropout", "resets", "ids"),
+        [
+            (cell, launch, *window)
+            for number, (cell, launch) in enumerate(CELL_LAUNCHES, first)
+            for window in (WINDOWS if DEVICE == "cuda" else WINDOWS[number % 2 :: 2])
+        ],
+        ids=lambda value: getattr(value, "name", value),
+    )
+
+
+@every_other_window(1)
 def test_layer(
     cell: CellSpec,
     launch: str,
@@ -165,16 +176,7 @@ def test_layer(
     check_close(results(case), case.results(ReferenceBackend()), 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("cell", "launch", "T", "B", "H", "dropout", "resets", "ids"),
-    # In the slow interpreter every other window, from the first or from the second.
-    [
-        (cell, launch, *window)
-        for number, (cell, launch) in enumerate(CELL_LAUNCHES)
-        for window in (WINDOWS if DEVICE == "cuda" else WINDOWS[number % 2 :: 2])
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
+@every_other_window(0)
 def test_bf16_layer(
     cell: CellSpec,
     launch: str,
