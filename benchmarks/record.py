@@ -36,7 +36,7 @@ from grimmgen.network.backends.cpu.library import instruction_sets
 HERE = Path(__file__).parent
 RECORDS = HERE / "records"
 # The parts of an update outside the kernel: clipping, Adam, and the remaining Python.
-OUTSIDE_KERNEL = "squares", "adamw", "around"
+OUTSIDE_KERNEL = "squares", "adam", "around"
 _LARGER = ["--hidden", "512", "--vocabulary-size", "700"]
 RUNS = [
     *(
