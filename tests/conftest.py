@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,12 +47,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def run(capsysbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Ran]:
+def run(capsysbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
     """Run the program within the test's process, which is faster than in a process of its own."""
 
-    def run(*arguments: str) -> Ran:
+    def run(*arguments: str, stdin: bytes | None = None) -> Ran:
         capsysbinary.readouterr()
-        code = _run(list(arguments))
+        with monkeypatch.context() as patch:
+            if stdin is not None:
+                patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            code = _run(list(arguments))
         out, err = capsysbinary.readouterr()
         return Ran(code, out.decode(), err.decode())
 

@@ -60,10 +60,10 @@ def endless(tmp_path: Path) -> Callable[[str], str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
-def test_a_random_seed_gives_the_same_bytes_in_any_process() -> None:
-    first, again, other = (program("generate", "--random-seed", seed) for seed in ("5", "5", "9"))
+def test_a_random_seed_gives_the_same_bytes_in_any_process(run: Program) -> None:
+    first, again = (program("generate", "--random-seed", "5") for _ in range(2))
     assert first == again
-    assert first.out != other.out
+    assert first.out != run("generate", "--random-seed", "9").out
     assert (first.code, first.err) == (0, "")
 
 
@@ -216,7 +216,7 @@ def test_a_prompt_of_odd_length_continues_its_bigram(endless: Callable[[str], st
     ],
 )
 def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run, run: Program) -> None:
-    piped = program("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
+    piped = run("generate", "--seed", "-", "--random-seed", "1", stdin=sent)
     assert piped.code == 0
     typed = run("generate", "--seed", prompt, "--random-seed", "1", "--run", trained.name)
     assert (piped.out, piped.err) == (typed.out, typed.err)
@@ -224,8 +224,8 @@ def test_a_prompt_comes_from_a_pipe(sent: bytes, prompt: str, trained: Run, run:
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_prompt_that_is_not_utf_8_is_refused() -> None:
-    ran = program("generate", "--seed", "-", stdin=b"the k\xf6nig")
+def test_a_prompt_that_is_not_utf_8_is_refused(run: Program) -> None:
+    ran = run("generate", "--seed", "-", stdin=b"the k\xf6nig")
     assert (ran.code, ran.out) == (2, "")
     assert is_one_line(ran.err, "error: ", "standard input is not UTF-8 (byte 5)")
 
@@ -261,15 +261,15 @@ def test_unk_is_never_generated(trained: Run, run: Program) -> None:
     assert "<" not in ran.out
 
 
-def test_control_characters_are_escaped_only_on_a_terminal(endless: Callable[[str], str]) -> None:
+def test_control_characters_are_escaped_only_on_a_terminal(endless: Callable[[str], str], run: Program) -> None:
     # Fault 40.
     wild = "\x1b[2j\x9b31m\u202eab\x07\x08"
     command = ["generate", "--run", endless(wild), "--length", "90", "--random-seed", "1", "--top-k", "0"]
-    piped = program(*command)
+    piped = run(*command)
     assert set(piped.out) == {*wild, "\n"}
     shown = on_terminal(*PROGRAM, *command)
     assert shown.out == piped.out.encode("unicode_escape").decode().replace("\\n", "\n")
-    assert json.loads(program(*command, "--json").out)["text"] + "\n" == piped.out
+    assert json.loads(run(*command, "--json").out)["text"] + "\n" == piped.out
 
 
 @pytest.mark.usefixtures("trained")
@@ -308,7 +308,7 @@ def test_ctrl_c_keeps_the_text_so_far(endless: Callable[[str], str]) -> None:
     assert process.returncode == 130
 
 
-@pytest.mark.parametrize("part", ["head -c 1", "head -1", "true"])
+@pytest.mark.parametrize("part", ["head -c 1", "true"])
 def test_a_closed_pipe_is_no_error(part: str, endless: Callable[[str], str]) -> None:  # fault 39
     ran = shell(f"grimmgen generate --run {endless('the king.' + chr(10) * 2)} --length 1000000000 | {part}")
     assert (ran.code, ran.err) == (0, "")
@@ -486,7 +486,8 @@ def test_prompts_from_a_pipe_and_from_a_file_are_equal(
     path = tmp_path / "prompt.txt"
     path.write_bytes(sent.encode() + b"\r\n")
     options = ["generate", "--length", "30", "--random-seed", "1"]
-    piped = program(*options, "--seed", "-", stdin=sent.encode() + b"\n")
+    # Only a long one does not fit into a pipe at once.
+    piped = (program if len(sent) > 1000 else run)(*options, "--seed", "-", stdin=sent.encode() + b"\n")
     from_file = run(*options, "--seed-file", str(path))
     assert piped == from_file
     assert piped.code == 0
@@ -520,13 +521,13 @@ def test_an_invalid_prompt_file_is_refused(
 # --- on a terminal -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("columns", [80, 40, 20])
+@pytest.mark.parametrize("columns", [80, 20])
 @pytest.mark.usefixtures("trained")
-def test_lines_wraps_between_words_only_on_a_terminal(columns: int) -> None:
+def test_lines_wraps_between_words_only_on_a_terminal(columns: int, run: Program) -> None:
     # Of words that are not long.
     command = ["generate", "--length", "600", "--random-seed", "1", "--top-k", "3", "--no-lexicon"]
-    raw = program(*command, "--lines").out
-    assert raw == program(*command).out
+    raw = run(*command, "--lines").out
+    assert raw == run(*command).out
     shown = on_terminal(*PROGRAM, *command, "--lines", columns=columns).out
     assert shown.split() == raw.split()
     lines = shown.split("\n")

@@ -69,8 +69,15 @@ def test_old_checkpoints_load(old: str) -> None:
     assert [len(documents) for documents in run.split().parts.values()] == [15, 2, 4]
 
 
-@every_run
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+# The presets are networks of an LSTM, and dynamic evaluation takes long.
+@pytest.mark.parametrize(
+    ("old", "evaluation"),
+    [
+        *((old, "eval") for old in RUNS),
+        *((old, "dynamic") for old in ("lstm", "peephole", "gru", "mogrifier", "every-option")),
+    ],
+    indirect=["old"],
+)
 def test_old_runs_evaluate_to_the_same_figures(old: str, evaluation: str, run: Program) -> None:
     options, tolerance = EVALUATIONS[evaluation]
     ran = run("eval", "--run", old, "--json", "--quiet", *options)
@@ -91,8 +98,16 @@ def same_figures(old: Any, new: Any, tolerance: float) -> None:
         assert new == (pytest.approx(old, rel=tolerance) if isinstance(old, float) else old)
 
 
-@every_run
-@pytest.mark.parametrize("generation", GENERATIONS)
+# What is sampled does not depend on the cell: each run with two, and each of these with four runs.
+@pytest.mark.parametrize(
+    ("old", "generation"),
+    [
+        (old, generation)
+        for number, old in enumerate(RUNS)
+        for generation in [*GENERATIONS, *GENERATIONS][number % 5 :][:2]
+    ],
+    indirect=["old"],
+)
 def test_old_runs_generate_the_same_text(old: str, generation: str, run: Program) -> None:
     options = [*GENERATIONS[generation].split(), *PROMPTS.get(generation, [])]
     ran = run("generate", "--run", old, "--json", "--quiet", *options)
@@ -123,4 +138,6 @@ def test_old_runs_resume(old: str, run: Program) -> None:
         assert evaluated[name] == pytest.approx(before[name], rel=0.02)
     with safetensors.safe_open(registry.find(old).last_path, "numpy") as file:
         assert json.loads(file.metadata()["grimmgen"])["format"] == 2
-    assert run("train", "--resume", "--run", old, "--epochs", "4", "--quiet").code == 0
+    # What has been written by now is of this version, whatever the cell.
+    if old == "lstm":
+        assert run("train", "--resume", "--run", old, "--epochs", "4", "--quiet").code == 0

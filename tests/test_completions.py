@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.program import on_terminal
+from tests.program import Ran, on_terminal
 
 COMPLETIONS = Path(__file__).parent.parent / "completions"
 NAMES = ("grimmgen.bash", "_grimmgen", "grimmgen.fish")
@@ -59,27 +59,39 @@ def fish(*words: str) -> list[str]:
     return [line.split("\t")[0] for line in answer("fish", "--no-config", "-c", ask).splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("words", "offered"),
-    [
-        (["tr"], ["train"]),
-        (["runs", "show", ""], ["grimm", "sly-fox", "sly-owl"]),
-        (["runs", "rm", ""], ["sly-fox", "sly-owl"]),
-        (["runs", "rm", "sly-fox", "sly-o"], ["sly-owl"]),
-        (["generate", "--run", ""], ["grimm", "sly-fox", "sly-owl"]),
-        (["train", "--from", "g"], ["grimm"]),
-        (["train", "--init", "x"], ["xavier"]),
-        (["train", "--corpus", "sam"], ["sampler"]),
-        (["train", "--device", "c"], ["cpu", "cuda"]),
-        (["generate", "--until", "p"], ["page", "paragraph"]),
-    ],
-    ids=lambda value: " ".join(value),
-)
+# Words to complete, and what is offered. Each shell is tested with the first ones.
+OFFERED = [
+    ("tr", ["train"]),
+    ("runs show ", ["grimm", "sly-fox", "sly-owl"]),
+    ("generate --until p", ["page", "paragraph"]),
+    ("runs rm ", ["sly-fox", "sly-owl"]),
+    ("runs rm sly-fox sly-o", ["sly-owl"]),
+    ("generate --run ", ["grimm", "sly-fox", "sly-owl"]),
+    ("train --from g", ["grimm"]),
+    ("train --init x", ["xavier"]),
+    ("train --corpus sam", ["sampler"]),
+    ("train --device c", ["cpu", "cuda"]),
+]
+
+
+@pytest.mark.parametrize(("line", "offered"), OFFERED)
+def test_candidates_are_those_of_the_program(
+    line: str, offered: list[str], run: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As the script for Bash asks for them.
+    words = ["grimmgen", *line.split(" ")]
+    monkeypatch.setenv("_GRIMMGEN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "\n".join(words))
+    monkeypatch.setenv("COMP_CWORD", str(len(words) - 1))
+    assert sorted(run().out.split()) == offered
+
+
+@pytest.mark.parametrize(("line", "offered"), OFFERED[:3])
 @pytest.mark.parametrize("shell", [bash, zsh, fish], ids=lambda shell: shell.__name__)
-def test_tab_completes(shell: Callable[..., list[str]], words: list[str], offered: list[str]) -> None:
+def test_tab_completes(shell: Callable[..., list[str]], line: str, offered: list[str]) -> None:
     if shutil.which(shell.__name__) is None:
         pytest.skip(f"no {shell.__name__} here")
-    assert sorted(shell("grimmgen", *words)) == offered
+    assert sorted(shell("grimmgen", *line.split(" "))) == offered
 
 
 @pytest.mark.skipif(shutil.which("zsh") is None, reason="no zsh here")

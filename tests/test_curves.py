@@ -9,11 +9,13 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from grimmgen.cli import console
 from grimmgen.cli.chart import ASCII, UNICODE, draw
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.runs import curves
@@ -141,13 +143,28 @@ def test_no_line_is_wider_than_the_chart(
 
 
 @pytest.mark.parametrize(
-    ("variables", "ascii_"),
+    ("variables", "unicode"),
     [
-        ({"LC_ALL": "C.UTF-8"}, False),
-        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "en_GB.utf8"}, False),
-        ({"LC_ALL": "C", "LANG": "C.UTF-8"}, True),
-        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "C"}, True),
+        ({"LC_ALL": "C.UTF-8"}, True),
+        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "en_GB.utf8"}, True),
+        ({"LC_ALL": "C", "LANG": "C.UTF-8"}, False),
+        ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "C"}, False),
     ],
+    ids=str,
+)
+def test_the_locale_says_whether_a_terminal_has_unicode(
+    variables: dict[str, str], unicode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
+    assert console.has_unicode() == unicode
+
+
+@pytest.mark.parametrize(
+    ("variables", "ascii_"),
+    # In the C locale Python sets LC_CTYPE for itself.
+    [({"LC_ALL": "C.UTF-8"}, False), ({"LC_ALL": "", "LC_CTYPE": "", "LANG": "C"}, True)],
     ids=str,
 )
 @pytest.mark.usefixtures("trained")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pwd
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from grimmgen.errors import UsageError
 from grimmgen.io import paths
+from tests.program import Ran
 
 REMEDY = "set GRIMMGEN_HOME to an absolute directory"
 
@@ -92,6 +94,16 @@ def test_missing_home_directory_is_a_usage_error(monkeypatch: pytest.MonkeyPatch
             UsageError, match=f"^no home directory: the {part} directory would be '~/.*': {REMEDY}$"
         ):
             directory()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("nobody")
+def test_training_without_a_home_directory_begins_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Callable[..., Ran]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = run("train", "--corpus", "sampler")
+    assert (ran.code, ran.out, ran.err.splitlines()[-1][:7]) == (2, "", "error: ")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from grimmgen.cli import _run
 from grimmgen.errors import IntegrityError
 from grimmgen.network.shapes import weight_shapes
 from grimmgen.runs import registry
@@ -27,7 +28,7 @@ from grimmgen.runs.checkpoint import FORMAT, Checkpoint
 from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
 from tests.faults import rounds
-from tests.program import Ran, grimmgen
+from tests.program import Ran
 from tests.test_checkpoint import Bomb, header, lay, put_together, taken_apart, written
 
 Program = Callable[..., Ran]
@@ -207,7 +208,7 @@ def fuzz(path: Path, originals: list[bytes], count: int, stride: int) -> Fuzzed:
 
 @pytest.mark.slow
 def test_fault_25_mutants_are_refused_or_valid(path: Path, originals: list[bytes]) -> None:
-    fuzz(path, originals, 2500, 37)
+    fuzz(path, originals, 1200, 67)
 
 
 @pytest.mark.faults
@@ -230,7 +231,7 @@ def as_torch_saves(path: Path) -> None:
 
 def zip_bomb(path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(1 << 28))
+        archive.writestr("archive/data.pkl", bytes(1 << 26), compresslevel=1)
 
 
 def future(path: Path) -> None:
@@ -270,7 +271,7 @@ def foreign(path: Path) -> None:
 
 def many_brackets(path: Path) -> None:
     # Each becomes a Python object of some twenty times its size.
-    path.write_bytes(header(b'{"a":[' + b"[]," * ((16 << 20) // 3 - 9) + b"[]]}"))
+    path.write_bytes(header(b'{"a":[' + b"[]," * ((2 << 20) // 3) + b"[]]}"))
 
 
 def cut(path: Path) -> None:
@@ -291,13 +292,12 @@ CRAFTED = {
 }
 
 
+# PyTorch's reader goes by the content; ours does not go by the name either.
 @pytest.mark.parametrize(
     ("craft", "name"),
     [
-        (craft, name)
-        for craft in itertools.chain(*CRAFTED.values())
-        for name in ("x.safetensors", "./x.pt", "./model.bin")
-        if craft is not many_brackets or name == "x.safetensors"  # it takes seconds
+        *((craft, "x.safetensors") for craft in itertools.chain(*CRAFTED.values())),
+        *itertools.product((pickled, as_torch_saves), ("./x.pt", "./model.bin")),
     ],
 )
 def test_faults_24_to_28_a_crafted_checkpoint_is_exit_3(
@@ -315,7 +315,7 @@ def test_faults_24_to_28_a_crafted_checkpoint_is_exit_3(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("trained")
-def test_fault_24_a_pickle_as_a_checkpoint_is_not_executed(trained: Run, tales: Path) -> None:
+def test_fault_24_a_pickle_as_a_checkpoint_is_not_executed(trained: Run, tales: Path, run: Program) -> None:
     for path in (trained.best_path, trained.last_path, trained.previous_path):
         pickled(path)
     for command in (
@@ -324,7 +324,7 @@ def test_fault_24_a_pickle_as_a_checkpoint_is_not_executed(trained: Run, tales: 
         ["eval", str(tales / "00.txt")],
         ["train", "--resume", "--epochs", "3"],
     ):
-        ran = grimmgen(*command)
+        ran = run(*command)
         assert (ran.code, ran.out) == (3, "")
         assert ran.err.splitlines()[-1].startswith("error: ")
         assert "Traceback" not in ran.err
@@ -373,7 +373,7 @@ def show_mutants(trained: Run, run: Program, count: int) -> None:
 
 @pytest.mark.slow
 def test_fault_44_an_untrusted_run_is_shown_or_one_line(trained: Run, run: Program) -> None:
-    show_mutants(trained, run, 30)
+    show_mutants(trained, run, 12)
 
 
 @pytest.mark.faults
@@ -400,11 +400,21 @@ def invalid_progress(path: Path) -> None:
     path.write_bytes(put_together(entries, own | {"progress": {"step": -1}}, body))
 
 
+@pytest.fixture(scope="module")
+def _stopped_home(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRIMMGEN_HOME", str(directory))
+        patch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
+        assert _run(["train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1"]) == 0
+        assert _run(["train", "--quiet", "--resume", "--run", "sly-owl", "--epochs", "2"]) == 0
+    return directory
+
+
 @pytest.fixture
-def stopped(training: list[str], run: Program, home: Path) -> Run:
-    """A run that was resumed for a second epoch; its two checkpoints are of different updates."""
-    assert run("train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1").code == 0
-    assert run("train", "--quiet", "--resume", "--run", "sly-owl", "--epochs", "2").code == 0
+def stopped(_stopped_home: Path, home: Path) -> Run:
+    """A copy of a run that was resumed for a second epoch; its two checkpoints are of different updates."""
+    shutil.copytree(_stopped_home, home)
     owl = Run(home / "data" / "runs" / "sly-owl")
     progress = [Checkpoint.read(path).progress for path in (owl.previous_path, owl.last_path)]
     assert [p["step"] for p in progress if p] == [111, 222]

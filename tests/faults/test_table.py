@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
 
@@ -15,8 +14,7 @@ TABLE = {
 
 
 def defined_in(path: Path) -> set[str]:
-    tree = ast.parse(path.read_text("utf-8"))
-    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+    return set(re.findall(r"^def (test_\w+)", path.read_text("utf-8"), re.MULTILINE))
 
 
 def numbers(name: str) -> set[int]:
@@ -37,7 +35,8 @@ def test_every_fault_is_in_the_table_once_and_in_order() -> None:
 
 def test_every_test_in_the_table_exists() -> None:
     named = {(file, name) for shown in TABLE.values() for file, name in shown}
-    assert {(file, name) for file, name in named if name not in defined_in(TESTS / file)} == set()
+    defined = {file: defined_in(TESTS / file) for file, _ in named}
+    assert {(file, name) for file, name in named if name not in defined[file]} == set()
 
 
 def test_every_numbered_test_is_in_its_row() -> None:
