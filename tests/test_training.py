@@ -175,9 +175,8 @@ def test_a_resume_is_bit_equal_for_each_cell(corpus: Corpus, cell: str, mode: Dr
 @pytest.mark.parametrize("cell", cells())
 def test_a_resume_is_bit_equal_with_bfloat16_products(corpus: Corpus, cell: str) -> None:
     options: dict[str, Any] = {**TINY, "cell": cell, "layers": 2, "embedding": 4, "epochs": 2}
-    resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (1, 3))
+    rounded = resumed_is_bit_equal(corpus, Configuration(**options, precision="bf16"), (2,))
     _, exact = trained(corpus, Configuration(**options, precision="fp32"))
-    _, rounded = trained(corpus, Configuration(**options, precision="bf16"))
     ours, theirs = ([event.perplexity for event in only(Stepped, events)] for events in (rounded, exact))
     assert ours != theirs
     assert np.allclose(ours, theirs, rtol=0.01)

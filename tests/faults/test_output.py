@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
-from tests.program import PROGRAM, Ran, grimmgen, on_terminal, shell
+from tests.program import Ran, on_terminal, shell
 
 Program = Callable[..., Ran]
 
@@ -63,13 +64,16 @@ def test_fault_40_foreign_names_never_reach_a_terminal_raw(trained: Run, tmp_pat
         ["generate", "--run", str(directory / "gone.safetensors")],
         ["train", "--run", WILD, "--corpus", str(directory)],
     ]
-    for command in commands:
-        shown = on_terminal(*PROGRAM, *command).out
-        # ESC occurs only in rich's own colour codes.
-        assert "owned\x07" not in shown, command
-        assert not set(shown) & set("\x07\x9b\u202e\u2066\u061c"), command
-        assert "\x1b]" not in shown, command
+    run_each = f"from grimmgen.cli import _run\nfor command in {commands}: print('ran', _run(command), flush=True)"
+    shown = on_terminal(sys.executable, "-c", run_each).out
+    codes = [int(code) for code in re.findall(r"^ran (\d+)$", shown, re.MULTILINE)]
+    # ESC occurs only in rich's own colour codes.
+    assert "owned\x07" not in shown
+    assert not set(shown) & set("\x07\x9b\u202e\u2066\u061c")
+    assert "\x1b]" not in shown
+    for command, code in zip(commands, codes, strict=True):
         piped = run(*command)
+        assert piped.code == code
         assert piped.code in {0, 1, 2}, piped.err
         assert "\x1b" not in piped.err, command
         assert "[red]" in piped.out + piped.err or command[0] not in {"generate", "train"}, command
@@ -87,8 +91,8 @@ def test_fault_39_an_error_is_printed_without_rich(run: Program, monkeypatch: py
     assert run("generate", "--run", "nobody") == (2, "", line)
 
 
-def test_fault_41_a_prompt_of_100_megabytes_is_refused(trained: Run) -> None:
-    ran = grimmgen("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
+def test_fault_41_a_prompt_of_100_megabytes_is_refused(trained: Run, run: Program) -> None:
+    ran = run("generate", "--run", trained.name, "--seed", "-", stdin=b"the king " * (100 << 17))
     assert ran == (2, "", "error: standard input is longer than 1 MB: give the last part of it\n")
 
 

@@ -297,7 +297,7 @@ def test_fault_31_readers_see_complete_checkpoints_only(home: Path, trained: Run
     readers = [threading.Thread(target=read) for _ in range(2)]
     for reader in readers:
         reader.start()
-    replaced = rounds(200, 1000)
+    replaced = rounds(60, 1000)
     for number in range(replaced):
         for path in (trained.best_path, trained.last_path):
             written[(9, 3)[number % 2]].write(path)
