@@ -115,7 +115,7 @@ def largest_difference(size: Size, cell: str, precision: str) -> float:
     reference.load_weights(ours.model.weights())
 
     def results(model: LanguageModel, backend: ReferenceBackend) -> list[Tensor]:
-        loss, by_name, _ = gradients(model, backend, model.inputs(ours.window), model.zero_state(size.B))
+        loss, by_name, *_ = gradients(model, backend, model.inputs(ours.window), model.zero_state(size.B))
         return [loss, *by_name.values()]
 
     backend = ours.model.backend(ours.precision)

@@ -487,6 +487,23 @@ def test_elementwise_operation(
 
 
 @built
+@pytest.mark.parametrize(("instructions", "threads"), pairs(FP32, THREADS))
+def test_lookup(instructions: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(program, "_FEW", 8)
+    _, (table, d_rows) = draw(0, (9, 70), (7, 3, 70))
+    ids = torch.randint(9, (7, 3), generator=torch.Generator().manual_seed(1))
+    backend, reference = backend_of(instructions), ReferenceBackend()
+    assert torch.equal(backend.lookup(table, ids), table[ids])
+    assert torch.equal(backend.lookup(table.t()[:9], ids), table.t()[ids])
+    expected = reference.lookup_backward(ids, d_rows, 9)
+    torch.testing.assert_close(backend.lookup_backward(ids, d_rows, 9), expected)
+    assert len(set(ids.flatten().tolist())) < ids.numel(), "some ids are added up"
+    with pytest.raises(IndexError, match="an id is not within the vocabulary of 9"):
+        backend.lookup(table, ids + 8)
+
+
+@built
 @each_instruction_set
 def test_copy_of_strided_matrices(instructions: str) -> None:
     source = torch.arange(60.0).view(4, 15)

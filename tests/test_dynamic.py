@@ -1,14 +1,15 @@
-"""Dynamic evaluation: the update rule, the gradient statistics, and weights that are restored afterwards."""
+"""Dynamic evaluation: the update rule, the gradient statistics, and documents side by side."""
 
 from __future__ import annotations
 
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
 
-from grimmgen.evaluation.dynamic import _Step, evaluate_dynamically, gradient_rms, sample
+from grimmgen.evaluation.dynamic import evaluate_dynamically, gradient_rms, sample
 from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import evaluate
 from grimmgen.network.backends.reference import ReferenceBackend
@@ -40,7 +41,7 @@ def test_rate_zero_gives_the_static_scores(network: str, segment: int) -> None:
 
 
 @pytest.mark.parametrize("network", FEW)
-def test_weights_are_restored_bit_for_bit(network: str) -> None:
+def test_weights_are_not_changed(network: str) -> None:
     model, documents = model_and_documents(**NETWORKS[network])
     before = model.weights()
     evaluate_dynamically(model, documents, 0.01, segment=5)
@@ -48,7 +49,7 @@ def test_weights_are_restored_bit_for_bit(network: str) -> None:
     assert {name: w.tobytes() for name, w in after.items()} == {name: w.tobytes() for name, w in before.items()}
 
 
-def test_weights_are_restored_after_an_interrupt() -> None:
+def test_an_interrupt_ends_all_threads() -> None:
     model, documents = model_and_documents()
     before = model.weights()
 
@@ -57,6 +58,7 @@ def test_weights_are_restored_after_an_interrupt() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         evaluate_dynamically(model, documents, 0.1, notify_done=interrupt)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dynamic")]
     assert all(np.array_equal(before[name], weight) for name, weight in model.weights().items())
 
 
@@ -68,6 +70,20 @@ def test_each_document_starts_from_the_trained_weights() -> None:
     for document in documents:
         alone |= nats(evaluate_dynamically(model, [document], 0.01, segment=5))
     assert together == reverse == alone
+
+
+def test_documents_side_by_side_have_the_scores_of_one_thread() -> None:
+    model, documents = model_and_documents(embedding=4)
+    threads, found = torch.get_num_threads(), []
+    try:
+        for some in (1, 3):
+            torch.set_num_threads(some)
+            found.append(nats(evaluate_dynamically(model, documents, 0.01, segment=5)))
+            assert torch.get_num_threads() == some
+    finally:
+        torch.set_num_threads(threads)
+    assert found[0] == found[1]
+    assert len(found[0]) == len(documents) > 3
 
 
 def test_repetition_is_adapted_to_after_it_is_scored() -> None:
@@ -88,7 +104,7 @@ def test_update_follows_the_equation_of_krause() -> None:
     expected = 0.0
     twin = LanguageModel(model.configuration, model.vocabulary_size)
     twin.load_weights(model.weights())
-    rms = gradient_rms(model, _Step(model, 7), 7)
+    rms = gradient_rms(model, 7)
     mean = torch.cat([r.flatten() for r in rms.values()]).mean()
     trained = dict(model.named_parameters())
     state = twin.zero_state(1)
@@ -96,7 +112,7 @@ def test_update_follows_the_equation_of_krause() -> None:
     for begin in range(0, len(ids) - 1, 7):
         read = torch.tensor(ids[begin : begin + 8])[:, None]
         inputs = Inputs(read[:-1], read[1:], None)
-        loss, found, state = gradients(twin, ReferenceBackend(), inputs, state)
+        loss, found, state, *_ = gradients(twin, ReferenceBackend(), inputs, state)
         # The mean is over 7 time steps also in the last segment, which is shorter.
         steps = len(inputs.ids)
         expected += steps * loss.item()
@@ -111,7 +127,7 @@ def test_update_follows_the_equation_of_krause() -> None:
 @pytest.mark.parametrize("network", FEW)
 def test_gradient_rms_is_finite_and_reproducible(network: str) -> None:
     model, _ = model_and_documents(**NETWORKS[network])
-    rms, again = (gradient_rms(model, _Step(model, 3), 3) for _ in range(2))
+    rms, again = (gradient_rms(model, 3) for _ in range(2))
     assert {name: r.shape for name, r in rms.items()} == {n: w.shape for n, w in model.named_parameters()}
     assert all(torch.isfinite(r).all() for r in rms.values())
     assert sum(float(r.sum()) for r in rms.values()) > 0

@@ -382,7 +382,7 @@ def test_model(cell: CellSpec) -> None:
 
     def results_of(some: Any, model: LanguageModel, inputs: Inputs) -> dict[str, Tensor]:
         dropout = Dropout(some, seeds.to(model.device), 2)
-        loss, by_name, state = gradients(model, some, inputs, model.zero_state(2), dropout)
+        loss, by_name, state, *_ = gradients(model, some, inputs, model.zero_state(2), dropout)
         states = {f"state {k}": part for k, part in enumerate(state)}
         return {name: tensor.cpu() for name, tensor in ({"loss": loss} | by_name | states).items()}
 
@@ -459,7 +459,7 @@ def test_captured_step_is_the_eager_one(cell: CellSpec, reset_state: bool) -> No
         seeds = np.arange(mask_count(model.configuration)) + step
         loss, norm, state = captured(window, state, rate, seeds)
         dropout = Dropout(triton_backend, torch.from_numpy(seeds), 2)
-        expected, by_name, states = gradients(model, triton_backend, model.inputs(window), states, dropout)
+        expected, by_name, states, *_ = gradients(model, triton_backend, model.inputs(window), states, dropout)
         expected_norm = triton_backend.norm(by_name.values()).item()
         scale = clip_scale(model.configuration.clip, expected_norm)
         triton_backend.adam(optimiser.tensors(by_name), [scale, *optimiser.advance(rate)])

@@ -221,6 +221,8 @@ OPERATIONS: dict[str, Callable[[CPUBackend, Tensor, Tensor], Tensor]] = {
     "linear backward": lambda backend, a, b: backend.stack(
         backend.linear_backward(a[0], b[1].t(), a[1, :, :3])[:1]
     ),
+    "lookup": lambda backend, a, _: backend.lookup(a[0], torch.tensor([2, 0, 2])),
+    "lookup backward": lambda backend, a, _: backend.lookup_backward(torch.tensor([[1, 0, 1]] * 2), a, 4),
     "chain": lambda backend, a, b: backend.multiply(backend.add(a, b), backend.add(b, b)),
     "part": lambda backend, a, b: backend.add(a[1:, 2:], b[1:, 2:]),
     "mask": lambda backend, a, _: backend.multiply(a, backend.dropout_mask((2, 3, 5), 0.3, torch.tensor(4))),

@@ -14,7 +14,12 @@ all that is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import copy
+import threading
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,23 +29,30 @@ from torch import Tensor
 from grimmgen.counts.mixture import TokenScores
 from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.evaluation.static import EncodedDocument
+from grimmgen.network.backends import stepper
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.network.model import token_scores as model_scores
+from grimmgen.network.train_step import GradientStep
 from grimmgen.text.batches import NO_TARGET, Window, evaluation_windows
 from grimmgen.text.vocabulary import END
 
 # Sampled streams, and segments of each, for the gradient statistics; more do not change the scores.
 _STREAMS = 16
-_SEGMENTS = 8
+_SEGMENTS = 4
+# Threads, each with a copy of the weights and with its gradients in memory.
+_MOST_WORKERS = 16
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 def evaluate_dynamically(
     model: LanguageModel,
     documents: Sequence[EncodedDocument],
-    rate: float = 0.0005,
-    decay: float = 0.003,
+    rate: float = 0.0015,
+    decay: float = 0.009,
     damping: float = 0.3,
-    segment: int = 32,
+    segment: int = 64,
     notify_done: Callable[[int], None] | None = None,
     token_scores: list[TokenScores] | None = None,
 ) -> Evaluation:
@@ -49,90 +61,131 @@ def evaluate_dynamically(
     Each segment is scored with the weights adapted to the segments before it, and then used to update them. Each
     document starts from the trained weights. The defaults were chosen on the validation set of the tales.
 
+    On the CPU, documents are evaluated side by side, one by each thread: the time steps of a single one follow from
+    each other, and are too small to be shared.
+
     Args:
-        model: its weights are restored at the end, also after an exception.
+        model: its weights are not changed: each thread adapts a copy of them.
         documents: at least one, none of them empty.
         rate: step size, relative to r.
         decay: fraction of the way back to the trained weights, after each step.
         damping: bounds the steps of weights whose r is near zero.
         segment: T, the n-grams of a segment.
-        notify_done: called after each document with the number of documents scored so far.
+        notify_done: called after each document, in their order, with the number of documents scored so far.
         token_scores: receives what the adapted network says of each token, for a mixture or an ensemble.
     """
-    weights = dict(model.named_parameters())
-    trained = {name: weight.clone() for name, weight in weights.items()}
-    step = _Step(model, segment)
-    rms = gradient_rms(model, step, segment)
+    rms = gradient_rms(model, segment)
     mean = sum(float(r.sum()) for r in rms.values()) / sum(r.numel() for r in rms.values())
     # At least 1e-30: all gradients of a model can be zero.
     rates = {name: rate / (r + max(damping * mean, 1e-30)) for name, r in rms.items()}
+    trained = dict(model.named_parameters())
+
+    def adapt(step: _Step, document: EncodedDocument) -> TokenScores:
+        weights = dict(step.model.named_parameters())
+        for name, weight in weights.items():
+            weight.copy_(trained[name])
+        state, found = step.model.zero_state(1), list[NDArray[np.float64]]()
+        for window in evaluation_windows([document.ids], segment):
+            scores, gradients, state = step(window, state)
+            found.append(scores[:, window.targets[:, 0] != NO_TARGET])
+            for name, weight in weights.items():
+                weight.addcmul_(gradients[name], rates[name], value=-1.0).lerp_(trained[name], decay)
+        return TokenScores(*np.concatenate(found, axis=1))
+
     evaluated = list[Score]()
-    try:
-        for document in documents:
-            state, found = model.zero_state(1), list[NDArray[np.float64]]()
-            for window in evaluation_windows([document.ids], segment):
-                scores, gradients, state = step(window, state)
-                found.append(scores[:, window.targets[:, 0] != NO_TARGET])
-                for name, weight in weights.items():
-                    weight.addcmul_(gradients[name], rates[name], value=-1.0).lerp_(trained[name], decay)
-            of_document = TokenScores(*np.concatenate(found, axis=1))
-            evaluated.append(document.score(float(of_document.nats.sum())))
+    with contextlib.closing(_side_by_side(model, segment, adapt, documents)) as adapted:
+        for document, scores in zip(documents, adapted, strict=True):
+            evaluated.append(document.score(float(scores.nats.sum())))
             if token_scores is not None:
-                token_scores.append(of_document)
-            _restore(weights, trained)
+                token_scores.append(scores)
             if notify_done:
                 notify_done(len(evaluated))
-    finally:
-        _restore(weights, trained)
     return Evaluation(tuple(evaluated))
 
 
 class _Step:
-    """Scores a segment, [T, 1], and computes its gradients, by what is least work for so few tokens.
+    """Scores a segment, [T, 1], and computes its gradients.
 
     Args:
         model: its weights may change between calls, in place.
         segment: T.
+        stopped: when set, the next call raises CancelledError.
     """
 
-    def __init__(self, model: LanguageModel, segment: int) -> None:
-        self._model, self._backend = model, model.backend()
-        self._short = segment < model.vocabulary_size
+    def __init__(self, model: LanguageModel, segment: int, stopped: threading.Event | None = None) -> None:
+        self.model, self._stopped = model, stopped
+        self._gradients = GradientStep(model, model.backend(), (segment, 1), dropout=False, scored=True)
 
     def __call__(self, window: Window, state: State) -> tuple[NDArray[np.float64], dict[str, Tensor], State]:
-        """The scores of the tokens, [3, T], the gradients of their mean loss by the weights, and the state after."""
-        model, backend, inputs = self._model, self._backend, self._model.inputs(window)
-        bias = model.weights_by_name["output.bias"]
-        with backend.threads():
-            done = model.forward(backend, inputs.ids, state, inputs.resets, short=self._short)
-            targets = inputs.targets.view(-1)
-            scores = model_scores(done.hidden @ done.output_weight + bias, targets)
-            _, d_hidden, d_weight, d_bias = backend.cross_entropy(done.hidden, done.output_weight, bias, targets)
-            gradients = model.backward(backend, done, inputs.ids, d_hidden, d_weight, d_bias)
-        return scores, gradients, done.state
+        """The scores of the tokens, [3, T], the gradients of their mean loss by the weights, and the state after.
+
+        The next call may overwrite the gradients.
+        """
+        if self._stopped is not None and self._stopped.is_set():
+            raise CancelledError
+        computed = self._gradients(window, state)
+        logits = computed.hidden @ computed.output_weight + self.model.weights_by_name["output.bias"]
+        targets = torch.from_numpy(window.targets[:, 0].astype(np.int64)).to(logits.device)
+        return model_scores(logits, targets), computed.gradients, computed.state
 
 
-def gradient_rms(model: LanguageModel, step: _Step, segment: int) -> dict[str, Tensor]:
+def _side_by_side(
+    model: LanguageModel, segment: int, function: Callable[[_Step, _Item], _Result], items: Sequence[_Item]
+) -> Generator[_Result]:
+    """The function's result for each item, in their order; on the CPU the items are shared by threads.
+
+    Args:
+        model: on any device.
+        segment: T.
+        function: called with a step of a copy of the model, whose weights it may change, and an item.
+        items: at least one.
+    """
+    threads = torch.get_num_threads()
+    workers = min(threads, len(items), _MOST_WORKERS) if model.device.type == "cpu" else 1
+    own, stopped = threading.local(), threading.Event()
+
+    def begin() -> None:
+        # The number of PyTorch's threads, which the kernels follow, is that of the calling thread.
+        torch.set_num_threads(threads // workers)
+        own.step = _Step(copy.deepcopy(model), segment, stopped)
+
+    with ThreadPoolExecutor(workers, "dynamic", begin) as executor:
+        try:
+            yield from executor.map(lambda item: function(own.step, item), items)
+        finally:
+            stopped.set()
+            # It is also that of threads yet to be started.
+            torch.set_num_threads(threads)
+
+
+def gradient_rms(model: LanguageModel, segment: int) -> dict[str, Tensor]:
     """The root mean square of each weight's gradient over segments sampled from the model.
 
     Args:
         model: on any device.
-        step: computes its gradients.
         segment: T, the n-grams of a segment.
 
     Returns:
         For each weight, by name, a tensor of its shape.
     """
-    squares = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
     sampled = sample(model, _STREAMS, _SEGMENTS * segment)
-    for row in range(_STREAMS):
-        state = model.zero_state(1)
+
+    def squares_of(step: _Step, row: int) -> dict[str, Tensor]:
+        state, squares = step.model.zero_state(1), dict[str, Tensor]()
         for begin in range(0, _SEGMENTS * segment, segment):
             cut = (slice(begin, begin + segment), slice(row, row + 1))
             window = Window(sampled.inputs[cut], sampled.targets[cut], sampled.starts[cut])
             _, gradients, state = step(window, state)
+            for name, gradient in gradients.items():
+                square = squares.setdefault(name, torch.zeros_like(gradient))
+                square.addcmul_(gradient, gradient)
+        return squares
+
+    squares = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
+    with contextlib.closing(_side_by_side(model, segment, squares_of, range(_STREAMS))) as found:
+        for of_row in found:
             for name, total in squares.items():
-                total.addcmul_(gradients[name], gradients[name])
+                total.add_(of_row[name])
     return {name: total.div_(_STREAMS * _SEGMENTS).sqrt_() for name, total in squares.items()}
 
 
@@ -148,18 +201,13 @@ def sample(model: LanguageModel, rows: int, steps: int, random_seed: int = 0) ->
     Returns:
         The streams as a window: inputs, targets and starts, [T, B].
     """
-    generator = torch.Generator(model.device).manual_seed(random_seed)
-    state = model.zero_state(rows)
-    ids = [torch.full((rows,), END, device=model.device)]  # T + 1 times [B]
-    for _ in range(steps):
-        starts = (ids[-1] == END)[None] if model.configuration.reset_state else None
-        logits, state = model.logits(ids[-1][None], state, starts, short=rows < model.vocabulary_size)  # [1, B, V]
-        probabilities = logits[0].softmax(dim=1)  # [B, V]
-        ids.append(torch.multinomial(probabilities, 1, generator=generator)[:, 0])
-    stream = torch.stack(ids).to("cpu", torch.int32).numpy()  # [T + 1, B]
+    random = np.random.default_rng(random_seed)
+    state = np.stack([part.cpu().numpy() for part in model.zero_state(rows)])  # [S, L, B, H]
+    network = stepper(model.configuration, model.weights(), state)
+    stream = np.full((steps + 1, rows), END, np.int32)
+    for t in range(steps):
+        if model.configuration.reset_state:
+            state[:, :, stream[t] == END] = 0
+        # The largest of the logits and Gumbel noise is a sample of their softmax.
+        stream[t + 1] = (network.step(stream[t]) + random.gumbel(size=network.logits.shape)).argmax(axis=1)
     return Window(stream[:-1], stream[1:], stream[:-1] == END)
-
-
-def _restore(weights: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
-    for name, weight in weights.items():
-        weight.copy_(trained[name])

@@ -33,11 +33,15 @@ class LossGradients(NamedTuple):
         loss: the mean over the window's T·B predictions, in nats, [].
         gradients: by the weights, by their names.
         state: after the window.
+        hidden: what the softmax layer reads, [T·B, H], or projected, [T·B, E].
+        output_weight: its weight, [H, V] or [E, V].
     """
 
     loss: Tensor
     gradients: dict[str, Tensor]
     state: State
+    hidden: Tensor
+    output_weight: Tensor
 
 
 def gradients(
@@ -47,6 +51,7 @@ def gradients(
     state: State,
     dropout: Dropout | None = None,
     reducer: Reducer | None = None,
+    short: bool = False,
 ) -> LossGradients:
     """The loss of a window, its gradients by all weights, and the state after the window.
 
@@ -57,8 +62,9 @@ def gradients(
         state: before its first time step; no gradient flows into it (truncated back-propagation through time).
         dropout: the masks; None is no dropout.
         reducer: averages the loss and each gradient as soon as it is complete.
+        short: whether the window has few tokens; see `LanguageModel.forward`.
     """
-    done = model.forward(backend, inputs.ids, state, inputs.resets, dropout)
+    done = model.forward(backend, inputs.ids, state, inputs.resets, dropout, short)
     bias = model.weights_by_name["output.bias"]
     loss, d_hidden, d_weight, d_bias = backend.cross_entropy(
         done.hidden, done.output_weight, bias, inputs.targets.view(-1)
@@ -68,4 +74,4 @@ def gradients(
     if reducer:
         reducer.begin(loss)
         reducer.finish()
-    return LossGradients(loss, found, done.state)
+    return LossGradients(loss, found, done.state, done.hidden, done.output_weight)

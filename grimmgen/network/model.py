@@ -236,7 +236,7 @@ class LanguageModel:
             resets: where the state is reset before the time step, [T, B] bool; None is nowhere.
             dropout: the masks; None is no dropout.
             short: compute products for the tokens of the window, not for the vocabulary: less work where these are
-                fewer. It is not recorded, and changes the last digits.
+                fewer. It changes the last digits.
         """
         options, weights = self.configuration, self.weights_by_name
         (T, B), H = ids.shape, options.hidden
@@ -249,7 +249,7 @@ class LanguageModel:
             if input_mask is not None:
                 embedding = backend.multiply(embedding, input_mask)  # (1)
             if looked_up := bool(self.cell.pre_step) or short:
-                inputs = nn.functional.embedding(ids, embedding)  # (2)
+                inputs = backend.lookup(embedding, ids)  # (2)
             else:
                 # The products of all embeddings are fewer than those of all tokens of the window.
                 table = backend.linear(embedding, weights["layers.0.input_weight"])  # (2)
@@ -349,9 +349,7 @@ class LanguageModel:
             if depth == 0 and done.embedding is not None:
                 if done.looked_up:
                     assert found.inputs is not None
-                    d_looked_up = torch.zeros_like(done.embedding).index_add_(
-                        0, ids.flatten(), found.inputs.flatten(0, 1)
-                    )  # (2)
+                    d_looked_up = backend.lookup_backward(ids, found.inputs, len(done.embedding))  # (2)
                 else:
                     d_looked_up, d_layer["input_weight"], _ = backend.linear_backward(
                         done.embedding, weights["layers.0.input_weight"], d_layer["input_weight"]

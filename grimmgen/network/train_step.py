@@ -40,6 +40,8 @@ class GradientStep:
         dropout: whether to draw dropout masks.
         rows: the batch rows of this process; None is all.
         reducer: averages the gradients over several processes; with one nothing is recorded.
+        scored: whether `hidden` and `output_weight` of the results are read, too, in place of the norm; windows of
+            few tokens are then computed as such (`short` in `LanguageModel.forward`).
 
     Attributes:
         program: the recorded program; None if windows are computed eagerly.
@@ -55,9 +57,11 @@ class GradientStep:
         dropout: bool = True,
         rows: slice | None = None,
         reducer: Reducer | None = None,
+        scored: bool = False,
     ) -> None:
         self._model, self._backend, self._dropout = model, backend, dropout
-        self._rows, self._reducer = rows, reducer
+        self._rows, self._reducer, self._scored = rows, reducer, scored
+        self._short = scored and shape is not None and math.prod(shape) < model.vocabulary_size
         self._seeds = torch.zeros(mask_count(model.configuration), dtype=torch.int64, device=model.device)
         self.program: Program | None = None
         self.results: LossGradients | None = None
@@ -80,12 +84,15 @@ class GradientStep:
         state = self._model.zero_state(shape[1])
         inputs = Inputs(ids, targets, resets if self._model.configuration.reset_state else None)
         with backend.recording() as program:
-            loss, found, after = gradients(self._model, backend, inputs, state, self._masks(shape[1]))
-            for source, target in zip(after, state, strict=True):
+            masks = self._masks(shape[1])
+            computed = gradients(self._model, backend, inputs, state, masks, short=self._short)
+            for source, target in zip(computed.state, state, strict=True):
                 backend.copy(source, target)
-            self._squares = backend.squares(found.values())
-        program.finish([loss, *found.values()])
-        self.program, self.results = program, LossGradients(loss, found, state)
+            if not self._scored:
+                self._squares = backend.squares(computed.gradients.values())
+        kept = [computed.hidden, computed.output_weight] if self._scored else []
+        program.finish([computed.loss, *computed.gradients.values(), *kept])
+        self.program, self.results = program, computed._replace(state=state)
 
     def __call__(self, window: Window, state: State, seeds: NDArray[np.int64] | None = None) -> LossGradients:
         """The gradients of a window; the next call may overwrite them.
@@ -100,7 +107,7 @@ class GradientStep:
         if self.program is None or self.results is None or window.inputs.shape != self._window[0].shape:
             masks, inputs = self._masks(self._model.configuration.batch_size), self._model.inputs(window)
             with self._backend.threads():
-                return gradients(self._model, self._backend, inputs, state, masks, self._reducer)
+                return gradients(self._model, self._backend, inputs, state, masks, self._reducer, self._short)
         for place, part in zip(self._window, (window.inputs, window.targets, window.starts), strict=True):
             place[...] = part
         if state is not self.results.state:

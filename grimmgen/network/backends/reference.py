@@ -206,9 +206,7 @@ class ReferenceBackend:
             d_weights["recurrent_weight"] = self.matmul(h_in.flatten(0, 1).t(), d_a.flatten(0, 1))
         rows = d_x.flatten(0, 1)
         if saved.inputs.dim() == 2:
-            d_weights["input_weight"] = torch.zeros_like(weights["input_weight"]).index_add_(
-                0, saved.inputs.flatten(), rows
-            )
+            d_weights["input_weight"] = self.lookup_backward(saved.inputs, d_x, len(weights["input_weight"]))
             d_weights["bias"] = rows.sum(dim=0)
             return LayerGradients(None, d_weights, d_states)
         d_inputs, d_weights["input_weight"], d_weights["bias"] = self.linear_backward(
@@ -220,7 +218,7 @@ class ReferenceBackend:
         """What the input and the bias add to each gate, [T·B, GH]."""
         if inputs.dim() == 2:
             # The product of a one-hot input with a matrix is a look-up of the matrix's rows.
-            return torch.nn.functional.embedding(inputs.flatten(), weights["input_weight"]).add_(weights["bias"])
+            return self.lookup(weights["input_weight"], inputs.flatten()).add_(weights["bias"])
         return self.linear(inputs.flatten(0, 1), weights["input_weight"], weights["bias"])
 
     # --- layers without cells --------------------------------------------------------------------------------
@@ -233,6 +231,14 @@ class ReferenceBackend:
     def linear_backward(self, x: Tensor, weight: Tensor, d_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of `linear` by x, by the weight and by the bias."""
         return self.matmul(d_y, weight.t()), self.matmul(x.t(), d_y), d_y.sum(dim=0)
+
+    def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
+        """The rows [V, E] of a table at ids […], […, E]."""
+        return torch.nn.functional.embedding(ids, table)
+
+    def lookup_backward(self, ids: Tensor, d_rows: Tensor, V: int) -> Tensor:
+        """The gradient of `lookup` by the table, [V, E]: the sum of d_rows […, E] at each id."""
+        return d_rows.new_zeros(V, d_rows.shape[-1]).index_add_(0, ids.flatten(), d_rows.flatten(0, -2))
 
     def cross_entropy(
         self, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor

@@ -235,6 +235,19 @@ class CPUBackend:
         self._weight_gradient(d_y, self._contiguous(x), d_weight, None, None, None, d_bias)
         return self.linear(d_y, weight.t()), d_weight, d_bias
 
+    def lookup(self, table: Tensor, ids: Tensor) -> Tensor:  # noqa: D102 - see the reference backend
+        V, E = table.shape
+        self._check("an id", ids, 0, V)
+        rows = self._empty(*ids.shape, E)
+        self._elementwise("lookup", ids.numel(), E, ids, self._contiguous(table), rows)
+        return rows
+
+    def lookup_backward(self, ids: Tensor, d_rows: Tensor, V: int) -> Tensor:  # noqa: D102 - see the reference backend
+        E = d_rows.shape[-1]
+        d_table, d_total = self._empty(V, E), self._empty(E)
+        self._weight_gradient(self._contiguous(d_rows).view(-1, E), None, None, None, ids, d_table, d_total)
+        return d_table
+
     def _weight_gradient(
         self,
         d_y: Tensor,

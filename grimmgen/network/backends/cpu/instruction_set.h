@@ -37,6 +37,7 @@ static const kernel_entry kernels[] = {
     {"cross_entropy", CROSS_ENTROPY_FIELDS(FIELD_NAME), cross_entropy},
     {"dropout_mask", DROPOUT_MASK_FIELDS(FIELD_NAME), dropout_mask},
     {"copy", COPY_FIELDS(FIELD_NAME), copy},
+    {"lookup", LOOKUP_FIELDS(FIELD_NAME), lookup},
     {"add", ADD_FIELDS(FIELD_NAME), add},
     {"multiply", MULTIPLY_FIELDS(FIELD_NAME), multiply_elements},
     {"sum", SUM_FIELDS(FIELD_NAME), sum},

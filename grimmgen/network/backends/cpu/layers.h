@@ -87,6 +87,15 @@ static void copy(const void *arguments, size begin, size end, size share)
     }
 }
 
+/* target[r] = table[ids[r]], rows `begin` to `end` of `columns` elements. */
+static void lookup(const void *arguments, size begin, size end, size share)
+{
+    const lookup_arguments *a = arguments;
+    (void)share;
+    for (size r = begin; r < end; r++)
+        memcpy(a->target + r * a->columns, a->table + a->ids[r] * a->columns, a->columns * sizeof *a->target);
+}
+
 /* target = a + b, elements `begin` to `end`. */
 static void add(const void *arguments, size begin, size end, size share)
 {

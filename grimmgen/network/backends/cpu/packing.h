@@ -64,6 +64,16 @@ INLINE void pack_panels(size K, size N, const float *b, size row_stride, size co
         size depth = SMALLER(DEPTH, WORDS(K) - w0);
         for (size panel = begin; panel < end; panel++) {
             size n0 = panel * PANEL, columns = SMALLER(PANEL, N - n0), width = PADDED(columns);
+#if WORD == 1
+            if (row_stride == 1 && !skip) {
+                /* A transposed matrix, whose columns are contiguous: one column after the other. */
+                float *column = packed + w0 * PADDED(N) + n0 * depth;
+                for (size n = 0; n < width; n++)
+                    for (size w = 0; w < depth; w++)
+                        column[w * width + n] = n < columns ? b[w0 + w + (n0 + n) * column_stride] : 0;
+                continue;
+            }
+#endif
             size row_step = TILE == 1 ? width : LANES, column_step = TILE == 1 ? 1 : depth;
             float *to = packed + w0 * PADDED(N) + n0 * depth;
             for (size n = 0; n < columns; n += LANES)

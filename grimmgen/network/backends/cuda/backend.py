@@ -89,7 +89,7 @@ class CUDABackend(ReferenceBackend):
         (T, B), H = inputs.shape[:2], state[0].shape[1]
         if inputs.dim() == 2:
             # The product of a one-hot input with a matrix is a look-up of the matrix's rows.
-            x = torch.nn.functional.embedding(inputs, weights["input_weight"] + weights["bias"])
+            x = self.lookup(weights["input_weight"] + weights["bias"], inputs)
         else:
             x = self.linear(inputs.flatten(0, 1), weights["input_weight"], weights["bias"])
         mask = None if mask is None else mask.contiguous()
@@ -152,9 +152,7 @@ class CUDABackend(ReferenceBackend):
             d_weights["recurrent_weight"] = self.matmul(h_in.view(T * B, H).t(), d_product.view(T * B, columns))
         d_inputs = None
         if inputs.dim() == 2:
-            # Sums in a fixed order, unlike `index_add_`.
-            V = len(weights["input_weight"])
-            table = torch.ops.aten.embedding_dense_backward(d_x, inputs, V, -1, False)
+            table = self.lookup_backward(inputs, d_x, len(weights["input_weight"]))
             d_weights |= {"input_weight": table, "bias": table.sum(dim=0)}
         else:
             d_gates = d_product if same_gradients else d_x.to(self._product_type)
@@ -175,6 +173,11 @@ class CUDABackend(ReferenceBackend):
         if self.precision == "bf16":
             return "bf16"
         return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
+
+    def lookup_backward(self, ids: Tensor, d_rows: Tensor, V: int) -> Tensor:  # noqa: D102 - see the reference backend
+        # Sums in a fixed order, unlike `index_add_`.
+        d_table: Tensor = torch.ops.aten.embedding_dense_backward(d_rows, ids, V, -1, False)
+        return d_table
 
     # --- the softmax layer -----------------------------------------------------------------------------------
 
