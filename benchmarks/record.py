@@ -54,6 +54,7 @@ RUNS = [
     ["growth.py"],
     ["command.py"],
     *(["generation.py", *size, "--stories", stories] for size in ([], _LARGER) for stories in ("1", "8", "64")),
+    ["dynamic.py"],
     *(["nn.py", "--hidden", hidden] for hidden in ("128", "512")),
     ["startup.py"],
     ["text.py", "--size", "1GB", "--train", "10"],
@@ -267,6 +268,17 @@ def precision(lines: list[Line]) -> str:
     return rows(["H, V", "`auto` chose", "in s", "an update, ms", "over the best"], body)
 
 
+def dynamic(lines: list[Line]) -> str:
+    """Dynamic evaluation, in tokens per second."""
+    figures = lines[-1]["figures"]
+    body = [
+        [name, f"{median:,.0f} ({lower:,.0f} – {upper:,.0f})"]
+        for name, (lower, median, upper) in figures["tokens a second"].items()
+    ]
+    head = [f"H {figures['H']}, V {figures['V']}, {figures['threads']} threads", "tokens/s"]
+    return f"{rows(head, body)}\n\n{figures['times as fast']:.1f} times as fast."
+
+
 def modules(lines: list[Line]) -> str:
     """A layer of `grimmgen.nn` and of `torch.nn`."""
     body = [
@@ -304,6 +316,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Line]], str]]] = {
     "growth.py": ("How the cost of an update grows", growth),
     "command.py": ("The whole command", command),
     "generation.py": ("Generation", generation),
+    "dynamic.py": ("Dynamic evaluation", dynamic),
     "nn.py": ("Modules", modules),
     "startup.py": ("From the shell", startup),
     "text.py": ("Text", text),

@@ -69,7 +69,9 @@ def test_each_document_starts_from_the_trained_weights() -> None:
     alone: dict[str, float] = {}
     for document in documents:
         alone |= nats(evaluate_dynamically(model, [document], 0.01, segment=5))
-    assert together == reverse == alone
+    assert together == reverse
+    # A document alone has all threads, which changes the order of a sum.
+    assert together == pytest.approx(alone, rel=1e-6)
 
 
 def test_documents_side_by_side_have_the_scores_of_one_thread() -> None:

@@ -38,7 +38,7 @@ from grimmgen.text.vocabulary import END
 
 # Sampled streams, and segments of each, for the gradient statistics; more do not change the scores.
 _STREAMS = 16
-_SEGMENTS = 4
+_SEGMENTS = 8
 # Threads, each with a copy of the weights and with its gradients in memory.
 _MOST_WORKERS = 16
 
