@@ -45,7 +45,7 @@ each_instruction_set = pytest.mark.parametrize("instructions", FP32 or ["none"])
 each_bf16_set = pytest.mark.parametrize("instructions", BF16 or ["none"])
 each_cell = pytest.mark.parametrize("cell", COMPILED, ids=lambda cell: cell.name)
 THREADS = [1, 2, 7]
-SHAPES = [(1, 1, 1), (1, 3, 7), (1, 64, 129), (50, 1, 7), (50, 3, 100), (5, 7, 19), (50, 64, 129)]  # T, B, H
+SHAPES = [(1, 1, 1), (1, 3, 7), (1, 64, 129), (20, 1, 7), (20, 3, 100), (5, 7, 19), (20, 64, 129)]  # T, B, H
 
 
 @pytest.fixture(autouse=True)
@@ -257,18 +257,19 @@ def test_nan_passes_through_a_layer(instructions: str, cell: CellSpec) -> None:
 @built
 @pytest.mark.parametrize("instructions", [*FP32, *BF16] or ["none"])
 def test_sigmoid_and_tanh_over_their_whole_range(instructions: str) -> None:
-    z = torch.cat([torch.linspace(-100, 100, 4001), torch.logspace(-30, 0, 200), -torch.logspace(-30, 0, 200)])
-    H, zeros = len(z), torch.zeros(len(z))
-    weights = {"input_weight": torch.zeros(1, 4 * H), "recurrent_weight": torch.zeros(H, 4 * H)}
+    B, H = 11, 401
+    z = torch.cat([torch.linspace(-100, 100, 4001), torch.logspace(-30, 0, 205), -torch.logspace(-30, 0, 205)])
+    z, zeros = z.view(B, H), torch.zeros(B, H)
+    weights = {"recurrent_weight": torch.zeros(H, 4 * H), "bias": torch.zeros(4 * H)}
 
     def new_c(i: Tensor, f: Tensor, candidate: Tensor) -> Tensor:
-        # With c = 1 before the time step, c' = f + i c̃; a gate at 100 is open.
-        bias = torch.cat([i, f, candidate, zeros])
-        state = zeros[None], torch.ones(1, H)
-        backend, ids = backend_of(instructions), torch.zeros(1, 1, dtype=torch.int64)
-        return backend.layer(cells()["lstm"], {**weights, "bias": bias}, ids, state).state[1][0].double()
+        # With c = 1 before the time step, c' = f + i c̃; a gate at 100 is open. Each row looks up its own.
+        looked_up = torch.cat([i, f, candidate, zeros], dim=1)
+        state, ids = (zeros, torch.ones(B, H)), torch.arange(B)[None]
+        backend = backend_of(instructions)
+        return backend.layer(cells()["lstm"], {**weights, "input_weight": looked_up}, ids, state).state[1].double()
 
-    closed, open_gate = torch.full((H,), -100.0), torch.full((H,), 100.0)
+    closed, open_gate = torch.full((B, H), -100.0), torch.full((B, H), 100.0)
     sigmoid, tanh = torch.sigmoid(z.double()), torch.tanh(z.double())
     assert ((new_c(closed, z, zeros) - sigmoid).abs() <= 5e-7 * sigmoid + 1e-37).all()
     assert ((new_c(open_gate, closed, z) - tanh).abs() <= 6e-7 * tanh.abs() + 1e-37).all()

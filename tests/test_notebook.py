@@ -25,7 +25,6 @@ def test_command_in_a_cell_has_no_escape_codes(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     for variables, command in (
         ("TERM=xterm-color", ["train", "--resume", "--epochs", "4"]),
-        ("TERM=xterm-color", ["generate", "--length", "9"]),
         ("JPY_PARENT_PID=1", ["runs", "show"]),
         ("JPY_PARENT_PID=1", ["x"]),
     ):

@@ -217,7 +217,7 @@ def test_fault_01_too_small_a_length_cannot_be_detected(server: Server, home: Pa
     assert (home / "cache/corpora/grimm/001.txt").read_bytes() == GOOD[:-5]
 
 
-@pytest.mark.parametrize("start", [b"", HEAD, HEAD + GOOD[:99]], ids=["no headers", "no body", "truncated body"])
+@pytest.mark.parametrize("start", [b"", HEAD + GOOD[:99]], ids=["no headers", "truncated body"])
 def test_fault_02_interrupt_does_not_wait_for_a_stall(server: Server, cache: Path, start: bytes) -> None:
     server.on("/002.txt", stalling(start))
     with begin("fetch", "--url", server.url, "--stories", "2", "--jobs", "2") as process:
