@@ -235,13 +235,13 @@ def test_wrong_resets_are_caught(cell: CellSpec) -> None:
 
 # Each launch, and a cell without a recurrent product: the strides are those of the launch.
 @pytest.mark.parametrize(
-    ("cell", "launch"), [*CELL_LAUNCHES[:2], CELL_LAUNCHES[-1]], ids=lambda value: getattr(value, "name", value)
+    ("name", "launch"), [*(("lstm", launch) for launch in LAUNCHES), ("mingru", "whole window")]
 )
 def test_layer_is_reproducible_and_takes_any_strides(
-    cell: CellSpec, launch: str, monkeypatch: pytest.MonkeyPatch
+    name: str, launch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recurrence, "_SMALL_WEIGHT", LAUNCHES[launch])
-    case = case_of(cell, 3, 2, 9, "fresh", True, False)
+    case = case_of(cells()[name], 3, 2, 9, "fresh", True, False)
 
     def restride(tensor: Tensor) -> Tensor:
         return tensor.mT.contiguous().mT if tensor.dim() > 1 else tensor
