@@ -60,7 +60,7 @@ RECOMMENDED = (
     Recommended(1e4, 0.2e12, 60, {"hidden": 128, "batch_size": 8, "learning_rate": 0.004, "dropout": 0.5}),
     Recommended(1e5, 0.8e12, 16, {"hidden": 128, "batch_size": 8, "learning_rate": 0.006, "dropout": 0.5}),
     Recommended(1e6, 0.8e12, 20, {"hidden": 128, "batch_size": 8, "learning_rate": 0.006, "dropout": 0.0}),
-    Recommended(1e6, 2.5e12, 20, {"hidden": 192, "batch_size": 8, "learning_rate": 0.006, "dropout": 0.0}),
+    Recommended(1e6, 2.5e12, 20, {"hidden": 192, "batch_size": 8, "learning_rate": 0.006, "dropout": 0.1}),
     Recommended(1e6, 6e12, 20, {"hidden": 320, "batch_size": 8, "learning_rate": 0.005, "dropout": 0.1}),
     Recommended(1e6, 30e12, 30, PRESETS["strong"]),
 )
