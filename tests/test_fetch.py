@@ -179,7 +179,10 @@ def test_invalid_content_is_never_cached(server: Server, cache: Path, body: byte
     assert not (cache / "001.txt").exists()
 
 
-@pytest.mark.parametrize("body", [tale(1)[:200], tale(1) + b"\f\x1a", b"a <b> c < d, <p>" * 20, b"\xff" * 200])
+@pytest.mark.parametrize(
+    "body",
+    [tale(1)[:200], tale(1) + b"\f\x1a", b"a <b> c < d, <p>" * 20, b"[A tale] " * 30, b"\xff" * 200],
+)
 def test_unusual_but_plausible_content_is_cached(server: Server, body: bytes) -> None:
     server.on("/001.txt", answer(body))
     assert failures(fetch_all(server, [1])) == {}

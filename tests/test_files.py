@@ -313,6 +313,21 @@ def test_os_error_becomes_one_line_with_a_remedy(error: OSError, line: str) -> N
     assert (str(caught.value), caught.value.__cause__) == (line, error)
 
 
+def test_remedy_needs_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRIMMGEN_HOME", "relative")
+    with pytest.raises(GrimmgenError, match=r"give another path$"), files.wrap_os_errors("cannot do it"):
+        raise PermissionError(errno.EACCES, "No", "/a/story.txt")
+
+
+def test_lock_that_cannot_be_opened_has_no_holder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only")
+
+    path.with_name(path.name + ".pid").write_text("1")
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    assert files.lock_holder(path) is None
+
+
 def test_other_exceptions_pass_through() -> None:
     with pytest.raises(ZeroDivisionError), files.wrap_os_errors("cannot do it"):
         raise ZeroDivisionError
