@@ -148,6 +148,16 @@ def test_failed_documents_do_not_affect_the_others(server: Server, cache: Path) 
     assert read() == tales(ALL)
 
 
+def test_without_a_thread_nothing_is_fetched(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(GrimmgenError, match="cannot start a thread"):
+        fetch_all(server, [1])
+    assert not (cache / "001.txt").exists()
+
+
 # --- checks of the content -----------------------------------------------------------------------------------
 
 PAGE = b"<!DOCTYPE html><html><body>The tale is gone.</body></html>"
