@@ -401,15 +401,17 @@ def summary(record: Record) -> str:
 
 def headline(record: Record, results: Sequence[quality.Result]) -> str:
     """The five figures of the main README: quality of a short training, and speed."""
-    # The newest run of the preset on the tales; "660 s" or "8 epochs" is its limit.
+    # The newest run of the preset on the tales.
     tales = [r for r in results if r.corpus == "grimm" and r.part == "test"]
     best = max((r for r in tales if r.contender == "strong"), key=lambda r: r.day)
     compressor = next(r for r in tales if r.contender == "PPMd")
     found = best.bits_per_character if best.mixture is None else best.mixture
     adapted = best.dynamic if best.dynamic_mixture is None else best.dynamic_mixture
-    limit = f"{float(best.limit.removesuffix(' s')) / 60:.0f} minutes" if best.limit.endswith(" s") else best.limit
+    counted = "" if best.mixture is None else " and counts"
+    cores = "one core" if best.threads == 1 else f"{best.threads} cores"
+    limit = f"{best.epochs} epochs, {(best.seconds or 0) / 60:.0f} minutes of {cores}"
     first = [
-        f"bits per character on held-out tales, a network of 512 units after {limit}",
+        f"bits per character on held-out tales, a network of 512 units{counted} after {limit}",
         f"{found:.2f}{'' if adapted is None else f', {adapted:.2f} with dynamic evaluation'};"
         f" the compressor PPMd needs {compressor.bits_per_character:.2f}",
         "`benchmarks/quality.py`",
