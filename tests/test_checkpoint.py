@@ -24,7 +24,7 @@ from grimmgen.configuration import OPTIONS, Configuration
 from grimmgen.errors import GrimmgenError, IntegrityError
 from grimmgen.network.backends.numpy import Stepper
 from grimmgen.network.shapes import weight_shapes
-from grimmgen.runs.checkpoint import FORMAT, Checkpoint, Tensors, state_names, training_shapes
+from grimmgen.runs.checkpoint import FORMAT, PAGE, Checkpoint, Tensors, state_names, training_shapes
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.sampling.generator import TextGenerator
 from tests.builders import NETWORKS, TEXT, random_tensors, tiny_checkpoint, tiny_configuration
@@ -607,3 +607,10 @@ def test_a_header_too_large_to_read_is_not_written(path: Path) -> None:
     with pytest.raises(GrimmgenError, match="its vocabulary is too large"):
         vast.write(path)
     assert path.read_bytes() == content
+
+
+def test_a_page_that_is_too_large_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("grimmgen.runs.checkpoint.LARGEST_PAGE", 50)
+    path.write_bytes(PAGE + b" " * 50)
+    with pytest.raises(IntegrityError, match="is larger than"):
+        Checkpoint.read(path)

@@ -649,3 +649,10 @@ def test_a_loaded_model_keeps_the_stories_of_its_run(tmp_path: Path) -> None:
     train("new")
     [document] = model.split().parts["train"]
     assert "The old tale" in document.read()
+
+
+def test_a_file_that_is_no_checkpoint_is_named_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("the king", encoding="utf-8")
+    with pytest.raises(UsageError, match=r"notes\.txt is .*, not a run or a checkpoint"):
+        registry.find("notes.txt")
