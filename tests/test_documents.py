@@ -24,7 +24,7 @@ from grimmgen.text.corpus import ExtractedDocuments, open_corpus
 from grimmgen.text.documents import JoinedText, end_documents, end_records, looks_like_a_list
 from grimmgen.text.id_cache import DocumentLengths
 from grimmgen.text.normalisation import normalised_pieces
-from grimmgen.text.split import PARTS, Split, split_by_hash
+from grimmgen.text.split import PARTS, Split, reopen, split_by_hash
 from grimmgen.text.tokenizers import build_vocabulary
 from tests.program import Ran
 
@@ -309,3 +309,64 @@ def test_damaged_split_of_lines_is_an_integrity_error(listed: Path, damage: dict
 def test_named_corpora_are_not_combined_with_others(listed: Path) -> None:
     with pytest.raises(UsageError, match="sampler cannot be combined"):
         open_corpus([str(listed), "sampler"])
+
+
+def test_damaged_split_of_a_run_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("\n".join(names(60)), encoding="utf-8")
+    options = Configuration(documents="line")
+    corpus = open_corpus(str(tmp_path / "list.txt"), options)
+    stored: dict[str, Any] = {"source": corpus.source, "split": split_by_hash(corpus).to_json()}
+    assert reopen(stored, options)[1].to_json() == stored["split"]
+    for damage in ({"source": 7}, {"source": [7]}, {"split": None}, {"split": {"by_content": 7}}):
+        with pytest.raises(IntegrityError):
+            reopen(stored | damage, options)
+    turned = stored["split"] | {"by_story": not stored["split"]["by_story"]}
+    with pytest.raises(IntegrityError):
+        reopen(stored | {"split": turned}, options)
+    with pytest.raises(UsageError):
+        reopen(stored, options, [str(tmp_path / "nowhere.txt")])
+
+
+def test_missing_file_of_a_run_is_named(tmp_path: Path) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text("\n".join(names(40 + number)), encoding="utf-8")
+    options = Configuration(documents="line")
+    corpus = open_corpus(str(tmp_path), options)
+    stored = {"source": corpus.source, "split": split_by_hash(corpus).to_json()}
+    # Renamed: its content is there, under another name.
+    (tmp_path / "1.txt").rename(tmp_path / "4.txt")
+    with pytest.raises(IntegrityError, match=r"no longer has the file '1\.txt'"):
+        reopen(stored, options)
+
+
+def test_what_was_guessed_or_left_out_is_said(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("Ein König, schön und groß, für die Königin.\n".encode("latin-1") * 20)
+    (tmp_path / "b.csv").write_text("id,text\n" + "".join(f"{k},once upon a time\n" for k in range(9)), "utf-8")
+    (tmp_path / "c.jsonl").write_text('{"text": "there was a king"}\n' * 9 + "no json\n", "utf-8")
+    book = (
+        "*** START OF THE PROJECT GUTENBERG EBOOK TALES ***\n{}*** END OF THE PROJECT GUTENBERG EBOOK TALES ***\n"
+    )
+    (tmp_path / "d.txt").write_text(book.format("There was once a king.\n" * 20), "utf-8")
+    said = str(open_corpus(str(tmp_path)).report)
+    for what in (
+        "decoded: a.txt",
+        "text from ",
+        "of b.csv",
+        "rows left out: c.jsonl (1",
+        "licence left out: d.txt",
+    ):
+        assert what in said
+
+
+def test_documents_of_alike_names_keep_their_endings(tmp_path: Path) -> None:
+    places = [tmp_path / "tale", tmp_path / "tale.txt"]
+    for place in places:
+        place.write_text(f"There was once a king of {place.name}.\n" * 20, "utf-8")
+    documents = open_corpus([str(place) for place in places]).documents
+    assert {document.name for document in documents} == {"tale", "tale.txt"}
+
+
+def test_text_from_a_pipe_is_kept_for_the_run(run: Program) -> None:
+    text = "\n".join(names(300)).encode()
+    assert run(*TRAIN, "--corpus", "-", "--documents", "line", stdin=text).code == 0
+    assert run("eval", "--quiet").code == 0, "after the pipe is gone"
