@@ -66,7 +66,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.which == "training":
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:  # the run is still being saved
-            draw(screen([GENERATE, TRAIN], 92, 36, 60, home), 92, "training.svg")
+            draw(screen([GENERATE, TRAIN], 92, 36, 11, home), 92, "training.svg")
         return
     if options.run is None or options.text is None:
         parser.error(f"{options.which} needs --run and --text")
