@@ -16,7 +16,7 @@ import torch
 from grimmgen.cli import _run
 from grimmgen.runs import registry
 from grimmgen.runs.registry import Run
-from tests.program import Ran
+from tests.program import Ran, use_home
 
 # The networks of the tests are tiny: threads would mostly wait for each other. The variable is for the programs that
 # tests start; PyTorch has read it before it can be set here.
@@ -40,9 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     directory = tmp_path / "home"
     for name in ("GRIMMGEN_DEBUG", "COLUMNS", "NO_COLOR", "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GRIMMGEN_HOME", str(directory))
-    # What `auto` chooses depends on the speed of the machine.
-    monkeypatch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
+    use_home(monkeypatch, directory)
     return directory
 
 
@@ -88,8 +86,7 @@ def training(tales: Path) -> list[str]:
 def _trained_home(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRIMMGEN_HOME", str(directory))
-        patch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
+        use_home(patch, directory)
         assert _run(["train", "--quiet", "--run", "sly-fox", *training]) == 0
     return directory
 

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+
 PROGRAM = [sys.executable, "-m", "grimmgen"]
 _PATIENCE = 60.0
 # Runs the command that follows with its terminal as the controlling one, so that Ctrl-C is a signal.
@@ -29,6 +31,13 @@ class Ran(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def use_home(patch: pytest.MonkeyPatch, directory: Path) -> None:
+    """Keep grimmgen's files in a directory, and train the tutorial's network where no preset is given."""
+    patch.setenv("GRIMMGEN_HOME", str(directory))
+    # What `auto` chooses depends on the speed of the machine.
+    patch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
 
 
 def grimmgen(*arguments: str, stdin: bytes = b"", variables: Mapping[str, str] | None = None) -> Ran:

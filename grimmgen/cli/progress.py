@@ -279,9 +279,9 @@ def report(run: Run, finished: Finished, quiet: bool) -> None:
     # A prompt of the text's own words; where words are not separated by spaces, of its first characters.
     prompt = " ".join(words[:2])
     prompt = prompt[: cluster_boundary(prompt, _LONGEST_PROMPT)].rstrip(",;.:!?")
-    quoted = (
-        f'"{prompt}"' if re.fullmatch(r"[\w ',;.:?-]*", prompt) else shlex.quote(prompt)
-    )  # as every shell has it
+    # Double quotes are those of every shell.
+    plain = re.fullmatch(r"[\w ',;.:?-]*", prompt)
+    quoted = f'"{prompt}"' if plain else shlex.quote(prompt)
     console.hint(f"grimmgen generate --seed {quoted}" if prompt else "grimmgen generate", "next")
 
 

@@ -6,7 +6,7 @@ After each segment the weights θ, initially the trained weights θ₀, are upda
 
 where r is the root mean square of a weight's gradient over many segments, and r̄ is the mean of r over all
 weights. Krause et al. compute r on the training text. Here it is computed on text sampled from the model itself,
-each n-gram from the full distribution (r² is then the diagonal of the Fisher information), so that a checkpoint is
+each token from the full distribution (r² is then the diagonal of the Fisher information), so that a checkpoint is
 all that is needed.
 
     T  time steps of a segment    B  batch rows    V  vocabulary size    L  layers    H  hidden units
@@ -70,7 +70,7 @@ def evaluate_dynamically(
         rate: step size, relative to r.
         decay: fraction of the way back to the trained weights, after each step.
         damping: bounds the steps of weights whose r is near zero.
-        segment: T, the n-grams of a segment.
+        segment: T, the tokens of a segment.
         notify_done: called after each document, in their order, with the number of documents scored so far.
         token_scores: receives what the adapted network says of each token, for a mixture or an ensemble.
     """
@@ -149,13 +149,15 @@ def _side_by_side(
         torch.set_num_threads(threads // workers)
         own.step = _Step(copy.deepcopy(model), segment, stopped)
 
-    with ThreadPoolExecutor(workers, "dynamic", begin) as executor:
-        try:
-            yield from executor.map(lambda item: function(own.step, item), items)
-        finally:
-            stopped.set()
-            # It is also that of threads yet to be started.
-            torch.set_num_threads(threads)
+    try:
+        with ThreadPoolExecutor(workers, "dynamic", begin) as executor:
+            try:
+                yield from executor.map(lambda item: function(own.step, item), items)
+            finally:
+                stopped.set()
+    finally:
+        # The last number that any thread has set is also that of threads yet to be started.
+        torch.set_num_threads(threads)
 
 
 def gradient_rms(model: LanguageModel, segment: int) -> dict[str, Tensor]:
@@ -163,7 +165,7 @@ def gradient_rms(model: LanguageModel, segment: int) -> dict[str, Tensor]:
 
     Args:
         model: on any device.
-        segment: T, the n-grams of a segment.
+        segment: T, the tokens of a segment.
 
     Returns:
         For each weight, by name, a tensor of its shape.
@@ -190,12 +192,12 @@ def gradient_rms(model: LanguageModel, segment: int) -> dict[str, Tensor]:
 
 
 def sample(model: LanguageModel, rows: int, steps: int, random_seed: int = 0) -> Window:
-    """Sample streams of documents from the model, each n-gram from the full distribution.
+    """Sample streams of documents from the model, each token from the full distribution.
 
     Args:
         model: on any device.
         rows: B, the streams sampled side by side.
-        steps: T, the n-grams of each.
+        steps: T, the tokens of each.
         random_seed: of the draws.
 
     Returns:

@@ -28,7 +28,7 @@ from grimmgen.runs.checkpoint import FORMAT, Checkpoint
 from grimmgen.runs.registry import Run
 from tests.builders import tiny_checkpoint
 from tests.faults import rounds
-from tests.program import Ran
+from tests.program import Ran, use_home
 from tests.test_checkpoint import Bomb, header, lay, put_together, taken_apart, written
 
 Program = Callable[..., Ran]
@@ -404,8 +404,7 @@ def invalid_progress(path: Path) -> None:
 def _stopped_home(training: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("stopped")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GRIMMGEN_HOME", str(directory))
-        patch.setenv("GRIMMGEN_TRAIN_PRESET", "tutorial")
+        use_home(patch, directory)
         assert _run(["train", "--quiet", "--run", "sly-owl", *training, "--epochs", "1"]) == 0
         assert _run(["train", "--quiet", "--resume", "--run", "sly-owl", "--epochs", "2"]) == 0
     return directory
