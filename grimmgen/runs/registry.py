@@ -62,8 +62,8 @@ _ADJECTIVES = (
     "stubborn thorny valiant wandering wicked wise young"
 ).split()
 _NOUNS = (
-    "apple bear bell blacksmith bridge cat cobbler cock comb crow donkey drummer duck fiddle fish forest fox frog "
-    "gander goose hare hedgehog hunter kettle king lantern mill miller mouse nail needle owl queen raven ring "
+    "apple bear bell blacksmith bridge cat cobbler comb crow donkey drummer duck fiddle fish forest fox frog "
+    "gander goose hare hedgehog hunter kettle king lantern mill miller mouse nail needle owl queen raven ring rooster "
     "rose shepherd shoe spindle stork tailor table thimble tower turnip well wolf"
 ).split()
 
