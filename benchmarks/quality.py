@@ -8,10 +8,10 @@
         --threads 1 quick,tokens=char quick,tokens=bigram quick,tokens=word quick,tokens=bpe:300
 
 A contender is a preset, optionally followed by options of `grimmgen.configuration.Configuration`, separated by
-commas; or one of the other models: `nn.LSTM`, a plain script (512 hidden units, an embedding of 256 tied to the
-output, dropout 0.5, Adam with a cosine schedule) on the same bigrams; `nn.LSTM-bf16`, the same under PyTorch's
-autocast; `PPMd` (`pip install pyppmd`), a classical compressor, primed with the training set and applied to each
-story separately; `Kneser-Ney`, counts of up to eight characters.
+commas (`distil=NAME+NAME`: towards the predictions of these runs); or one of the other models: `nn.LSTM`, a plain
+script (512 hidden units, an embedding of 256 tied to the output, dropout 0.5, Adam with a cosine schedule) on the same
+bigrams; `nn.LSTM-bf16`, the same under PyTorch's autocast; `PPMd` (`pip install pyppmd`), a classical compressor,
+primed with the training set and applied to each story separately; `Kneser-Ney`, counts of up to eight characters.
 
 All are trained on the same training set and evaluated on the same whole stories: those of the validation set
 (`--part valid`) while options are being chosen, those of the test set afterwards. `--clock cpu` counts the processor's
@@ -52,6 +52,7 @@ from grimmgen.evaluation.scores import Evaluation
 from grimmgen.evaluation.static import encode_for_evaluation, evaluate
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs.events import Finished, Started
+from grimmgen.runs.registry import load_model
 from grimmgen.text.batches import Window, epoch
 from grimmgen.text.corpus import Corpus, open_corpus
 from grimmgen.text.ngrams import NgramVocabulary
@@ -137,6 +138,7 @@ def ours(name: str, task: Task) -> Figures:
             options[option] = json.loads(value)
         except json.JSONDecodeError:
             options[option] = value
+    teachers = [load_model(teacher) for teacher in options.pop("distil", "").split("+") if teacher]
     options |= {"random_seed": task.seed, "newlines": task.newlines, "documents": task.documents}
     if task.epochs is not None:
         options["epochs"] = task.epochs
@@ -148,7 +150,8 @@ def ours(name: str, task: Task) -> Figures:
     if name.startswith("auto"):
         configuration, reason = adapt(options, task.split.parts["train"])
         print(reason, file=sys.stderr)
-    training = Training.begin(task.corpus, configuration, task.split)
+    training = Training.begin(task.corpus, configuration, task.split, teachers=teachers)
+    print(f"run {training.run.name}", file=sys.stderr)
     training.counted_from = began
     events = training.events()
     started = next(event for event in events if isinstance(event, Started))

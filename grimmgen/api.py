@@ -30,6 +30,7 @@ from grimmgen.configuration import (
     default_preset,
     from_arguments,
     options_of,
+    text_options,
 )
 from grimmgen.display import Display
 from grimmgen.errors import GrimmgenError, UsageError, did_you_mean
@@ -243,6 +244,7 @@ def fit(
     run: str | None = None,
     resume: bool = False,
     base: Model | str | os.PathLike[str] | None = None,
+    distil: Model | str | os.PathLike[str] | Sequence[Model | str | os.PathLike[str]] = (),
     split: str | os.PathLike[str] | None = None,
     device: str = "auto",
     log_to: str | None = None,
@@ -263,6 +265,8 @@ def fit(
         resume: continue this run, or the latest one; it keeps its options but `epochs`, `budget` and `patience`.
         base: a model, or the run or the path of one, whose weights training starts from; its architecture and its
             tokens are kept.
+        distil: models, or runs or paths of some, of the same text: the network is trained towards their predictions,
+            too.
         split: JSON file with the names of the documents of each part.
         device: `auto`, `cpu` or `cuda`.
         log_to: `tensorboard`, or `tensorboard:DIR` for a directory of the run's name in DIR.
@@ -276,7 +280,7 @@ def fit(
         GrimmgenError: the training failed; what was saved until then is kept.
     """
     began = time.monotonic()
-    begin = _prepare(corpus, preset, run, resume, base, split, device, options)
+    begin = _prepare(corpus, preset, run, resume, base, distil, split, device, options)
     logs = tensorboard.prepare(log_to)
     display = Display()
     display.begin()
@@ -306,6 +310,7 @@ def train(
     run: str | None = None,
     resume: bool = False,
     base: Model | str | os.PathLike[str] | None = None,
+    distil: Model | str | os.PathLike[str] | Sequence[Model | str | os.PathLike[str]] = (),
     split: str | os.PathLike[str] | None = None,
     device: str = "auto",
     **options: Any,
@@ -321,6 +326,7 @@ def train(
         run: name of the run.
         resume: continue this run, or the latest one.
         base: the model whose weights training starts from.
+        distil: the models towards whose predictions the network is trained.
         split: JSON file with the names of the documents of each part.
         device: `auto`, `cpu` or `cuda`.
         options: see below.
@@ -329,7 +335,7 @@ def train(
         UsageError: an option is unknown or out of range.
         GrimmgenError: see `Training.begin` and `Training.events`.
     """
-    begin = _prepare(corpus, preset, run, resume, base, split, device, options)
+    begin = _prepare(corpus, preset, run, resume, base, distil, split, device, options)
 
     def events() -> Iterator[Event]:
         with _arguments_in_errors():
@@ -361,6 +367,7 @@ def _prepare(
     run: str | None,
     resume: bool,
     base: Model | str | os.PathLike[str] | None,
+    distil: Model | str | os.PathLike[str] | Sequence[Model | str | os.PathLike[str]],
     split: str | os.PathLike[str] | None,
     device: str,
     options: Mapping[str, Any],
@@ -379,6 +386,7 @@ def _prepare(
             **dict.fromkeys(chosen.keys() - {*_LIMITS}),
             "preset": preset,
             "base": base,
+            "distil": distil,
             "split": split,
         }
         if refused := [name for name, value in kept.items() if name in chosen or value]:
@@ -398,8 +406,11 @@ def _prepare(
         return resume_run
     started_from = None if base is None else (base if isinstance(base, Model) else load(base)).model
     architecture = None if started_from is None else started_from.checkpoint.configuration
+    named = [distil] if isinstance(distil, Model | str | os.PathLike) else distil
+    teachers = [(teacher if isinstance(teacher, Model) else load(teacher)).model for teacher in named]
+    read_alike = text_options(teachers[0].checkpoint.configuration) if teachers else {}
     preset = preset or ("auto" if are_texts else default_preset(items))
-    configuration = configure(preset, chosen, architecture)
+    configuration = configure(preset, read_alike | chosen, architecture)
     check_effective(configuration, chosen)
     if are_texts and "documents" in chosen:
         remedy = "leave it out, and cut the text, as with text.splitlines()"
@@ -419,7 +430,7 @@ def _prepare(
         parts = split_by_hash(found) if split is None else split_by_file(found, Path(split))
         choice = auto.Choice(configuration, "")
         if preset == "auto":
-            choice = auto.adapt(chosen, parts.parts["train"], device, base=architecture)
+            choice = auto.adapt(read_alike | chosen, parts.parts["train"], device, base=architecture)
         training = Training.begin(
             found,
             choice.configuration,
@@ -428,6 +439,7 @@ def _prepare(
             device,
             notify=notify,
             base=started_from,
+            teachers=teachers,
             numbered=True,
             reason=choice.reason,
         )

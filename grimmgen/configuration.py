@@ -778,8 +778,14 @@ def check_effective(configuration: Configuration, typed: Collection[str]) -> Non
 
 # What a model's weights and its tokens follow from: a training that starts from a model cannot change it.
 _OF_BASE = ("cell", "rounds", "hidden", "layers", "embedding", "tied", "tokens", "min_count")
+_OF_TEXT = (*READING, "tokens", "min_count", "lower", "newlines", "language", "phases")
 # What it takes over where nothing else is chosen.
 _LIKE_BASE = ("dropout_mode", "reset_state", "lower", "newlines", "language", "phases")
+
+
+def text_options(configuration: Configuration) -> dict[str, Any]:
+    """The options that say how a text is read and cut into tokens."""
+    return {option: getattr(configuration, option) for option in _OF_TEXT}
 
 
 def base_options(base: Configuration, values: Mapping[str, Any], chosen: Collection[str]) -> dict[str, Any]:

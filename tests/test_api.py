@@ -98,7 +98,7 @@ def test_train_creates_nothing_before_its_first_event(home: Path) -> None:
 
 def test_reading_a_large_text_does_not_count_as_training(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {name: value for name, value in TINY.items() if name != "preset"}
-    begin = api._prepare(TEXTS, "tutorial", None, False, None, None, "auto", options)
+    begin = api._prepare(TEXTS, "tutorial", None, False, None, (), None, "auto", options)
     assert begin(None, 5.0).counted_from == 5.0
     monkeypatch.setattr(encoding, "IN_MEMORY", 10)
     counted_from = begin(None, 5.0).counted_from

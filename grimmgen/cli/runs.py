@@ -127,6 +127,7 @@ def show(
             ("corpus", f"{info['corpus']['name']} ({info['corpus']['source']})"),
             *([("auto", info["reason"])] if "reason" in info else []),
             *([("from", info["base"]["name"])] if "base" in info else []),
+            *([("distilled from", ", ".join(t["name"] for t in info["teachers"]))] if "teachers" in info else []),
             ("options", f"{departures}, else the tutorial's" if departures else "all the tutorial's"),
             ("versions", ", ".join(f"{k} {v}" for k, v in info["versions"].items())),
         ]

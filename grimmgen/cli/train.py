@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from grimmgen.cli import options
-from grimmgen.configuration import PRESETS, Configuration, check_effective, configure, default_preset
+from grimmgen.configuration import PRESETS, Configuration, check_effective, configure, default_preset, text_options
 from grimmgen.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,6 +61,16 @@ def train(
             help="Start from the weights of another run or checkpoint, or of grimm, the bundled model, which sets"
             " architecture and tokens; --corpus is the new text.",
             show_default="random weights",
+            autocompletion=options.complete_models,
+        ),
+    ] = None,
+    distil: Annotated[
+        list[str] | None,
+        options.option(
+            metavar="RUN|FILE",
+            help="Train towards the predictions of another run of the same text, too; several times for an ensemble of"
+            " them.",
+            show_default="none",
             autocompletion=options.complete_models,
         ),
     ] = None,
@@ -111,6 +121,12 @@ def train(
         from grimmgen.runs.registry import load_model
 
         model = load_model(base)
+    teachers = []
+    if distil:
+        from grimmgen.runs.registry import load_model
+
+        teachers = [load_model(teacher) for teacher in distil]
+        chosen = text_options(teachers[0].checkpoint.configuration) | dict(chosen)
     preset = preset or default_preset(corpus)
     architecture = None if model is None else model.checkpoint.configuration
     configuration = None if resume else configure(preset, chosen, architecture)
@@ -175,6 +191,7 @@ def train(
                 group,
                 notify,
                 base=model,
+                teachers=teachers,
                 reason=reason,
             )
             options.show_report(text.report, notify)

@@ -9,7 +9,7 @@ n-grams. Training and `grimmgen eval` both report the figures of `evaluate`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.network.model import LanguageModel
 from grimmgen.text import encoding
-from grimmgen.text.batches import evaluation_windows
+from grimmgen.text.batches import Window, evaluation_windows
 from grimmgen.text.corpus import Document, ExtractedDocuments
 from grimmgen.text.id_cache import DocumentLengths
 from grimmgen.text.vocabulary import UNKNOWN, Vocabulary
@@ -208,18 +208,42 @@ def token_scores(model: LanguageModel, documents: Sequence[EncodedDocument]) -> 
         documents: at least one, none of them empty.
     """
     scores = [np.zeros((3, len(document.ids) + 1)) for document in documents]
-    for rows in _batches(documents, (0, 1), None):
-        state = model.zero_state(len(rows))
-        steps = min(_STEPS, max(1, _LARGEST_LOGITS // (len(rows) * model.vocabulary_size)))
+    for batch in windows_of(documents, model.vocabulary_size):
+        state = None
+        for window, rows in batch:
+            before = model.zero_state(len(rows)) if state is None else tuple(t[:, : len(rows)] for t in state)
+            found, state = model.token_scores(window, before)
+            for column, (document, begin, end) in enumerate(rows):
+                scores[document][:, begin:end] = found[:, : end - begin, column]
+    return [TokenScores(*rows) for rows in scores]
+
+
+def windows_of(
+    documents: Sequence[EncodedDocument], vocabulary_size: int
+) -> Iterator[Iterator[tuple[Window, list[tuple[int, int, int]]]]]:
+    """Batches of documents, where the logits of a whole window are needed at once.
+
+    Args:
+        documents: at least one, none of them empty.
+        vocabulary_size: V.
+
+    Yields:
+        For each batch its windows, [T, B], and for each row of a window the number of its document, and the
+        predictions that it reads, from and to. B falls from window to window, as the last rows end. A batch starts
+        from a zero state.
+    """
+
+    def batch(rows: list[_Row]) -> Iterator[tuple[Window, list[tuple[int, int, int]]]]:
+        steps = min(_STEPS, max(1, _LARGEST_LOGITS // (len(rows) * vocabulary_size)))
         windows = evaluation_windows([documents[i].ids for i, _ in rows], steps, [span for _, span in rows])
         for number, window in enumerate(windows):
-            active = sum(end - begin > number * steps for _, (begin, end) in rows)
-            found, state = model.token_scores(window.first(active), tuple(t[:, :active] for t in state))
-            for column, (i, (begin, end)) in enumerate(rows[:active]):
-                at = begin + number * steps
-                stop = min(end, at + steps)
-                scores[i][:, at:stop] = found[:, : stop - at, column]
-    return [TokenScores(*rows) for rows in scores]
+            spans = [
+                (i, begin + number * steps, min(end, begin + (number + 1) * steps)) for i, (begin, end) in rows
+            ]
+            active = [span for span in spans if span[1] < span[2]]
+            yield window.first(len(active)), active
+
+    return map(batch, _batches(documents, (0, 1), None))
 
 
 def seconds_to_evaluate(

@@ -51,6 +51,7 @@ class Started:
         shared: tokens of the vocabulary that the base has, too, the special ones included.
         reason: why these options were chosen, where the preset `auto` chose them; else empty.
         seconds: of training before this event.
+        teachers: names of the models that the run is distilled from.
     """
 
     run: str
@@ -73,6 +74,7 @@ class Started:
     shared: int = 0
     reason: str = ""
     seconds: float = 0.0
+    teachers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

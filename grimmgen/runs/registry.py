@@ -6,6 +6,7 @@
     last.safetensors        everything that a bit-exact resume needs
     previous.safetensors    the last checkpoint but one, used if the last one is damaged
     base.safetensors        the weights that the training started from, if it started from those of another model
+    targets.ids             samples of the teachers' predictions, if the run is distilled (`training.distillation`)
 
 A checkpoint has the hash of its run, and is refused in the directory of another one. The latest run is the last one
 that has a checkpoint. Where there is none, the bundled model serves: a checkpoint in the package, which is no run.
@@ -24,7 +25,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,6 +103,11 @@ class Run:
     def base_path(self) -> Path:
         """Path of the copy of the model that training started from."""
         return self.path / "base.safetensors"
+
+    @property
+    def targets_path(self) -> Path:
+        """Path of the samples of the teachers' predictions that the run is trained with."""
+        return self.path / "targets.ids"
 
     def base(self) -> Checkpoint | None:
         """The model that training started from; None if it started from random weights.
@@ -342,6 +348,8 @@ def create(
     numbered: bool = False,
     reason: str = "",
     precision: Mapping[str, Any] | None = None,
+    teachers: Sequence[TrainedModel] = (),
+    write_targets: Callable[[Path], None] | None = None,
 ) -> Run:
     """Create a new run; one of the same name whose training has ended without a checkpoint is replaced.
 
@@ -356,6 +364,8 @@ def create(
         numbered: whether a name that is taken gets a number: `fox-2` after `fox`.
         reason: why these options were chosen; empty if the user or a preset chose them.
         precision: the choice of `--precision auto`; see `grimmgen.network.precision`.
+        teachers: the models that the run is distilled from.
+        write_targets: writes the samples of their predictions to a file; None is a run without teachers.
 
     Raises:
         UsageError: the name is invalid, or taken.
@@ -383,7 +393,10 @@ def create(
         draft = Run(directory / f".draft-{secrets.token_hex(4)}")
         files.make_directory(draft.path)
         try:
-            started_from = {} if base is None else {"base": _keep_base(draft, base)}
+            started_from: dict[str, Any] = {} if base is None else {"base": _keep_base(draft, base)}
+            if write_targets is not None:
+                write_targets(draft.targets_path)
+                started_from["teachers"] = [teacher.identity for teacher in teachers]
             files.write_json(
                 draft.path / "run.json",
                 {

@@ -109,14 +109,33 @@ class Stream:
         self._set(ids, np.cumsum(lengths) - lengths, lengths)
 
     @classmethod
-    def of(cls, ids: IdSequence, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> Stream:
-        """The documents whose ids begin at these places, [N], and have these lengths, [N]."""
+    def of(
+        cls,
+        ids: IdSequence,
+        begins: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        targets: IdSequence | None = None,
+    ) -> Stream:
+        """The documents whose ids begin at these places, [N], and have these lengths, [N].
+
+        Args:
+            ids: of all documents.
+            begins: of each document.
+            lengths: of each document.
+            targets: the id to predict in place of each of `ids`; None is these themselves.
+        """
         stream = cls.__new__(cls)
-        stream._set(ids, begins, lengths)
+        stream._set(ids, begins, lengths, targets)
         return stream
 
-    def _set(self, ids: IdSequence, begins: NDArray[np.int64], lengths: NDArray[np.int64]) -> None:
-        self._ids, self._begins, self._lengths = ids, begins, lengths
+    def _set(
+        self,
+        ids: IdSequence,
+        begins: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+        targets: IdSequence | None = None,
+    ) -> None:
+        self._ids, self._begins, self._lengths, self._targets = ids, begins, lengths, targets
         # Position of each document's first prediction, and N.
         self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
 
@@ -138,9 +157,14 @@ class Stream:
         sizes = np.maximum(0, np.minimum(firsts + self._lengths[number:beyond], end) - begins)
         within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         places = np.repeat(self._begins[number:beyond] + begins - firsts, sizes) + within
-        ids[np.repeat(begins - before, sizes) + within] = self._ids.take(places)
+        filled = np.repeat(begins - before, sizes) + within
+        ids[filled] = self._ids.take(places)
         starts[firsts[firsts >= begin] - begin] = True
-        return Window(ids[:-1], ids[1:], starts)
+        targets = ids
+        if self._targets is not None:
+            targets = ids.copy()
+            targets[filled] = self._targets.take(places)
+        return Window(ids[:-1], targets[1:], starts)
 
 
 class Windows(Sequence[Window]):
@@ -210,6 +234,7 @@ def epoch(
     random_seed: int,
     number: int,
     local_rows: slice = slice(None),
+    targets: IdSequence | None = None,
 ) -> Windows:
     """Return the windows of one epoch of training.
 
@@ -223,12 +248,13 @@ def epoch(
         random_seed: of the run.
         number: of the epoch, from 0.
         local_rows: the rows that the windows have; other processes read the others.
+        targets: the id to predict in place of each id of `documents`; None is these themselves.
     """
     generator = np.random.default_rng([random_seed, number])
     order = generator.permutation(len(documents))
     if isinstance(documents, RaggedIds):
         drawn = generator.integers(len(documents.lengths), size=len(documents)), order
-        stream = Stream.of(documents.ids, documents.begins[drawn], documents.lengths[drawn])
+        stream = Stream.of(documents.ids, documents.begins[drawn], documents.lengths[drawn], targets)
     else:
         stream = Stream([documents[i][int(generator.integers(len(documents[i])))] for i in order])
     length = -(-len(stream) // rows)

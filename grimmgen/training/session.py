@@ -57,6 +57,7 @@ from grimmgen.text.split import Split, reopen, split_by_hash
 from grimmgen.text.tokenizers import vocabulary_from_json
 from grimmgen.text.vocabulary import Vocabulary
 from grimmgen.training.counting import Counting
+from grimmgen.training.distillation import SampledTargets
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.loop import DivergedError, Progress, SaveDue, TrainingLoop, out_of_memory
 from grimmgen.training.preflight import check_checkpoints
@@ -107,6 +108,7 @@ class Training:
         self._reason = ""
         self._base = base  # in the first process only
         self._precision: PrecisionChoice | None = None  # None: not chosen yet
+        self._targets: SampledTargets | None = None
         self._uncounted = 0.0  # seconds
         # Of a resume, in the first process only: where it starts, if anything was saved, and what is wrong with the
         # last checkpoint.
@@ -130,6 +132,7 @@ class Training:
         notify: Notify | None = None,
         *,
         base: TrainedModel | None = None,
+        teachers: Sequence[TrainedModel] = (),
         numbered: bool = False,
         reason: str = "",
         ranks: ProcessGroup | None = None,
@@ -147,6 +150,8 @@ class Training:
             notify: called with a message when another process is encoding the same text.
             base: the model whose weights training starts from, with the architecture and the tokenizer of the
                 configuration (`grimmgen.configuration.base_options`); None starts from random weights.
+            teachers: models of the same text, towards whose predictions the network is trained
+                (`grimmgen.training.distillation`).
             numbered: whether a name that is taken gets a number.
             reason: why these options were chosen (`grimmgen.training.auto`); it is stored with the run.
             ranks: deprecated name of `group`.
@@ -164,6 +169,12 @@ class Training:
         opening = time.monotonic()
         checkpoint = base.checkpoint if base else None
         text = prepare_text(configuration, split, place, group, notify, _vocabulary_of(checkpoint, group))
+        targets = None
+        if teachers:
+            seed = configuration.random_seed
+            targets = SampledTargets.shared(
+                lambda: SampledTargets.draw(teachers, text, place, seed, notify), text, group
+            )
 
         def create() -> tuple[str, dict[str, Any]]:
             provenance = {"run": run or "", "corpus": corpus.name, **text.provenance(configuration)}
@@ -171,7 +182,18 @@ class Training:
             check_checkpoints(configuration, text.vocabulary, provenance, directory, None, checkpoint, text.size)
             precision = _choose_precision(configuration, text, place, group)
             created = registry.create(
-                run, configuration, corpus, split, command, versions(), base, numbered, reason, precision
+                run,
+                configuration,
+                corpus,
+                split,
+                command,
+                versions(),
+                base,
+                numbered,
+                reason,
+                precision,
+                teachers,
+                None if targets is None else targets.write,
             )
             return str(created.path), precision
 
@@ -180,6 +202,7 @@ class Training:
         training._precision = PrecisionChoice(**precision)
         # A new run stores the hashes of its text, for which it is read once more.
         training._text, training._uncounted = text, _uncounted_since(opening, split)
+        training._targets = targets
         return training
 
     @classmethod
@@ -295,6 +318,10 @@ class Training:
             base = _vocabulary_of(self._base, group)
             text = prepare_text(configuration, self.split, device, group, self._notify, base)
             uncounted += _uncounted_since(opening, self.split)
+        info = group.broadcast(self.run.info)
+        targets = self._targets
+        if targets is None and "teachers" in info:
+            targets = SampledTargets.shared(lambda: SampledTargets.read(self.run.targets_path, text), text, group)
         model = LanguageModel(configuration, len(text.vocabulary)).to(device)
         optimiser = AdamW(model.named_parameters(), configuration.weight_decay)
         progress, state = self._restore_or_init(model, optimiser, text.vocabulary)
@@ -317,8 +344,10 @@ class Training:
             raise out_of_memory(progress.step) from error
 
         def windows(number: int) -> Windows:
-            shape = configuration.batch_size, configuration.unroll
-            return epoch(text.training, *shape, configuration.random_seed, number, own)
+            shape, seed, ids = (configuration.batch_size, configuration.unroll), configuration.random_seed, None
+            if targets is not None:
+                ids = targets.of_epoch(text.training.ids, seed, number)
+            return epoch(text.training, *shape, seed, number, own, ids)
 
         if progress.window > len(windows(progress.epoch)):
             raise IntegrityError(f"{self.run.last_path} is beyond the end of an epoch", "train a new run")
@@ -353,7 +382,6 @@ class Training:
             time.monotonic() - counted_from - uncounted,
             0.0 if counting is None else counting.seconds,
         )
-        info = group.broadcast(self.run.info)
         self._reason = str(info.get("reason", ""))
         provenance: dict[str, Any] = {
             "run": self.run.name,
@@ -362,14 +390,14 @@ class Training:
             **text.provenance(configuration),
             "platform": _platform(step, device, group.size),
         }
-        if "base" in info:
-            provenance["base"] = info["base"]
+        provenance |= {origin: info[origin] for origin in ("base", "teachers") if origin in info}
         if self._resumed and group.first:
             check_checkpoints(configuration, text.vocabulary, provenance, self.run.path, self.run, None, text.size)
         self._recorder = recorder = _Recorder(
             self.run, group, loop, model, optimiser, text.vocabulary, provenance, counting
         )
-        started = self._started_event(text, progress, step.description, precision)
+        teachers = tuple(str(teacher["name"]) for teacher in info.get("teachers", ()))
+        started = self._started_event(text, progress, step.description, precision, teachers)
         if group.first and self._checkpoint is not None:
             # The checkpoint may have been saved before the evaluation at its step.
             self.run.cut_log(progress.evaluated, progress.step)
@@ -443,7 +471,12 @@ class Training:
         return None if found is None else PrecisionChoice(**found)
 
     def _started_event(
-        self, text: TrainingText, progress: Progress, kernel: str, precision: PrecisionChoice
+        self,
+        text: TrainingText,
+        progress: Progress,
+        kernel: str,
+        precision: PrecisionChoice,
+        teachers: tuple[str, ...],
     ) -> Started:
         parts, size = self.split.parts, len(text.vocabulary)
         return Started(
@@ -466,6 +499,7 @@ class Training:
             *self._described_base(text.vocabulary),
             self._reason,
             progress.seconds,
+            teachers,
         )
 
     def _described_base(self, vocabulary: Vocabulary) -> tuple[str | None, int]:
