@@ -195,6 +195,8 @@ def test_run_names_its_teachers_and_differs_from_one_without(tales: Path, teache
     assert started.teachers == ("teacher-1", "teacher-2")
     identities = [teacher.identity for teacher in teachers]
     assert training.run.info()["teachers"] == identities
+    # Earlier versions would resume it without its teachers.
+    assert training.run.info()["format"] == 3
     assert training.run.checkpoint().provenance["teachers"] == identities
     alone = begin(tales, [])
     list(alone.events())

@@ -258,12 +258,12 @@ def test_an_unreadable_home_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
         (b'{"format": "1", "corpus": {}}', "is not the description of a run"),
         (b'{"format": 1}', "is not the description of a run"),
         (
-            b'{"format": 3, "corpus": {}}',
-            "run.json has format 3, which is newer than this grimmgen: upgrade grimmgen",
+            b'{"format": 4, "corpus": {}}',
+            "run.json has format 4, which is newer than this grimmgen: upgrade grimmgen",
         ),
         (
-            b'{"format": 3, "versions": {"grimmgen": "7.3.0"}}',
-            "run.json, written by grimmgen 7.3.0, has format 3, which is newer than this grimmgen: upgrade grimmgen",
+            b'{"format": 4, "versions": {"grimmgen": "7.3.0"}}',
+            "run.json, written by grimmgen 7.3.0, has format 4, which is newer than this grimmgen: upgrade grimmgen",
         ),
     ],
 )

@@ -11,8 +11,8 @@
 A checkpoint has the hash of its run, and is refused in the directory of another one. The latest run is the last one
 that has a checkpoint. Where there is none, the bundled model serves: a checkpoint in the package, which is no run.
 
-Formats of run.json: 1, and 2, which differs from it only in that grimmgen 0.1.0 refuses it by its number instead of
-by the options that it does not know.
+Formats of run.json: 1; 2, which differs from it only in that grimmgen 0.1.0 refuses it by its number instead of by the
+options that it does not know; and 3, of a run with teachers, which earlier versions would resume without them.
 
 Knows files and names, and nothing of training. Imports no PyTorch.
 """
@@ -53,7 +53,7 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".html")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 # Names that Windows reserves for devices, with any extension; and names that look like a file.
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?|.*\.|.*\.(safetensors|html)", re.IGNORECASE)
-_FORMAT = 2
+_FORMAT = 3
 # In bytes: some 250,000 evaluations. An untrusted file may be sparse, and larger than the memory.
 _LARGEST_LOG = 64 << 20
 
@@ -400,7 +400,7 @@ def create(
             files.write_json(
                 draft.path / "run.json",
                 {
-                    "format": _FORMAT,
+                    "format": _format_of(bool(teachers)),
                     "name": name,
                     "order": _next_order(directory),
                     "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -426,6 +426,11 @@ def create(
     return run
 
 
+def _format_of(with_teachers: bool) -> int:
+    """The format of run.json, which is the oldest that will do."""
+    return _FORMAT if with_teachers else 2
+
+
 def _keep_base(run: Run, base: TrainedModel) -> dict[str, str]:
     """Copy the model that a run starts from into its directory; returns its description in run.json."""
     content = replace(base.checkpoint, progress=None, training_tensors={}, mixture=None).to_bytes()
@@ -445,7 +450,8 @@ def make_latest(
     """
     directory = run.path.parent
     with _changing(directory):
-        value = {**run.info(), "format": _FORMAT, "order": _next_order(directory)}
+        info = run.info()
+        value = {**info, "format": _format_of("teachers" in info), "order": _next_order(directory)}
         value |= {
             "versions": dict(versions or value.get("versions", {})),
             "configuration": configuration.to_json(),
