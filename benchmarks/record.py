@@ -63,6 +63,8 @@ RUNS = [
 # Scripts that need --corpus; and those that run with --only alone.
 _OF_A_CORPUS = "command.py", "budget.py"
 _LONG = ("budget.py",)
+# Scripts whose main figures stand in the main README.
+_HEADLINE = "training.py", "generation.py", "startup.py", "text.py"
 Line = dict[str, Any]
 
 
@@ -94,6 +96,11 @@ class Record(NamedTuple):
         """The date of its last run."""
         return str(max(line["day"] for line in self.lines))
 
+    @property
+    def scripts(self) -> set[str]:
+        """The scripts that have run."""
+        return {str(line["ran"][0]) for line in self.lines}
+
     def write(self) -> None:
         """Write the record, its lines in the order of the scripts."""
         order = list(SECTIONS)
@@ -117,7 +124,8 @@ def machine() -> str:
     names = list(instruction_sets())
     titles = [{"avx2": "AVX2", "avx512": "AVX-512"}.get(names[0], names[0]) if names else "no kernels"]
     titles += [title for name, title in (("avx512bf16", "bfloat16"), ("amxbf16", "AMX")) if name in names]
-    return f"{processor()}, {os.cpu_count()} cores, {' with '.join(titles)}"
+    first, rest = titles[0], f" with {' and '.join(titles[1:])}" if titles[1:] else ""
+    return f"{processor()}, {os.cpu_count()} cores, {first}{rest}"
 
 
 def default_path() -> Path:
@@ -416,9 +424,8 @@ def headline(record: Record, results: Sequence[quality.Result]) -> str:
         f" the compressor PPMd needs {compressor.bits_per_character:.2f}",
         "`benchmarks/quality.py`",
     ]
-    chosen = "training.py", "generation.py", "startup.py", "text.py"
     speed = main_figures(record)
-    body = [next(row for row in speed if row[-1] == f"`benchmarks/{script}`") for script in chosen]
+    body = [next(row for row in speed if row[-1] == f"`benchmarks/{script}`") for script in _HEADLINE]
     sentence = (
         f"Speed, one run each, on {_measured(record, body)}. Quality is that of one run on AMD EPYC with"
         f" {best.computed.removeprefix('native ')}, {best.day}."
@@ -439,7 +446,9 @@ def _measured(record: Record, body: Sequence[Sequence[str]]) -> str:
 def pages() -> dict[Path, str]:
     """The pages with the figures of all records, by their paths."""
     records = sorted(map(Record.read, RECORDS.glob("*.jsonl")), key=lambda record: record.last_day)
-    newest, results = records[-1], quality.read_record([HERE / "quality.jsonl"])
+    # Of the main pages: a record may have some of the scripts only.
+    newest = next(record for record in reversed(records) if {*_HEADLINE} <= record.scripts)
+    results = quality.read_record([HERE / "quality.jsonl"])
     generated = {
         HERE / "README.md": {
             "speed": "\n\n".join(sections(record) for record in reversed(records)),
