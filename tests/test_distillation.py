@@ -269,7 +269,8 @@ def test_command_takes_the_text_options_of_its_teachers(
 
 def test_function_takes_teachers(home: Path) -> None:  # noqa: ARG001 - where the runs are
     teacher = grimmgen.fit(TEXTS, **TINY)
-    for distil in (teacher, teacher.name, [teacher, teacher.name]):
+    named: list[Any] = [teacher, teacher.name, [teacher, teacher.name]]
+    for distil in named:
         options = {name: value for name, value in TINY.items() if name != "min_count"}
         student = grimmgen.fit(TEXTS, distil=distil, **options)
         assert student.checkpoint.configuration.min_count == 2
