@@ -369,7 +369,7 @@ class Configuration:
     """The options of a training run; the defaults are the tutorial's. docs/options.md lists them.
 
     The precision is that of the matrix products in training; weights, states, gates, loss and optimiser are always
-    float32, and so are evaluation and generation.
+    float32, and so are evaluation and generation. (Dynamic evaluation trains: see `grimmgen.evaluation.dynamic`.)
 
     Raises:
         UsageError: a value is out of range, or lacks an option that it requires.

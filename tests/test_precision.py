@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from grimmgen.configuration import Configuration
+from grimmgen.evaluation.dynamic import evaluate_dynamically
+from grimmgen.evaluation.static import EncodedDocument
 from grimmgen.io import files
 from grimmgen.network import backends, precision
 from grimmgen.network.backends.cpu import library
 from grimmgen.network.backends.cpu.library import InstructionSet
 from grimmgen.network.cells import cells
+from grimmgen.network.model import LanguageModel
 from grimmgen.network.precision import PrecisionChoice, choose_precision, measured_steps, restore_choice
 from grimmgen.network.train_step import TrainStep
 from grimmgen.runs import registry
@@ -257,3 +261,23 @@ def test_choice_and_times_are_reported(run: Callable[..., Ran], training: list[s
     [event] = [event for event in events if event["event"] == "started"]
     assert event["precision"] == "fp32"
     assert event["milliseconds"] == {"fp32": 7.5, "PyTorch": 16.5}
+
+
+# --- dynamic evaluation --------------------------------------------------------------------------------------
+
+
+def test_dynamic_evaluation_takes_bfloat16_where_there_is_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = LanguageModel(Configuration(hidden=16, embedding=8, tied=True), 40)
+    model.initialise()
+    with_bf16 = "bf16" in backends.candidates("lstm", CPU)
+    assert precision.one_row_precision(model, 8) == ("bf16" if with_bf16 else "fp32")
+    with monkeypatch.context() as small:
+        small.setattr(precision, "_SMALL", 1e7)
+        assert precision.one_row_precision(model, 8) == "fp32"
+    # What the caller gets is the precision of its products.
+    document = EncodedDocument("fox", np.random.default_rng(0).integers(2, 40, 50).astype(np.int32), 0.0, 100)
+    found = evaluate_dynamically(model, [document], segment=8).total.bits_per_character
+    monkeypatch.setattr(precision, "candidates", lambda *_: ("fp32",))
+    expected = evaluate_dynamically(model, [document], segment=8).total.bits_per_character
+    assert found == pytest.approx(expected, rel=1e-3)
+    assert (found == expected) != with_bf16

@@ -9,6 +9,9 @@ weights. Krause et al. compute r on the training text. Here it is computed on te
 each token from the full distribution (r² is then the diagonal of the Fisher information), so that a checkpoint is
 all that is needed.
 
+The products of large networks are bfloat16 where the CPU has instructions for it, as in training: twice as fast, and
+within 10⁻⁵ bits per character of float32 on the tales.
+
     T  time steps of a segment    B  batch rows    V  vocabulary size    L  layers    H  hidden units
 """
 
@@ -32,6 +35,7 @@ from grimmgen.evaluation.static import EncodedDocument
 from grimmgen.network.backends import stepper
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.network.model import token_scores as model_scores
+from grimmgen.network.precision import one_row_precision
 from grimmgen.network.train_step import GradientStep
 from grimmgen.text.batches import NO_TARGET, Window, evaluation_windows
 from grimmgen.text.vocabulary import END
@@ -114,7 +118,8 @@ class _Step:
 
     def __init__(self, model: LanguageModel, segment: int, stopped: threading.Event | None = None) -> None:
         self.model, self._stopped = model, stopped
-        self._gradients = GradientStep(model, model.backend(), (segment, 1), dropout=False, scored=True)
+        backend = model.backend(one_row_precision(model, segment))
+        self._gradients = GradientStep(model, backend, (segment, 1), dropout=False, scored=True)
 
     def __call__(self, window: Window, state: State) -> tuple[NDArray[np.float64], dict[str, Tensor], State]:
         """The scores of the tokens, [3, T], the gradients of their mean loss by the weights, and the state after.
