@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 import grimmgen
 from grimmgen.configuration import Configuration
-from grimmgen.errors import IntegrityError, UsageError
+from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
+from grimmgen.io import paths
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
 from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Started, Stepped
 from grimmgen.runs.registry import Run, TrainedModel
+from grimmgen.text import id_cache
 from grimmgen.text.batches import RaggedIds, epoch, evaluation_windows
 from grimmgen.text.corpus import open_corpus
 from grimmgen.text.split import split_by_hash
@@ -237,6 +239,19 @@ def test_damaged_samples_are_refused(tales: Path, teachers: list[TrainedModel], 
         SampledTargets(text.vocabulary, other).write(run.targets_path)
     with pytest.raises(IntegrityError, match=r"targets\.ids"):
         list(Training.resume(run).events())
+
+
+def test_failing_write_of_the_samples_leaves_no_run(
+    tales: Path, teachers: list[TrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise GrimmgenError("cannot write targets.ids: no space left")
+
+    monkeypatch.setattr(id_cache, "write", full)
+    with pytest.raises(GrimmgenError, match="no space"):
+        begin(tales, teachers)
+    assert [run.name for run in registry.all_runs()] == ["teacher-1", "teacher-2"]
+    assert not list(paths.runs_directory().glob(".draft-*"))
 
 
 def test_teacher_of_other_tokens_is_refused(tales: Path, teachers: list[TrainedModel]) -> None:
