@@ -169,12 +169,13 @@ class Training:
         opening = time.monotonic()
         checkpoint = base.checkpoint if base else None
         text = prepare_text(configuration, split, place, group, notify, _vocabulary_of(checkpoint, group))
-        targets = None
+        targets, drawing = None, time.monotonic()
         if teachers:
             seed = configuration.random_seed
             targets = SampledTargets.shared(
                 lambda: SampledTargets.draw(teachers, text, place, seed, notify), text, group
             )
+        drawing = time.monotonic() - drawing
 
         def create() -> tuple[str, dict[str, Any]]:
             provenance = {"run": run or "", "corpus": corpus.name, **text.provenance(configuration)}
@@ -200,8 +201,8 @@ class Training:
         path, precision = group.broadcast(create)
         training = cls(Run(Path(path)), configuration, corpus, split, device, group, notify, checkpoint)
         training._precision = PrecisionChoice(**precision)
-        # A new run stores the hashes of its text, for which it is read once more.
-        training._text, training._uncounted = text, _uncounted_since(opening, split)
+        # A new run stores the hashes of its text, for which it is read once more. The teachers' time counts.
+        training._text, training._uncounted = text, _uncounted_since(opening + drawing, split)
         training._targets = targets
         return training
 
