@@ -35,7 +35,7 @@ from grimmgen.training.distributed import ProcessGroup
 from grimmgen.training.text import TrainingText
 
 # Chosen on the validation set of the tales (benchmarks/README.md).
-SHARE, TEMPERATURE = 0.5, 1.2
+SHARE, TEMPERATURE = 0.5, 1.0
 # Samples of a token; each epoch uses one. There are fewer for a large training set, which is read a few times only.
 _SAMPLES, _LARGEST = 16, 1 << 28
 
