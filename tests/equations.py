@@ -31,6 +31,12 @@ def lstm(x: Tensor, w: Weights, h: Tensor, c: Tensor) -> Tensors:
     return torch.sigmoid(o) * torch.tanh(c), c
 
 
+def coupled(x: Tensor, w: Weights, h: Tensor, c: Tensor) -> Tensors:
+    f, candidate, o = (x @ w["input_weight"] + h @ w["recurrent_weight"] + w["bias"]).chunk(3, dim=1)
+    c = torch.sigmoid(f) * c + (1 - torch.sigmoid(f)) * torch.tanh(candidate)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
 def peephole(x: Tensor, w: Weights, h: Tensor, c: Tensor) -> Tensors:
     i, f, candidate, o = (x @ w["input_weight"] + h @ w["recurrent_weight"] + w["bias"]).chunk(4, dim=1)
     p = w["peephole"]

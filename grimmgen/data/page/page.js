@@ -53,7 +53,9 @@ const RECEIVE = {
 };
 
 function describe(model) {
-  const title = { lstm: "LSTM", gru: "GRU", mingru: "minGRU", mogrifier: "Mogrifier LSTM", peephole: "peephole LSTM" };
+  const title = {
+    lstm: "LSTM", coupled: "coupled LSTM", gru: "GRU", mingru: "minGRU", mogrifier: "Mogrifier LSTM", peephole: "peephole LSTM",
+  };
   const layers = model.layers > 1 ? `${model.layers} layers of ` : "";
   const network = `${title[model.cell] ?? model.cell}, ${layers}${numbers.format(model.hidden)} units`;
   element("name").textContent = model.run || "Stories";
