@@ -1,4 +1,4 @@
-"""The cells as `torch.nn.Module`s: drop-in replacements of `torch.nn.LSTM` and `torch.nn.GRU`, and two more.
+"""The cells as `torch.nn.Module`s: drop-in replacements of `torch.nn.LSTM` and `torch.nn.GRU`, and three more.
 
     >>> import torch
     >>> from grimmgen import nn
@@ -31,7 +31,7 @@ from grimmgen.network.cells import CellSpec, Sizes, cells
 if TYPE_CHECKING:
     from grimmgen.network.backends import Backend
 
-__all__ = ["GRU", "LSTM", "MinGRU", "PeepholeLSTM"]
+__all__ = ["GRU", "LSTM", "CoupledLSTM", "MinGRU", "PeepholeLSTM"]
 
 
 class _Layer(torch.autograd.Function):
@@ -197,6 +197,12 @@ class LSTM(_Recurrent):
     """`torch.nn.LSTM`; the equations are in `grimmgen.network.cells.lstm`."""
 
     cell_name = "lstm"
+
+
+class CoupledLSTM(_Recurrent):
+    """An LSTM whose input gate is 1 - f, without one of its own; see `grimmgen.network.cells.coupled`."""
+
+    cell_name = "coupled"
 
 
 class PeepholeLSTM(_Recurrent):
