@@ -420,7 +420,7 @@ def _prepare(
         from grimmgen.evaluation.corpus_checks import find_leaks
         from grimmgen.text.encoding import IN_MEMORY
         from grimmgen.text.split import split_by_file, split_by_hash
-        from grimmgen.training import auto
+        from grimmgen.training import auto, distillation
         from grimmgen.training.session import Training
 
         opening = time.monotonic()
@@ -431,6 +431,8 @@ def _prepare(
         choice = auto.Choice(configuration, "")
         if preset == "auto":
             choice = auto.adapt(read_alike | chosen, parts.parts["train"], device, base=architecture)
+        if teachers:
+            choice = choice._replace(configuration=distillation.with_teachers(choice.configuration, chosen))
         training = Training.begin(
             found,
             choice.configuration,

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 import grimmgen
-from grimmgen.configuration import Configuration
+from grimmgen.configuration import Configuration, configure
 from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import paths
 from grimmgen.network.model import LanguageModel
@@ -26,7 +26,7 @@ from grimmgen.text.corpus import open_corpus
 from grimmgen.text.split import split_by_hash
 from grimmgen.text.vocabulary import END
 from grimmgen.training import distillation
-from grimmgen.training.distillation import SHARE, TEMPERATURE, SampledTargets
+from grimmgen.training.distillation import SHARE, SampledTargets, with_teachers
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.session import Training
 from grimmgen.training.text import TrainingText, prepare_text
@@ -96,7 +96,7 @@ def test_samples_are_those_of_the_mean_of_the_teachers(
             model.load_weights(teacher.checkpoint.weights)
             inputs = model.inputs(window)
             logits, _ = model.logits(inputs.ids, model.zero_state(1), inputs.resets)
-            expected += (logits[:-1, 0] / TEMPERATURE).softmax(dim=-1).numpy() / len(teachers)
+            expected += logits[:-1, 0].softmax(dim=-1).numpy() / len(teachers)
         columns = sampled[:, begin : begin + length]
         counted = np.stack([np.bincount(column, minlength=len(text.vocabulary)) for column in columns.T]) / 3000
         # Five standard deviations of a share.
@@ -176,6 +176,21 @@ def test_every_process_has_the_samples_of_the_first(tales: Path, teachers: list[
     second = SampledTargets.shared(fail, text, Second())
     assert np.array_equal(samples_of(first), samples_of(drawn))
     assert np.array_equal(samples_of(second), samples_of(drawn))
+
+
+# --- the options ---------------------------------------------------------------------------------------------
+
+
+def test_options_with_teachers() -> None:
+    strong = configure("strong", {})
+    made = with_teachers(strong, ())
+    assert 0 < made.dropout < strong.dropout
+    assert made.epochs > strong.epochs
+    assert with_teachers(strong, ("dropout", "weight_drop", "epochs")) == strong
+    # A training to the end of its budget, and one whose rate does not depend on its epochs.
+    timed, tutorial = configure("strong", {"budget": 60.0}), Configuration()
+    assert with_teachers(timed, ()).epochs == timed.epochs
+    assert with_teachers(tutorial, ()).epochs == tutorial.epochs
 
 
 # --- training ------------------------------------------------------------------------------------------------

@@ -163,7 +163,10 @@ class _View:
         if event.base is not None:
             bars.line(f"from {event.base}, which has {event.shared} of the {event.vocabulary_size} tokens")
         if event.teachers:
-            bars.line(f"distilled from {', '.join(event.teachers)}: half of the targets are samples of theirs")
+            bars.line(
+                f"distilled from {', '.join(event.teachers)}: half of the targets are samples of theirs, dropout"
+                f" {configuration.dropout:g}"
+            )
         if event.unknown > _MANY_UNKNOWN:
             bars.line(
                 f"{event.unknown:.0%} of the tokens are <unk>: lower --min-count for so short a text", "yellow"

@@ -121,15 +121,15 @@ def train(
         from grimmgen.runs.registry import load_model
 
         model = load_model(base)
-    teachers = []
+    teachers, wanted = [], chosen
     if distil:
         from grimmgen.runs.registry import load_model
 
         teachers = [load_model(teacher) for teacher in distil]
-        chosen = text_options(teachers[0].checkpoint.configuration) | dict(chosen)
+        wanted = text_options(teachers[0].checkpoint.configuration) | dict(chosen)
     preset = preset or default_preset(corpus)
     architecture = None if model is None else model.checkpoint.configuration
-    configuration = None if resume else configure(preset, chosen, architecture)
+    configuration = None if resume else configure(preset, wanted, architecture)
     if configuration is not None:
         check_effective(configuration, typed)
 
@@ -149,7 +149,7 @@ def train(
         # An error before PyTorch is loaded.
         open_corpus(corpus, configuration)
     with contextlib.nullcontext() if json or quiet else console.status("loading PyTorch"):
-        from grimmgen.training import auto, distributed
+        from grimmgen.training import auto, distillation, distributed
         from grimmgen.training.session import Training, command_line
 
     signals, read = list[int](), None
@@ -178,9 +178,11 @@ def train(
             if preset == "auto":
                 parts = parts or split_by_hash(text)
                 train_set = parts.parts["train"]
-                configuration, reason = auto.adapt(chosen, train_set, device, group, architecture)
+                configuration, reason = auto.adapt(wanted, train_set, device, group, architecture)
                 if notify and model is None:
                     larger = _run_on_more_text(size_of(train_set))
+            if teachers:
+                configuration = distillation.with_teachers(configuration, chosen)
             training = Training.begin(
                 text,
                 configuration,

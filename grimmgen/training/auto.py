@@ -129,8 +129,11 @@ def choose(chosen: Mapping[str, Any], text: TextFacts, speed: float, base: Confi
         if "epochs" not in chosen and affordable < most / 2:
             # The rate anneals to the end of the budget.
             made = dataclasses.replace(made, epochs=UNLIMITED_EPOCHS)
-    if "dropout" not in chosen:
-        made = dataclasses.replace(made, dropout=min(made.dropout, _largest_dropout(epochs)))
+    largest = _largest_dropout(epochs)
+    limited = {
+        name: min(getattr(made, name), largest) for name in ("dropout", "weight_drop") if name not in chosen
+    }
+    made = dataclasses.replace(made, **limited)
     limit = "no time limit" if budget is None else OPTIONS["budget"].typed(budget)
     reason = (
         f"for {_magnitude(text.characters)} characters and {limit} at {speed / 1e9:.0f} GFLOP/s (about {epochs:.2g}"
@@ -199,7 +202,7 @@ def operations_per_token(configuration: Configuration, vocabulary_size: int = 10
 
 def _largest_dropout(epochs: float) -> float:
     """A text that is read a few times is not learnt by heart: dropout then only slows the training down."""
-    return 0.0 if epochs < 4 else 0.3 if epochs < 15 else 1.0
+    return min(0.9, max(0.0, (epochs - 3.5) / 10))
 
 
 def _of_kind(text: TextFacts) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Teachers are trained networks; together they predict better than each of them, and a network that is trained towards
 their predictions keeps a part of that gain in a single file. With the token y of the text and the distribution q of
-the teachers, the mean of theirs at a temperature above 1, the loss of a prediction p is
+the teachers, the mean of theirs, the loss of a prediction p is
 
     (1 - SHARE) · -log p(y)  +  SHARE · Σ q(v) · -log p(v)
 
@@ -15,7 +15,8 @@ first update, and kept with the run: the teachers are not needed afterwards. A d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from grimmgen.configuration import UNLIMITED_EPOCHS, Configuration
 from grimmgen.errors import IntegrityError, UsageError
 from grimmgen.evaluation.static import EncodedDocument, windows_of
 from grimmgen.network.model import LanguageModel, State
@@ -34,10 +36,28 @@ from grimmgen.text.vocabulary import Block, Vocabulary
 from grimmgen.training.distributed import ProcessGroup
 from grimmgen.training.text import TrainingText
 
-# Chosen on the validation set of the tales (benchmarks/README.md).
-SHARE, TEMPERATURE = 0.5, 1.0
+SHARE = 0.5
 # Samples of a token; each epoch uses one. There are fewer for a large training set, which is read a few times only.
 _SAMPLES, _LARGEST = 16, 1 << 28
+
+
+# With teachers, dropout and epochs are by these factors what they are without (benchmarks/README.md).
+_DROPOUT, _EPOCHS = 0.6, 1.5
+
+
+def with_teachers(configuration: Configuration, chosen: Collection[str]) -> Configuration:
+    """The options of a training with teachers, from those of one without.
+
+    Targets that differ from epoch to epoch are harder to learn by heart, and take longer to learn.
+
+    Args:
+        configuration: of a training without.
+        chosen: the names of the options that the user chose, which are kept.
+    """
+    values: dict[str, Any] = {name: _DROPOUT * getattr(configuration, name) for name in ("dropout", "weight_drop")}
+    if configuration.schedule == "cosine" and configuration.epochs < UNLIMITED_EPOCHS:
+        values["epochs"] = round(_EPOCHS * configuration.epochs)
+    return dataclasses.replace(configuration, **{n: v for n, v in values.items() if n not in chosen})
 
 
 @dataclass(frozen=True)
@@ -98,7 +118,7 @@ class SampledTargets:
                     before = states[model] if model in states else model.zero_state(len(rows))
                     before = tuple(part[:, : len(rows)] for part in before)
                     logits, states[model] = model.logits(inputs.ids, before, inputs.resets)
-                    predicted = predicted + (logits / TEMPERATURE).softmax(dim=-1).cpu()
+                    predicted = predicted + logits.softmax(dim=-1).cpu()
                 drawn = torch.multinomial(predicted.view(-1, V), len(found), replacement=True, generator=generator)
                 sampled = drawn.view(*window.targets.shape, -1).numpy()
                 for column, (document, begin, end) in enumerate(rows):
