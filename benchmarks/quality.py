@@ -59,6 +59,7 @@ from grimmgen.text.ngrams import NgramVocabulary
 from grimmgen.text.normalisation import normalise
 from grimmgen.text.split import Part, Split, split_by_file, split_by_hash
 from grimmgen.training.auto import adapt
+from grimmgen.training.distillation import with_teachers
 from grimmgen.training.schedule import cosine
 from grimmgen.training.session import Training
 
@@ -150,6 +151,8 @@ def ours(name: str, task: Task) -> Figures:
     if name.startswith("auto"):
         configuration, reason = adapt(options, task.split.parts["train"])
         print(reason, file=sys.stderr)
+    if teachers:
+        configuration = with_teachers(configuration, options)
     training = Training.begin(task.corpus, configuration, task.split, teachers=teachers)
     print(f"run {training.run.name}", file=sys.stderr)
     training.counted_from = began
