@@ -49,7 +49,7 @@ OPTIONS = {
     "fetch": "--stories --url --jobs --force",
     "vocab": "--corpus --split --top --check --repair "
     + declared(Configuration, "tokens", "min_count", "lower", "newlines", "language", "phases", *READING),
-    "train": "--corpus --run --resume --from --preset --device --split --log-to --sample-every "
+    "train": "--corpus --run --resume --from --distil --preset --device --split --log-to --sample-every "
     + declared(Configuration),
     "eval": "--run --corpus --split --dynamic --novelty --baseline --mix --heatmap --cells --unit --html --device "
     + declared(Configuration, *READING),

@@ -418,6 +418,7 @@ BAD = {
     "--column": "a\nb",
     "--field": "a\nb",
     "--split": "gone.json",
+    "--distil": "no-such-run",
     "--random-seed": "-1 9223372036854775808",
     "--device": "gpu cuda:99",
     "--language": "de",
@@ -436,7 +437,14 @@ def test_a_bad_value_is_refused_before_a_run_is_created(
         assert ran.err.startswith("error: ")
         assert ran.err.count("\n") == 1
         assert "\x1b" not in ran.err
-        words = {"--corpus": "corpus", "--run": "run", "--from": "run", "--split": "split", "--min-count": "times"}
+        words = {
+            "--corpus": "corpus",
+            "--run": "run",
+            "--from": "run",
+            "--distil": "run",
+            "--split": "split",
+            "--min-count": "times",
+        }
         assert option in ran.err or words[option] in ran.err
         assert not (home / "data" / "runs").exists()
 
