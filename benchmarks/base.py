@@ -34,12 +34,11 @@ _TESTED = 60_000
 
 def train(directory: Path, budget: float, model: TrainedModel | None, options: dict[str, object]) -> str:
     """Train on the text in a directory; returns the bits per character and the epochs, as cells of a table."""
-    base = model.checkpoint.configuration if model else None
     options = {**options, "budget": budget}
     began = time.monotonic()
     corpus = open_corpus(str(directory / "texts"))
     split = split_by_file(corpus, directory / "split.json")
-    configuration, _ = adapt(options, split.parts["train"], base=base)
+    configuration, _ = adapt(options, split.parts["train"], base=model)
     training = Training.begin(corpus, configuration, split, base=model)
     training.counted_from = began
     finished = list(training.events())[-1]

@@ -156,7 +156,7 @@ class Model(TextGenerator):
             GrimmgenError: there is no text, or no such device.
         """
         from grimmgen.evaluation import static
-        from grimmgen.network.model import LanguageModel, choose_device
+        from grimmgen.network.model import choose_device
 
         configuration, vocabulary = self.checkpoint.configuration, self.checkpoint.vocabulary
         with _arguments_in_errors():
@@ -168,9 +168,7 @@ class Model(TextGenerator):
             else:
                 documents = open_corpus(items, configuration).documents if items else self._documents(split)
                 encoded = static.encode_documents_for_evaluation(documents, vocabulary)
-            network = LanguageModel(configuration, len(vocabulary)).to(place)
-            network.load_weights(self.checkpoint.weights)
-            return static.evaluate(network, encoded)
+            return static.evaluate(static.load_network(self.model, place), encoded)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to one file, which `load` reads; an existing file is replaced.
@@ -430,7 +428,7 @@ def _prepare(
         parts = split_by_hash(found) if split is None else split_by_file(found, Path(split))
         choice = auto.Choice(configuration, "")
         if preset == "auto":
-            choice = auto.adapt(read_alike | chosen, parts.parts["train"], device, base=architecture)
+            choice = auto.adapt(read_alike | chosen, parts.parts["train"], device, base=started_from)
         if teachers:
             choice = choice._replace(configuration=distillation.with_teachers(choice.configuration, chosen))
         training = Training.begin(

@@ -133,6 +133,15 @@ def test_base_keeps_its_architecture_and_tokens() -> None:
     assert (made.hidden, made.tokens, made.embedding, made.tied) == (77, "word", 5, True)
 
 
+def test_rate_is_lower_where_the_base_predicts_the_text_well() -> None:
+    base = Configuration(hidden=77)
+    rates = [choose({}, LETTERS, 1e10, base, bits).configuration.learning_rate for bits in (1.4, 1.6, 3.0, 9.0)]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[1] / 1.1 < rates[2] / 3
+    assert rates[3] == chosen_for().learning_rate
+    assert choose({"learning_rate": 0.1}, LETTERS, 1e10, base, 1.4).configuration.learning_rate == 0.1
+
+
 # --- the command ---------------------------------------------------------------------------------------------
 
 

@@ -175,8 +175,8 @@ def _measure(
     from grimmgen.evaluation.activations import record, token_limit, tokenise
     from grimmgen.evaluation.context import context_losses
     from grimmgen.evaluation.features import token_features
+    from grimmgen.evaluation.static import load_network
     from grimmgen.evaluation.units import correlate
-    from grimmgen.network.model import LanguageModel
 
     checkpoint = model.checkpoint
     configuration, vocabulary = checkpoint.configuration, checkpoint.vocabulary
@@ -195,9 +195,7 @@ def _measure(
         correlations = correlate(
             activations.states, features, ids, notify_done=bar("units", activations.states.shape[1])
         )
-        network = LanguageModel(configuration, len(vocabulary)).to(device)
-        network.load_weights(checkpoint.weights)
-        bits, contexts = context_losses(network, texts)
+        bits, contexts = context_losses(load_network(model, device), texts)
     return _Report(model.name, of_part, configuration, texts, activations, features, correlations, bits, contexts)
 
 

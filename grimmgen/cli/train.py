@@ -178,7 +178,7 @@ def train(
             if preset == "auto":
                 parts = parts or split_by_hash(text)
                 train_set = parts.parts["train"]
-                configuration, reason = auto.adapt(wanted, train_set, device, group, architecture)
+                configuration, reason = auto.adapt(wanted, train_set, device, group, model)
                 if notify and model is None:
                     larger = _run_on_more_text(size_of(train_set))
             if teachers:

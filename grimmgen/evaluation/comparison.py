@@ -22,7 +22,6 @@ from grimmgen.evaluation.baseline import KneserNey
 from grimmgen.evaluation.dynamic import evaluate_dynamically
 from grimmgen.evaluation.scores import Difference, Evaluation, Score, compare
 from grimmgen.evaluation.static import EncodedDocument
-from grimmgen.network.model import LanguageModel
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.text.corpus import Document, digest_of
 from grimmgen.text.normalisation import normalise
@@ -189,13 +188,6 @@ class _Predictions:
         return Result(self.name, found[0], found[1] or None, kind=self.kind, run=self.run)
 
 
-def _load(trained: TrainedModel, device: torch.device) -> LanguageModel:
-    checkpoint = trained.checkpoint
-    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
-    model.load_weights(checkpoint.weights)
-    return model
-
-
 def _notify(
     trained: TrainedModel, documents: int, notify_done: Callable[[str, int, int], None] | None
 ) -> Callable[[int], None]:
@@ -209,7 +201,7 @@ def _evaluate(
     dynamic: bool,
     notify_done: Callable[[str, int, int], None] | None,
 ) -> Result:
-    model = _load(trained, device)
+    model = static.load_network(trained, device)
     result = Result(trained.name, static.evaluate(model, encoded), run=trained.name)
     if not dynamic:
         return result
@@ -226,7 +218,7 @@ def _predict(
     notify_done: Callable[[str, int, int], None] | None,
 ) -> list[_Predictions]:
     """The predictions of the network alone, and with counts those of the mixture."""
-    model, mixture = _load(trained, device), trained.checkpoint.mixture
+    model, mixture = static.load_network(trained, device), trained.checkpoint.mixture
     scores = [static.token_scores(model, encoded), list[TokenScores]()]
     if dynamic:
         notify = _notify(trained, len(encoded), notify_done)

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from grimmgen.counts.mixture import TokenScores
 from grimmgen.errors import GrimmgenError
 from grimmgen.evaluation.scores import Evaluation, Score
 from grimmgen.network.model import LanguageModel
+from grimmgen.runs.registry import TrainedModel
 from grimmgen.text import encoding
 from grimmgen.text.batches import Window, evaluation_windows
 from grimmgen.text.corpus import Document, ExtractedDocuments
@@ -163,6 +165,14 @@ def encode_documents_for_evaluation(
     if not encoded:
         raise GrimmgenError("there is no text to evaluate", "give a file that is not empty")
     return encoded
+
+
+def load_network(trained: TrainedModel, device: torch.device) -> LanguageModel:
+    """The network of a trained model."""
+    checkpoint = trained.checkpoint
+    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
+    model.load_weights(checkpoint.weights)
+    return model
 
 
 def _identity(nats: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from grimmgen.configuration import OPTIONS, PRESETS, UNLIMITED_EPOCHS, Configuration, base_options, merge_options
+from grimmgen.evaluation.static import encode_documents_for_evaluation, evaluate, load_network
 from grimmgen.network.model import LanguageModel, choose_device
 from grimmgen.network.optimiser import AdamW
 from grimmgen.network.precision import choose_precision
@@ -30,6 +31,8 @@ from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 if TYPE_CHECKING:
     import torch
 
+    from grimmgen.runs.registry import TrainedModel
+
 # Characters of the training set that are looked at, to know its kind.
 _SAMPLE = 1 << 20
 # Documents with fewer characters in the mean are names, words and the like.
@@ -38,6 +41,8 @@ _SHORT_DOCUMENT = 40
 _LARGE_ALPHABET = 500
 # In seconds: the speed is measured for so long, and a training without a budget is planned as if it had this one.
 _MEASURED, _PLANNED = 0.3, 600.0
+# Tokens of the training set that a model is tried on before training starts from it.
+_READ_BY_BASE = 8000
 
 
 class Recommended(NamedTuple):
@@ -101,7 +106,13 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(chosen: Mapping[str, Any], text: TextFacts, speed: float, base: Configuration | None = None) -> Choice:
+def choose(
+    chosen: Mapping[str, Any],
+    text: TextFacts,
+    speed: float,
+    base: Configuration | None = None,
+    bits_per_character: float = math.inf,
+) -> Choice:
     """Choose the options of a training that the user has not chosen.
 
     Args:
@@ -109,6 +120,7 @@ def choose(chosen: Mapping[str, Any], text: TextFacts, speed: float, base: Confi
         text: about the training set.
         speed: floating-point operations of training that the machine does in a second.
         base: that of the model that training starts from, which keeps its architecture and its tokens.
+        bits_per_character: that this model needs for the text.
 
     Raises:
         UsageError: a value is out of range, or an option contradicts the base.
@@ -134,10 +146,12 @@ def choose(chosen: Mapping[str, Any], text: TextFacts, speed: float, base: Confi
         name: min(getattr(made, name), largest) for name in ("dropout", "weight_drop") if name not in chosen
     }
     made = dataclasses.replace(made, **limited)
+    if base is not None and "learning_rate" not in chosen:
+        made = dataclasses.replace(made, learning_rate=made.learning_rate * _share_of_rate(bits_per_character))
     limit = "no time limit" if budget is None else OPTIONS["budget"].typed(budget)
     reason = (
         f"for {_magnitude(text.characters)} characters and {limit} at {speed / 1e9:.0f} GFLOP/s (about {epochs:.2g}"
-        f" epochs): {made.tokens}, {made.hidden} units, {made.batch_size} rows, rate {made.learning_rate:g}, dropout"
+        f" epochs): {made.tokens}, {made.hidden} units, {made.batch_size} rows, rate {made.learning_rate:.2g}, dropout"
         f" {made.dropout:g}"
     )
     return Choice(made, reason)
@@ -148,7 +162,7 @@ def adapt(
     documents: Sequence[Document],
     device: str = "auto",
     group: ProcessGroup = SINGLE_PROCESS,
-    base: Configuration | None = None,
+    base: TrainedModel | None = None,
 ) -> Choice:
     """Look at a training set and at the speed of the machine, and `choose`.
 
@@ -157,16 +171,23 @@ def adapt(
         documents: the training set.
         device: `auto`, `cpu` or `cuda`.
         group: the processes that train together.
-        base: as for `choose`.
+        base: the model that training starts from.
 
     Raises:
         UsageError: there is no such device, or as for `choose`.
     """
     # All at the same time, since they share the processor.
-    speed = measure_speed(group.place(choose_device(device)))
+    place = group.place(choose_device(device))
+    speed = measure_speed(place)
 
     def make() -> tuple[dict[str, Any], str]:
-        choice = choose(chosen, TextFacts.of(documents), group.size * speed, base)
+        facts, total = TextFacts.of(documents), group.size * speed
+        if base is None:
+            choice = choose(chosen, facts, total)
+        else:
+            encoded = encode_documents_for_evaluation(documents, base.checkpoint.vocabulary, _READ_BY_BASE)
+            bits = evaluate(load_network(base, place), encoded).total.bits_per_character
+            choice = choose(chosen, facts, total, base.checkpoint.configuration, bits)
         return choice.configuration.to_json(), choice.reason
 
     made, reason = group.broadcast(make)
@@ -203,6 +224,11 @@ def operations_per_token(configuration: Configuration, vocabulary_size: int = 10
 def _largest_dropout(epochs: float) -> float:
     """A text that is read a few times is not learnt by heart: dropout then only slows the training down."""
     return min(0.9, max(0.0, (epochs - 3.5) / 10))
+
+
+def _share_of_rate(bits_per_character: float) -> float:
+    """A model that predicts the text well already is only disturbed by large steps."""
+    return min(1.0, max(0.08, (bits_per_character - 1.2) / 4))
 
 
 def _of_kind(text: TextFacts) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from grimmgen.configuration import UNLIMITED_EPOCHS, Configuration
 from grimmgen.errors import IntegrityError, UsageError
-from grimmgen.evaluation.static import EncodedDocument, windows_of
+from grimmgen.evaluation.static import EncodedDocument, load_network, windows_of
 from grimmgen.network.model import LanguageModel, State
 from grimmgen.runs.registry import TrainedModel
 from grimmgen.text import id_cache
@@ -99,7 +99,7 @@ class SampledTargets:
                     f"{teacher.name} has other tokens than this training set",
                     "give --distil runs of the same text, --split, --tokens and --min-count",
                 )
-        models = [_load(teacher, device) for teacher in teachers]
+        models = [load_network(teacher, device) for teacher in teachers]
         if notify:
             notify(f"sampling targets from {', '.join(teacher.name for teacher in teachers)}")
         ids, (V, N) = text.training.ids, (len(text.vocabulary), len(text.training.ids))
@@ -202,10 +202,3 @@ class _Targets:
 
     def take(self, indices: NDArray[np.int64], /) -> NDArray[Any]:
         return np.where(self.sampled[indices], self.samples.take(self.first + indices), self.ids.take(indices))
-
-
-def _load(teacher: TrainedModel, device: torch.device) -> LanguageModel:
-    checkpoint = teacher.checkpoint
-    model = LanguageModel(checkpoint.configuration, len(checkpoint.vocabulary)).to(device)
-    model.load_weights(checkpoint.weights)
-    return model
