@@ -688,7 +688,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "embedding": 256,
         "tied": True,
         "initialisation": "xavier",
-        "dropout": 0.5,
+        "dropout": 0.55,
         "dropout_mode": "output",
         "input_dropout": 0.1,
         "weight_drop": 0.3,
@@ -696,7 +696,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "clip": 1.0,
         "batch_size": 16,
         "schedule": "cosine",
-        "epochs": 10,
+        "epochs": 20,
         "counts": True,
     },
 }
