@@ -427,7 +427,7 @@ def headline(record: Record, results: Sequence[quality.Result]) -> str:
     speed = main_figures(record)
     body = [next(row for row in speed if row[-1] == f"`benchmarks/{script}`") for script in _HEADLINE]
     sentence = (
-        f"Speed, one run each, on {_measured(record, body)}. Quality is that of one run on AMD EPYC with"
+        f"Speed, one run each, on {_measured(record, body)}. Quality is that of one run with"
         f" {best.computed.removeprefix('native ')}, {best.day}."
     )
     return f"{rows(['what', 'figure', 'from'], [first, *body])}\n\n{sentence}"

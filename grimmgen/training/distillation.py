@@ -42,7 +42,7 @@ _SAMPLES, _LARGEST = 16, 1 << 28
 
 
 # With teachers, dropout and epochs are by these factors what they are without (benchmarks/README.md).
-_DROPOUT, _EPOCHS = 0.6, 1.5
+_DROPOUT, _EPOCHS = 0.75, 1.25
 
 
 def with_teachers(configuration: Configuration, chosen: Collection[str]) -> Configuration:
