@@ -2,10 +2,10 @@
 
     python benchmarks/base.py RUN_OR_FILE --sizes 10000 50000 100000 500000 --budget 15s
 
-The text is Python's own reference (`pydoc_data.topics`), which every Python has: English prose and code, far from the
-tales. Both trainings have the options of `--preset auto` and the same processor time with one thread, and read line
-ends as the model does. From random weights, network and tokens are those that suit the text. The last 60,000 characters
-are the test set, and as much as an eighth of the training set before them is the validation set.
+The text is that of `--text`, or Python's own reference (`pydoc_data.topics`), which every Python has: English prose and
+code, far from the tales. Both trainings have the options of `--preset auto` and the same processor time with one
+thread, and read line ends as the model does. From random weights, network and tokens are those that suit the text. The
+last 60,000 characters are the test set, and as much as an eighth of the training set before them is the validation set.
 """
 
 from __future__ import annotations
@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="OPTION=VALUE", help="as in learning_rate=0.002"
     )
+    parser.add_argument("--text", type=Path, help="a text in one file, instead of Python's reference")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     time.monotonic = time.process_time  # which training asks for the time
@@ -69,6 +70,8 @@ def main() -> None:
     options = {name: json.loads(value) for name, _, value in (pair.partition("=") for pair in arguments.set)}
     options.setdefault("newlines", base.newlines)
     text = "\n".join(topics[name] for name in sorted(topics))
+    if arguments.text:
+        text = arguments.text.read_text("utf-8")
     test, before = text[-_TESTED:], text[:-_TESTED]
     print("| characters | from random weights | from the model |\n|--:|--:|--:|")
     for size in arguments.sizes:
