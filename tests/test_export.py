@@ -35,7 +35,7 @@ Program = Callable[..., Ran]
 
 H, B, T = 17, 3, 20
 SCRIPT = Path(__file__).parent.parent / "docs" / "exported.py"
-IN_TORCH = {name: options for name, options in NETWORKS.items() if options["cell"] in {"lstm", "gru"}}
+IN_TORCH = {name: options for name, options in NETWORKS.items() if options["cell"] in {"lstm", "coupled", "gru"}}
 
 
 def checkpoint_of(hidden: int = H, **options: Any) -> Checkpoint:
@@ -153,7 +153,7 @@ def test_torch_computes_what_generate_computes(network: str, hidden: int, tmp_pa
     check_equal([tensor.numpy() for tensor in made], generated(checkpoint))
 
 
-@pytest.mark.parametrize("cell", sorted(set(cells()) - {"lstm", "gru"}))
+@pytest.mark.parametrize("cell", sorted(set(cells()) - {"lstm", "coupled", "gru"}))
 def test_cell_that_torch_nn_does_not_have_is_refused(cell: str) -> None:
     checkpoint = checkpoint_of(cell=cell, embedding=4)
     for export in (lambda: to_torch(checkpoint), lambda: loading_code(checkpoint, Path("x"))):

@@ -34,7 +34,7 @@ def export(
         Path | None,
         options.option(
             metavar="FILE",
-            help="Write a state dict for torch.nn (safetensors; LSTM and GRU), and print code that loads it.",
+            help="Write a state dict for torch.nn (safetensors; LSTM, coupled LSTM and GRU), and print code that loads it.",
         ),
     ] = None,
     bits: Annotated[

@@ -20,7 +20,7 @@ from grimmgen.network.cells import cells
 from grimmgen.runs.checkpoint import Checkpoint, Tensors
 
 # The modules of PyTorch, by the cells that they have.
-_MODULES = {"lstm": "LSTM", "gru": "GRU"}
+_MODULES = {"lstm": "LSTM", "coupled": "LSTM", "gru": "GRU"}
 
 
 def to_torch(checkpoint: Checkpoint) -> bytes:
@@ -54,12 +54,17 @@ def to_torch(checkpoint: Checkpoint) -> bytes:
         if "recurrent_bias" in layer:
             # Of the candidate, the last gate, alone: PyTorch adds the two biases of the other gates.
             recurrent_bias[-configuration.hidden :] = layer["recurrent_bias"]
-        tensors |= {
+        of_layer = {
             f"rnn.weight_ih_l{depth}": (layer["input_weight"] if depth else input_weight).T,
             f"rnn.weight_hh_l{depth}": layer["recurrent_weight"].T,
             f"rnn.bias_ih_l{depth}": bias,
             f"rnn.bias_hh_l{depth}": recurrent_bias,
         }
+        if configuration.cell == "coupled":
+            # i = 1 - σ(z) = σ(-z), where z is that of the forget gate, the first one.
+            first = slice(configuration.hidden)
+            of_layer = {name: np.concatenate([-rows[first], rows]) for name, rows in of_layer.items()}
+        tensors |= of_layer
     tensors |= {"output.weight": weights.output_weight.T, "output.bias": weights.output_bias}
     return safetensors.numpy.save(
         {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
