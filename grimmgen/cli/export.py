@@ -34,7 +34,8 @@ def export(
         Path | None,
         options.option(
             metavar="FILE",
-            help="Write a state dict for torch.nn (safetensors; LSTM, coupled LSTM and GRU), and print code that loads it.",
+            help="Write a state dict for torch.nn (safetensors; LSTM, coupled LSTM, GRU), and print code that loads"
+            " it.",
         ),
     ] = None,
     bits: Annotated[

@@ -41,8 +41,8 @@ _SHORT_DOCUMENT = 40
 _LARGE_ALPHABET = 500
 # In seconds: the speed is measured for so long, and a training without a budget is planned as if it had this one.
 _MEASURED, _PLANNED = 0.3, 600.0
-# Tokens of the training set that a model is tried on before training starts from it.
-_READ_BY_BASE = 8000
+# Tokens of the training set that a model is tried on before training starts from it, and of a part of them.
+_READ_BY_BASE, _PART = 8192, 128
 
 
 class Recommended(NamedTuple):
@@ -185,8 +185,10 @@ def adapt(
         if base is None:
             choice = choose(chosen, facts, total)
         else:
-            encoded = encode_documents_for_evaluation(documents, base.checkpoint.vocabulary, _READ_BY_BASE)
-            bits = evaluate(load_network(base, place), encoded).total.bits_per_character
+            vocabulary = base.checkpoint.vocabulary
+            encoded = encode_documents_for_evaluation(documents, vocabulary, _READ_BY_BASE, exact=True)
+            # In short parts, which are read side by side.
+            bits = evaluate(load_network(base, place), encoded, part=_PART).total.bits_per_character
             choice = choose(chosen, facts, total, base.checkpoint.configuration, bits)
         return choice.configuration.to_json(), choice.reason
 
