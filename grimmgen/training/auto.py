@@ -147,7 +147,8 @@ def choose(
     }
     made = dataclasses.replace(made, **limited)
     if base is not None and "learning_rate" not in chosen:
-        made = dataclasses.replace(made, learning_rate=made.learning_rate * _share_of_rate(bits_per_character))
+        rate = made.learning_rate * _share_of_rate(bits_per_character)
+        made = dataclasses.replace(made, learning_rate=float(f"{rate:.2g}"))
     limit = "no time limit" if budget is None else OPTIONS["budget"].typed(budget)
     reason = (
         f"for {_magnitude(text.characters)} characters and {limit} at {speed / 1e9:.0f} GFLOP/s (about {epochs:.2g}"

@@ -54,7 +54,8 @@ def with_teachers(configuration: Configuration, chosen: Collection[str]) -> Conf
         configuration: of a training without.
         chosen: the names of the options that the user chose, which are kept.
     """
-    values: dict[str, Any] = {name: _DROPOUT * getattr(configuration, name) for name in ("dropout", "weight_drop")}
+    dropouts = "dropout", "weight_drop"
+    values: dict[str, Any] = {name: round(_DROPOUT * getattr(configuration, name), 3) for name in dropouts}
     if configuration.schedule == "cosine" and configuration.epochs < UNLIMITED_EPOCHS:
         values["epochs"] = round(_EPOCHS * configuration.epochs)
     return dataclasses.replace(configuration, **{n: v for n, v in values.items() if n not in chosen})
