@@ -73,9 +73,16 @@ def test_each_row_of_the_table_is_chosen_at_its_place() -> None:
         assert {name: getattr(made, name) for name in expected} == expected
 
 
+def test_large_network_wherever_it_is_trained_long_enough() -> None:
+    text = TextFacts(2e5, 40, 2_000)
+    assert [chosen_for(text, speed, budget=60.0).hidden for speed in (1e10, 2e11)] == [128, 512]
+    # Of a small text it would be many epochs of a few updates.
+    assert chosen_for(TextFacts(1e4, 40, 2_000), 5e9, budget=60.0).hidden == 128
+
+
 def test_dropout_follows_from_the_epochs() -> None:
     small, large = TextFacts(1e5, 40, 2_000), TextFacts(1e6, 40, 2_000)
-    assert chosen_for(small, 1e11, budget=60.0).dropout == 0.5
+    assert chosen_for(small, 1e10, budget=60.0).dropout == 0.5
     assert chosen_for(large, 1e12, budget=60.0).dropout == 0.55
     # Some six epochs of the largest network.
     assert 0.1 < chosen_for(large, 3e11, budget=60.0).dropout < 0.4

@@ -69,6 +69,8 @@ RECOMMENDED = (
     Recommended(1e6, 6e12, 20, {"hidden": 320, "batch_size": 8, "learning_rate": 0.005, "dropout": 0.1}),
     Recommended(1e6, 30e12, 30, PRESETS["strong"]),
 )
+# The last row is the best for any text, if the work suffices for so many epochs and updates.
+_STRONG, _STRONG_EPOCHS, _STRONG_UPDATES = Configuration(**PRESETS["strong"]), 5, 150
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def choose(
     budget = chosen.get("budget")
     work = speed * (_PLANNED if budget is None else budget)
     row = min(RECOMMENDED, key=lambda row: _distance(row, text.characters, work))
+    if _suffices_for_strong(text.characters, work):
+        row = RECOMMENDED[-1]
     # A text that is larger than that of the row needs as many updates, not as many epochs.
     most = max(1, round(row.epochs * min(1.0, row.characters / text.characters)))
     values = merge_options({**PRESETS["auto"], **row.options, "epochs": most, **_of_kind(text)}, chosen)
@@ -136,7 +140,7 @@ def choose(
     made = Configuration(**values)
     epochs = float(made.epochs)
     if budget is not None:
-        affordable = work / operations_per_token(made) / (text.characters / _characters_per_token(made))
+        affordable = _epochs(made, text.characters, work)
         epochs = min(epochs, affordable)
         if "epochs" not in chosen and affordable < most / 2:
             # The rate anneals to the end of the budget.
@@ -222,6 +226,18 @@ def operations_per_token(configuration: Configuration, vocabulary_size: int = 10
     # The product of embedding and input weight is computed once per window.
     shapes.pop("embedding" if configuration.embedding else "layers.0.input_weight")
     return 6.0 * sum(math.prod(shape) for shape in shapes.values())
+
+
+def _epochs(configuration: Configuration, characters: float, work: float) -> float:
+    """The epochs of a training that can do so much work."""
+    return work / operations_per_token(configuration) / (characters / _characters_per_token(configuration))
+
+
+def _suffices_for_strong(characters: float, work: float) -> bool:
+    """Whether the preset `strong` can be trained long enough to be better than a smaller network."""
+    epochs = _epochs(_STRONG, characters, work)
+    tokens = epochs * characters / _characters_per_token(_STRONG)
+    return epochs >= _STRONG_EPOCHS and tokens >= _STRONG_UPDATES * _STRONG.batch_size * _STRONG.unroll
 
 
 def _largest_dropout(epochs: float) -> float:
