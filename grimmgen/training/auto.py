@@ -70,8 +70,8 @@ RECOMMENDED = (
     Recommended(1e6, 30e12, 30, PRESETS["strong"]),
 )
 # The last row is the best for any text, if the work suffices for so many epochs and so large a product of epochs and
-# updates: between 3,000 and 10,000 on the texts of benchmarks/README.md.
-_STRONG, _STRONG_EPOCHS, _STRONG_PRODUCT = Configuration(**PRESETS["strong"]), 5, 8000
+# updates (benchmarks/README.md).
+_STRONG, _STRONG_EPOCHS, _STRONG_PRODUCT = Configuration(**PRESETS["strong"]), 4, 5500
 
 
 @dataclass(frozen=True)
