@@ -146,7 +146,7 @@ def choose(
         if "epochs" not in chosen and affordable < most / 2:
             # The rate anneals to the end of the budget.
             made = dataclasses.replace(made, epochs=UNLIMITED_EPOCHS)
-    largest = _largest_dropout(epochs)
+    largest = round(_largest_dropout(epochs), 2)
     limited = {
         name: min(getattr(made, name), largest) for name in ("dropout", "weight_drop") if name not in chosen
     }
