@@ -780,6 +780,7 @@ def check_effective(configuration: Configuration, typed: Collection[str]) -> Non
 
 # What a model's weights and its tokens follow from: a training that starts from a model cannot change it.
 _OF_BASE = ("cell", "rounds", "hidden", "layers", "embedding", "tied", "tokens", "min_count")
+# What says how a text is read and cut into tokens.
 _OF_TEXT = (*READING, "tokens", "min_count", "lower", "newlines", "language", "phases")
 # What it takes over where nothing else is chosen.
 _LIKE_BASE = ("dropout_mode", "reset_state", "lower", "newlines", "language", "phases")

@@ -45,6 +45,12 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+def weights_of(run: Run) -> dict[str, bytes]:
+    """The weights and the training tensors of a run's last checkpoint, to compare bit by bit."""
+    checkpoint = Checkpoint.read(run.last_path)
+    return {n: t.tobytes() for n, t in {**checkpoint.weights, **checkpoint.training_tensors}.items()}
+
+
 def tiny_configuration(**options: Any) -> Configuration:
     return Configuration(**{"hidden": 3, "batch_size": 2, "unroll": 4, "min_count": 2, **options})
 

@@ -17,7 +17,6 @@ from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import files
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
-from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Started, Stepped
 from grimmgen.runs.registry import Run
 from grimmgen.text.corpus import open_corpus
@@ -25,7 +24,7 @@ from grimmgen.text.tokenizers import build_vocabulary, vocabulary_from_json
 from grimmgen.text.vocabulary import UNKNOWN
 from grimmgen.training.distributed import ProcessGroup
 from grimmgen.training.session import Training, _vocabulary_of
-from tests.builders import NETWORKS, random_tensors
+from tests.builders import NETWORKS, random_tensors, weights_of
 from tests.program import Ran
 
 OLD = "the king and the thin hen; the king is the end.\n" * 3
@@ -150,11 +149,6 @@ def test_run_names_its_base_and_starts_with_its_weights(letters: Path, trained: 
     assert np.allclose(
         weights["layers.0.recurrent_weight"], source.weights["layers.0.recurrent_weight"], atol=1e-6
     )
-
-
-def weights_of(run: Run) -> dict[str, bytes]:
-    checkpoint = Checkpoint.read(run.last_path)
-    return {n: t.tobytes() for n, t in {**checkpoint.weights, **checkpoint.training_tensors}.items()}
 
 
 @pytest.mark.parametrize("saved", [True, False])

@@ -175,7 +175,7 @@ def test_windows_do_not_alias_the_ids() -> None:
 @no_deadline
 @given(st.lists(st.lists(st.sampled_from([0, 2, 3]), max_size=5), min_size=1, max_size=4))
 def test_any_range_of_a_stream_is_read_correctly(documents: list[list[int]]) -> None:
-    stream, expected = Stream(arrays(documents)), predictions(documents)
+    stream, expected = Stream.joined(arrays(documents)), predictions(documents)
     assert len(stream) == len(expected)
     for begin in range(len(expected) + 1):
         for end in range(begin, len(expected) + 1):

@@ -17,9 +17,8 @@ from grimmgen.errors import GrimmgenError, IntegrityError, UsageError
 from grimmgen.io import paths
 from grimmgen.network.model import LanguageModel
 from grimmgen.runs import registry
-from grimmgen.runs.checkpoint import Checkpoint
 from grimmgen.runs.events import Started, Stepped
-from grimmgen.runs.registry import Run, TrainedModel
+from grimmgen.runs.registry import TrainedModel
 from grimmgen.text import id_cache
 from grimmgen.text.batches import RaggedIds, epoch, evaluation_windows
 from grimmgen.text.corpus import open_corpus
@@ -30,7 +29,7 @@ from grimmgen.training.distillation import SHARE, SampledTargets, with_teachers
 from grimmgen.training.distributed import SINGLE_PROCESS, ProcessGroup
 from grimmgen.training.session import Training
 from grimmgen.training.text import TrainingText, prepare_text
-from tests.builders import TEXTS, TINY
+from tests.builders import TEXTS, TINY, weights_of
 from tests.program import Ran
 
 CPU = torch.device("cpu")
@@ -198,11 +197,6 @@ def test_options_with_teachers() -> None:
 
 def begin(tales: Path, teachers: list[TrainedModel], **options: Any) -> Training:
     return Training.begin(open_corpus(str(tales)), options_of(**options), teachers=teachers)
-
-
-def weights_of(run: Run) -> dict[str, bytes]:
-    checkpoint = Checkpoint.read(run.last_path)
-    return {n: t.tobytes() for n, t in {**checkpoint.weights, **checkpoint.training_tensors}.items()}
 
 
 def test_run_names_its_teachers_and_differs_from_one_without(tales: Path, teachers: list[TrainedModel]) -> None:

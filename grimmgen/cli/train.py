@@ -117,14 +117,12 @@ def train(
         kept = "a run keeps all options but --epochs, --budget, --patience, --device and the place of its --corpus"
         options.refuse_beside(context, "--resume", _WITH_RESUME, f"leave it out: {kept}")
     model = None
-    if base is not None:
-        from grimmgen.runs.registry import load_model
-
-        model = load_model(base)
     teachers, wanted = [], chosen
-    if distil:
+    if base is not None or distil:
         from grimmgen.runs.registry import load_model
-
+    if base is not None:
+        model = load_model(base)
+    if distil:
         teachers = [load_model(teacher) for teacher in distil]
         wanted = text_options(teachers[0].checkpoint.configuration) | dict(chosen)
     preset = preset or default_preset(corpus)

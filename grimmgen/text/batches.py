@@ -100,35 +100,13 @@ class Stream:
     """Documents one after the other, each followed by `<end>`.
 
     Args:
-        documents: ids of each.
+        ids: of all documents.
+        begins: where in `ids` those of each document begin, [N].
+        lengths: how many each document has, [N].
+        targets: the id to predict in place of each of `ids`; None is these themselves.
     """
 
-    def __init__(self, documents: Sequence[IdSequence]) -> None:
-        [ids] = documents if len(documents) == 1 else [np.concatenate([document[:] for document in documents])]
-        lengths = np.array([len(document) for document in documents])
-        self._set(ids, np.cumsum(lengths) - lengths, lengths)
-
-    @classmethod
-    def of(
-        cls,
-        ids: IdSequence,
-        begins: NDArray[np.int64],
-        lengths: NDArray[np.int64],
-        targets: IdSequence | None = None,
-    ) -> Stream:
-        """The documents whose ids begin at these places, [N], and have these lengths, [N].
-
-        Args:
-            ids: of all documents.
-            begins: of each document.
-            lengths: of each document.
-            targets: the id to predict in place of each of `ids`; None is these themselves.
-        """
-        stream = cls.__new__(cls)
-        stream._set(ids, begins, lengths, targets)
-        return stream
-
-    def _set(
+    def __init__(
         self,
         ids: IdSequence,
         begins: NDArray[np.int64],
@@ -138,6 +116,13 @@ class Stream:
         self._ids, self._begins, self._lengths, self._targets = ids, begins, lengths, targets
         # Position of each document's first prediction, and N.
         self._firsts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths + 1)])
+
+    @classmethod
+    def joined(cls, documents: Sequence[IdSequence]) -> Stream:
+        """The documents with these ids."""
+        [ids] = documents if len(documents) == 1 else [np.concatenate([document[:] for document in documents])]
+        lengths = np.array([len(document) for document in documents])
+        return cls(ids, np.cumsum(lengths) - lengths, lengths)
 
     def __len__(self) -> int:
         """N, the number of predictions."""
@@ -254,9 +239,9 @@ def epoch(
     order = generator.permutation(len(documents))
     if isinstance(documents, RaggedIds):
         drawn = generator.integers(len(documents.lengths), size=len(documents)), order
-        stream = Stream.of(documents.ids, documents.begins[drawn], documents.lengths[drawn], targets)
+        stream = Stream(documents.ids, documents.begins[drawn], documents.lengths[drawn], targets)
     else:
-        stream = Stream([documents[i][int(generator.integers(len(documents[i])))] for i in order])
+        stream = Stream.joined([documents[i][int(generator.integers(len(documents[i])))] for i in order])
     length = -(-len(stream) // rows)
     begins = (min(row * length, len(stream)) for row in range(rows))
     return Windows([(stream, begin, min(begin + length, len(stream))) for begin in begins], steps, local_rows)
@@ -282,6 +267,6 @@ def evaluation_windows(
         steps: T.
         spans: for each document the predictions that its row reads, from and to; None reads all of them.
     """
-    streams = [Stream([document]) for document in documents]
+    streams = [Stream.joined([document]) for document in documents]
     spans = spans or [(0, len(stream)) for stream in streams]
     return Windows([(stream, *span) for stream, span in zip(streams, spans, strict=True)], steps)

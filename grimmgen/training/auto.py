@@ -1,8 +1,9 @@
 """`--preset auto`: the options that suit a text, a budget and the speed of the machine.
 
 Two numbers decide: the characters of the training set, and the work that the training can do, which is its budget
-times the speed of the machine. They select a row of a table of measured runs, `RECOMMENDED`. The table comes from
-`benchmarks/auto.py`; its record, `benchmarks/auto.jsonl`, says which runs stand behind it.
+times the speed of the machine. They select a row of a table of measured runs, `RECOMMENDED`: the last one wherever the
+work suffices for it, else the nearest. The other rows come from `benchmarks/auto.py`; its record,
+`benchmarks/auto.jsonl`, says which runs stand behind them, and `benchmarks/README.md` those behind the last one.
 """
 
 from __future__ import annotations

@@ -39,8 +39,6 @@ from grimmgen.training.text import TrainingText
 SHARE = 0.5
 # Samples of a token; each epoch uses one. There are fewer for a large training set, which is read a few times only.
 _SAMPLES, _LARGEST = 16, 1 << 28
-
-
 # With teachers, dropout and epochs are by these factors what they are without (benchmarks/README.md).
 _DROPOUT, _EPOCHS = 0.75, 1.25
 
